@@ -1,0 +1,69 @@
+"""Everything elta-tune can refuse, as one tree.
+
+    EltaTuneError            one line for the user, a hint, exit code 2
+    ├── ConfigError          a recipe, a space or a --set is wrong: file, field, rule, value
+    ├── DataError            a rating file or its images are wrong: file, line, field
+    ├── ModelError           a backbone or its weights can't be had
+    ├── StudyError           a study or trial can't be opened, continued or exported
+    └── TrialError           a training ended without a result; the trial becomes failed, the study goes on
+        ├── DivergedError    the loss is not finite
+        └── OutOfMemoryError the device has no memory left
+
+Anything else that is raised is a fault of the program and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EltaTuneError(Exception):
+    """What the user has to know, and how to go on.
+
+    Args:
+        message: what is wrong, with the file and the field's dotted name.
+        hint: what to type or change, where one can say.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type, tuple[str, str | None]]:
+        return type(self), (self.message, self.hint)
+
+
+class ConfigError(EltaTuneError):
+    """A recipe, a search space or a ``--set`` is wrong."""
+
+
+class DataError(EltaTuneError):
+    """A rating file or its images are wrong."""
+
+
+class ModelError(EltaTuneError):
+    """A backbone or its weights can't be had."""
+
+
+class StudyError(EltaTuneError):
+    """A study or a trial can't be opened, continued or exported."""
+
+
+class TrialError(EltaTuneError):
+    """A training ended without a result."""
+
+
+class DivergedError(TrialError):
+    """The loss is not finite."""
+
+
+class OutOfMemoryError(TrialError):
+    """The device has no memory left."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``" — did you mean 'x'?"``, or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" — did you mean {near[0]!r}?" if near else ""
