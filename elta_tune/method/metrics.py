@@ -1,0 +1,176 @@
+"""What is measured on a split (METHOD.md §7): NumPy float64, on the data set's own scale.
+
+Nothing here crashes or warns over a diverged or constant prediction: a metric that is not defined is NaN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Values = NDArray[np.float64]
+
+DIRECTIONS: dict[str, str] = {
+    "srcc": "maximize",
+    "plcc": "maximize",
+    "accuracy": "maximize",
+    "mae": "minimize",
+    "rmse": "minimize",
+    "emd_r1": "minimize",
+    "emd_r2": "minimize",
+    "mae_low": "minimize",
+    "mae_mid": "minimize",
+    "mae_high": "minimize",
+    "bmae": "minimize",
+    "gmean": "minimize",
+}
+"""Where each metric that may be an objective should go; biases, counts and the spread have no better side."""
+
+SCALE_BINS = 18
+"""Bins of `bmae`: 0.5 wide on 1…10."""
+
+SMALLEST_BIN = 5
+"""Bins of fewer images are left out of `bmae`."""
+
+
+def tail_cuts(scores: ArrayLike) -> tuple[float, float]:
+    """The 20th and 80th percentile of the training split's MOS (N,), where the tails begin.
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    low, high = np.percentile(_vector("scores", scores), [20, 80])
+    return float(low), float(high)
+
+
+def evaluate(
+    predicted: ArrayLike,
+    true: ArrayLike,
+    *,
+    threshold: float = 5.0,
+    scale: tuple[float, float] = (1.0, 10.0),
+    tail_cuts: tuple[float, float] | None = None,
+    predicted_distributions: ArrayLike | None = None,
+    true_distributions: ArrayLike | None = None,
+) -> dict[str, float]:
+    """All metrics that the arguments allow.
+
+    Args:
+        predicted: predicted MOS (N,), N ≥ 1.
+        true: true MOS (N,).
+        threshold: a MOS above it counts as beautiful in ``accuracy``.
+        scale: lowest and highest possible score; ``bmae`` divides it into 18 bins.
+        tail_cuts: (low, high), the bounds of the tails, inclusive (see `tail_cuts`); an image on both is in both.
+        predicted_distributions: (N, K).
+        true_distributions: (N, K).
+
+    Returns:
+        - ``srcc``, ``plcc``: Spearman's and Pearson's correlation; NaN where either side is constant.
+        - ``accuracy``: share of images on the same side of the threshold.
+        - ``mae``, ``rmse``; ``gmean``: the geometric mean of (absolute errors + 1e-3).
+        - ``bmae``: MAE averaged over the bins of true MOS that hold 5 images or more; NaN without any.
+        - ``std_ratio``: std(predicted) / std(true).
+        - with tail cuts ``mae_``, ``bias_`` (mean of predicted − true) and ``n_`` of ``low``, ``mid`` and ``high``;
+          NaN in a segment without images.
+        - with both distributions ``emd_r1``, ``emd_r2``: mean_i (mean_k |P_ik − Q_ik|^r)^(1/r) of the CDFs.
+
+        A value that is not finite makes every metric that it enters NaN.
+
+    Raises:
+        ValueError: shapes differ, or there are no images.
+    """
+    predicted, true = _vector("predicted", predicted), _vector("true", true)
+    _check_same_shape("predicted", predicted, "true", true)
+    errors = predicted - true
+    return {
+        "srcc": _spearman(predicted, true),
+        "plcc": _pearson(predicted, true),
+        "accuracy": _accuracy(predicted, true, threshold),
+        "mae": float(np.abs(errors).mean()),
+        "rmse": float(np.sqrt(np.square(errors).mean())),
+        "bmae": _bin_balanced_mae(errors, true, scale),
+        "gmean": float(np.exp(np.log(np.abs(errors) + 1e-3).mean())),
+        "std_ratio": float(predicted.std() / true.std()) if _varies(true) else np.nan,
+        **_segment_metrics(errors, true, tail_cuts),
+        **_distribution_metrics(predicted_distributions, true_distributions, len(true)),
+    }
+
+
+def _pearson(first: Values, second: Values) -> float:
+    from scipy import stats  # type: ignore[import-untyped]  # slow to import, and a space needs only DIRECTIONS
+
+    return float(stats.pearsonr(first, second).statistic) if _varies(first) and _varies(second) else np.nan
+
+
+def _spearman(first: Values, second: Values) -> float:
+    """Pearson of the ranks: `scipy.stats.spearmanr` without its p-value, which warns at two images."""
+    from scipy import stats
+
+    return _pearson(stats.rankdata(first), stats.rankdata(second))
+
+
+def _varies(values: Values) -> bool:
+    """False for constants (up to rounding, by SciPy's own rule) and where a value is NaN."""
+    return bool(np.linalg.norm(values - values.mean()) > 2e-12 * np.abs(values.mean()))
+
+
+def _accuracy(predicted: Values, true: Values, threshold: float) -> float:
+    agree = (predicted > threshold) == (true > threshold)
+    return float(np.where(np.isnan(predicted) | np.isnan(true), np.nan, agree).mean())
+
+
+def _bin_balanced_mae(errors: Values, true: Values, scale: tuple[float, float]) -> float:
+    """The highest bin includes its upper end; scores beyond the scale count in its outermost bins."""
+    inner_edges = np.linspace(*scale, SCALE_BINS + 1)[1:-1]
+    bins = np.digitize(true, inner_edges)
+    filled = np.flatnonzero(np.bincount(bins, minlength=SCALE_BINS) >= SMALLEST_BIN)
+    return _mean(np.array([np.abs(errors[bins == index]).mean() for index in filled]))
+
+
+def _segment_metrics(errors: Values, true: Values, tail_cuts: tuple[float, float] | None) -> dict[str, float]:
+    if tail_cuts is None:
+        return {}
+    low, high = tail_cuts
+    segments = {"low": true <= low, "mid": (true > low) & (true < high), "high": true >= high}
+    metrics: dict[str, float] = {}
+    for name, members in segments.items():
+        metrics[f"mae_{name}"] = _mean(np.abs(errors[members]))
+        metrics[f"bias_{name}"] = _mean(errors[members])
+        metrics[f"n_{name}"] = int(members.sum())
+    return metrics
+
+
+def _distribution_metrics(predicted: ArrayLike | None, true: ArrayLike | None, count: int) -> dict[str, float]:
+    if predicted is None or true is None:
+        return {}
+    predicted, true = _finite_or_nan(predicted), _finite_or_nan(true)
+    _check_same_shape("predicted_distributions", predicted, "true_distributions", true)
+    if true.ndim != 2 or len(true) != count:
+        raise ValueError(f"distributions must have the shape ({count}, K), not {true.shape}")
+    distances = np.abs(np.cumsum(predicted - true, axis=1))
+    return {
+        "emd_r1": float(distances.mean()),
+        "emd_r2": float(np.sqrt(np.square(distances).mean(axis=1)).mean()),
+    }
+
+
+def _mean(values: Values) -> float:
+    return float(values.mean()) if values.size else np.nan
+
+
+def _finite_or_nan(values: ArrayLike) -> Values:
+    """float64, with NaN for infinities: they would warn on their way to becoming NaN."""
+    array = np.asarray(values, dtype=np.float64)
+    return np.where(np.isfinite(array), array, np.nan)
+
+
+def _vector(name: str, values: ArrayLike) -> Values:
+    array = _finite_or_nan(values)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"{name} must have the shape (N,) with at least one image, not {array.shape}")
+    return array
+
+
+def _check_same_shape(first_name: str, first: Values, second_name: str, second: Values) -> None:
+    if first.shape != second.shape:
+        raise ValueError(f"{first_name} and {second_name} must have the same shape, not {first.shape} and {second.shape}")

@@ -1,0 +1,294 @@
+"""What is on disk, and only here how it is written.
+
+    runs/NAME/                       a study                        StudyFolder
+    ├── study.yaml                   space, recipe, seed, versions
+    ├── study.db  study.lock
+    └── trials/0000/                 a trial                        TrialFolder
+        ├── config.yaml              complete: re-runs by itself
+        ├── metrics.jsonl            a line per epoch
+        ├── best.safetensors         weights of the best epoch
+        ├── last.ckpt                to resume; gone when finished
+        ├── pseudo_labels/round_1.csv
+        ├── predictions.csv          validation, at the best epoch
+        ├── log.txt
+        └── result.json              written last; its absence means unfinished
+
+Files are written aside and renamed; `metrics.jsonl` is appended, and a torn last line dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elta_tune.errors import StudyError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
+    from elta_tune.training.loop import Predictions
+    from elta_tune.training.self_training import Epoch, Selection
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file under another name, makes it durable and renames it: readers see the old file or the new."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON, with null for what is not a finite number and text for paths."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=str, ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file aside and renames it."""
+    write_aside(path, lambda aside: aside.write_text(to_json(value, indent=2) + "\n", encoding="utf-8"))
+
+
+class TrialFolder:
+    """One trial on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.best_file = path / "best.safetensors"
+        self.last_file = path / "last.ckpt"
+        self.predictions_file = path / "predictions.csv"
+        self.log_file = path / "log.txt"
+        self.result_file = path / "result.json"
+        self._next_best = path / "best.next.safetensors"
+
+    def create(self, config_yaml: str) -> None:
+        """Makes the folder, or checks that the one that is there trains the same.
+
+        Raises:
+            StudyError: the folder holds another configuration.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.config_file.exists():
+            write_aside(self.config_file, lambda aside: aside.write_text(config_yaml, encoding="utf-8"))
+        elif self.config_file.read_text(encoding="utf-8") != config_yaml:
+            raise StudyError(f"{self.config_file}: another configuration was trained here", "choose another --out")
+
+    def result(self) -> dict[str, Any] | None:
+        """`result.json`, or None while the trial is unfinished."""
+        if not self.result_file.exists():
+            return None
+        result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        return result
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; null is NaN in them."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
+        # What follows the last newline was torn by a kill: that epoch's checkpoint has it again.
+        return [json.loads(line) for line in lines[:-1]]
+
+    def save(self, epoch: Epoch, record: dict[str, Any]) -> None:
+        """Saves the checkpoint of an epoch, its selection, and its weights if they are the best.
+
+        `last.ckpt` is the moment of truth: the best weights wait beside until it is there, so that after a kill both
+        files belong together.
+        """
+        import torch
+        from safetensors.torch import save_file
+
+        if epoch.selection is not None:
+            self._write_selection(epoch.selection)
+        if epoch.is_best:
+            metadata = {"step": str(epoch.step)}
+            write_aside(self._next_best, lambda aside: save_file(epoch.weights, aside, metadata=metadata))
+        checkpoint = {**epoch.checkpoint, "record": record}
+        write_aside(self.last_file, lambda aside: torch.save(checkpoint, aside))
+        if epoch.is_best:
+            self._next_best.replace(self.best_file)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Appends an epoch to `metrics.jsonl`, unless it is there."""
+        done = self.epochs()
+        if any(line["step"] == record["step"] for line in done):
+            return
+        with self.metrics_file.open("a+b") as file:
+            torn = file.seek(0, os.SEEK_END) - sum(len(line) for line in _whole_lines(self.metrics_file))
+            file.truncate(file.tell() - torn)
+            file.write((to_json(record) + "\n").encode())
+
+    def checkpoint(self) -> dict[str, Any] | None:
+        """`last.ckpt` with the best weights as `best_weights`, or None if no epoch was saved."""
+        import torch
+        from safetensors import safe_open
+        from safetensors.torch import load_file
+
+        if not self.last_file.exists():
+            return None
+        checkpoint: dict[str, Any] = torch.load(self.last_file, map_location="cpu", weights_only=True)
+        if self._next_best.exists():
+            with safe_open(self._next_best, framework="pt") as file:
+                belongs = file.metadata()["step"] == str(checkpoint["best"]["step"])
+            self._next_best.replace(self.best_file) if belongs else self._next_best.unlink()
+        return {**checkpoint, "best_weights": load_file(self.best_file)}
+
+    def finish(self, result: Mapping[str, Any], predictions: Predictions | None) -> None:
+        """Writes the predictions and, last, `result.json`; what only a resume needs goes."""
+        if predictions is not None:
+            write_aside(self.predictions_file, lambda aside: write_predictions(aside, predictions))
+        write_json(self.result_file, result)
+        self.last_file.unlink(missing_ok=True)
+        self._next_best.unlink(missing_ok=True)
+
+    def _write_selection(self, selection: Selection) -> None:
+        import pandas as pd
+
+        folder = self.path / "pseudo_labels"
+        folder.mkdir(exist_ok=True)
+        bins = range(1, selection.raw.shape[1] + 1)
+        columns: dict[str, Any] = {
+            "image_id": selection.ids,
+            "score": selection.scores,
+            "confidence": selection.sharpened.amax(dim=1).numpy() if len(selection.rows) else [],
+        }
+        columns |= {f"sharpened_{k}": selection.sharpened[:, k - 1].numpy() for k in bins}
+        columns |= {f"raw_{k}": selection.raw[:, k - 1].numpy() for k in bins}
+        table = pd.DataFrame(columns)
+        write_aside(folder / f"round_{selection.round}.csv", lambda aside: table.to_csv(aside, index=False))
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Writes `image_id,gt,score[,prob_1…]`-like rows: predicted MOS and distribution of each image."""
+    import pandas as pd
+
+    table = pd.DataFrame({"image_id": predictions.ids, "score": predictions.scores})
+    if predictions.distributions is not None:
+        count = predictions.distributions.shape[1]
+        table[[f"p_{k + 1}" for k in range(count)]] = predictions.distributions
+    table.to_csv(path, index=False)
+
+
+class StudyFolder:
+    """One study on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.study_file = path / "study.yaml"
+        self.database = path / "study.db"
+        self.lock_file = path / "study.lock"
+
+    @property
+    def name(self) -> str:
+        """The folder's name is the study's."""
+        return self.path.name
+
+    def exists(self) -> bool:
+        """Whether a study was started here."""
+        return self.study_file.exists()
+
+    def create(self, study_yaml: str) -> None:
+        """Makes the folder with its `study.yaml`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_aside(self.study_file, lambda aside: aside.write_text(study_yaml, encoding="utf-8"))
+
+    def trial(self, number: int) -> TrialFolder:
+        """The folder of a trial, whether it is there or not."""
+        return TrialFolder(self.path / "trials" / f"{number:04d}")
+
+    def trials(self) -> list[tuple[int, TrialFolder]]:
+        """All trials that have a folder, by number."""
+        paths = sorted(path for path in (self.path / "trials").glob("[0-9]*") if path.name.isdigit())
+        return [(int(path.name), TrialFolder(path)) for path in paths]
+
+    def results(self) -> list[dict[str, Any]]:
+        """`result.json` of all finished trials, by number."""
+        return [result for _, folder in self.trials() if (result := folder.result()) is not None]
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the study for one supervisor.
+
+        Raises:
+            StudyError: another one holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.lock_file.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise StudyError(
+                    f"study {self.name} is already running ({owner})",
+                    f"watch it: elta-tune show {self.name}; or start another with --name",
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            yield
+
+    def is_running(self) -> bool:
+        """Whether a supervisor holds the study now."""
+        try:
+            with self.lock():
+                return False
+        except StudyError:
+            return True
+
+
+def find_studies(runs: Path) -> list[StudyFolder]:
+    """All studies in a folder of runs, the last changed last."""
+    studies = [StudyFolder(path.parent) for path in runs.glob("*/study.yaml")]
+    return sorted(studies, key=lambda study: (_last_change(study), study.name))
+
+
+def open_study(name: str | None, runs: Path) -> StudyFolder:
+    """A study by its folder or its name under `runs`; left out, the last one.
+
+    Raises:
+        StudyError: there is none.
+    """
+    studies = find_studies(runs)
+    if name is None:
+        if not studies:
+            raise StudyError(f"there is no study in {runs}", "start one: elta-tune run --space default.yaml")
+        return studies[-1]
+    for path in (Path(name), runs / name):
+        if StudyFolder(path).exists():
+            return StudyFolder(path.absolute())
+    names = [study.name for study in studies]
+    from elta_tune.errors import did_you_mean
+
+    raise StudyError(f"there is no study {name!r} in {runs}{did_you_mean(name, names)}", _listing(names))
+
+
+def _listing(names: Sequence[str]) -> str | None:
+    return f"there are: {', '.join(names)}" if names else None
+
+
+def _last_change(study: StudyFolder) -> float:
+    files = [study.study_file, study.database, *(folder.metrics_file for _, folder in study.trials())]
+    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)

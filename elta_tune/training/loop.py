@@ -1,0 +1,201 @@
+"""The loop: one epoch of training, one evaluation of a split."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from elta_tune.config import OptimConfig, TrialConfig
+from elta_tune.data.batches import ImageSource, augment, epoch_order, in_order, normalize, prefetch
+from elta_tune.data.dataset import Dataset, Split
+from elta_tune.errors import DivergedError
+from elta_tune.method import metrics
+from elta_tune.training.model import SCALE, AestheticModel
+from elta_tune.training.seeding import stage_generator, stage_seed
+from elta_tune.training.step import step_losses
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a round trains on: N images with targets (N, K) or (N, 1) and scores (N,) on 1…10."""
+
+    images: ImageSource
+    targets: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of a split, on the data set's own scale; distributions (N, K) and logits only of `emd`."""
+
+    ids: NDArray[np.object_]
+    scores: NDArray[np.float64]
+    distributions: NDArray[np.float32] | None
+    logits: Tensor | None
+
+
+def learning_rate_factor(config: OptimConfig, done: float, total: float) -> float:
+    """Share of the full learning rate after `done` of `total` epochs of a round."""
+    if done < config.warmup_epochs:
+        return done / config.warmup_epochs
+    if config.schedule == "constant":
+        return 1.0
+    rest = max(total - config.warmup_epochs, 1e-12)
+    return 0.5 * (1 + math.cos(math.pi * min((done - config.warmup_epochs) / rest, 1.0)))
+
+
+def build_optimizer(model: AestheticModel, config: OptimConfig) -> torch.optim.Optimizer:
+    """The recipe's optimizer; `base_lr` of a group is its full learning rate."""
+    groups = [
+        {"params": list(model.backbone.parameters()), "base_lr": config.lr * config.backbone_lr_factor},
+        {"params": list(model.head.parameters()), "base_lr": config.lr},
+    ]
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+    return kind(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def precision_of(config: TrialConfig, device: torch.device) -> torch.dtype:
+    """Arithmetic of the forward pass in training; evaluation is always float32."""
+    if config.training.precision != "auto":
+        precision: torch.dtype = getattr(torch, config.training.precision)
+        return precision
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def train_epoch(
+    model: AestheticModel,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    samples: Samples,
+    config: TrialConfig,
+    *,
+    round: int,
+    epoch: int,
+    epochs: int,
+) -> dict[str, float]:
+    """Trains one epoch, in place; `epoch` counts from 1 within the round.
+
+    Returns:
+        Means over the steps: loss terms, gradient norm, and lr, seconds, images_per_second, peak_memory_mb.
+
+    Raises:
+        DivergedError: a loss is not finite.
+    """
+    device = model.mean.device
+    stage = (round, epoch)
+    torch.manual_seed(stage_seed(config.seed, "dropout", *stage))  # dropout and drop path take no generator
+    crops = stage_generator(config.seed, "crops", *stage)
+    pairs = stage_generator(config.seed, "pairs", *stage)
+    order = epoch_order(
+        len(samples.images), config.training.batch_size, stage_generator(config.seed, "order", *stage)
+    )
+    sums = dict.fromkeys(("loss", "loss_task", "loss_similarity", "gradient_norm", "lr"), 0.0)
+    precision = precision_of(config, device)
+    started = time.perf_counter()
+    model.train()
+    for number, (rows, batch) in enumerate(prefetch(samples.images, order, device)):
+        factor = learning_rate_factor(config.optim, epoch - 1 + (number + 1) / len(order), epochs)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        images = normalize(augment(batch, config.data.crop, crops), model.mean, model.std)
+        losses = step_losses(
+            model,
+            images,
+            samples.targets[rows].to(device),
+            samples.scores[rows].to(device),
+            config,
+            precision=precision,
+            generator=pairs,
+        )
+        if not math.isfinite(loss := losses.total.item()):
+            raise DivergedError(f"the loss became {loss} in round {round}, epoch {epoch}, step {number + 1}")
+        norm = _update(model, optimizer, scaler, losses.total)
+        terms = (loss, losses.task.item(), losses.similarity.item(), norm, config.optim.lr * factor)
+        sums = {name: total + term for (name, total), term in zip(sums.items(), terms, strict=True)}
+    seconds = time.perf_counter() - started
+    means = {name: total / len(order) for name, total in sums.items()}
+    trained = len(order) * config.training.batch_size
+    return means | {
+        "seconds": seconds,
+        "images_per_second": trained / seconds,
+        "peak_memory_mb": peak_memory_mb(device),
+    }
+
+
+def _update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> float:
+    """One optimizer step; returns the gradient's norm."""
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    scaler.step(optimizer)
+    scaler.update()
+    return norm
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory used so far: of the device on CUDA, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is bytes on macOS, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+@torch.inference_mode()
+def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tuple[float, float]) -> Predictions:
+    """Predicts every image of a split, in order, in float32, with the evaluation's own batch size."""
+    device = model.mean.device
+    images = split.images[config.data.crop]
+    model.eval()
+    logits: list[Tensor] = []
+    scores: list[Tensor] = []
+    for _, batch in prefetch(images, in_order(len(images), config.evaluation.batch_size), device):
+        _, outputs = model(normalize(batch, model.mean, model.std))
+        logits.append(outputs.float().cpu())
+        scores.append(model.head.scores(outputs.float()).cpu())
+    own = from_method_scale(torch.cat(scores).double().numpy(), scale)
+    if config.model.head == "mse":
+        return Predictions(split.ids, own, None, None)
+    joined = torch.cat(logits)
+    return Predictions(split.ids, own, joined.softmax(dim=1).numpy(), joined)
+
+
+def evaluate(predictions: Predictions, split: Split, dataset: Dataset) -> dict[str, float]:
+    """All metrics of METHOD.md §7."""
+    both = predictions.distributions is not None and split.distributions is not None
+    return metrics.evaluate(
+        predictions.scores,
+        split.scores,
+        threshold=dataset.threshold,
+        scale=dataset.scale,
+        tail_cuts=dataset.tail_cuts,
+        predicted_distributions=predictions.distributions if both else None,
+        true_distributions=split.distributions if both else None,
+    )
+
+
+def to_method_scale(scores: NDArray[np.float64], scale: tuple[float, float]) -> NDArray[np.float64]:
+    """Scores of a data set, mapped linearly onto 1…10 (METHOD.md §1)."""
+    low, high = scale
+    return SCALE[0] + (SCALE[1] - SCALE[0]) * (scores - low) / (high - low)
+
+
+def from_method_scale(scores: NDArray[np.float64], scale: tuple[float, float]) -> NDArray[np.float64]:
+    """The way back of `to_method_scale`."""
+    low, high = scale
+    return low + (high - low) * (scores - SCALE[0]) / (SCALE[1] - SCALE[0])

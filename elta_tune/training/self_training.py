@@ -1,0 +1,293 @@
+"""Self-training: round 0 trains on the labels, each further one on labels and pseudo-labels (METHOD.md §4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from elta_tune.config import TrialConfig
+from elta_tune.data.batches import ImageSource, JoinedImages
+from elta_tune.data.dataset import Dataset
+from elta_tune.errors import DataError
+from elta_tune.method.scores import mean_score
+from elta_tune.method.sharpening import select, sharpen
+from elta_tune.training.loop import (
+    Predictions,
+    Samples,
+    build_optimizer,
+    evaluate,
+    precision_of,
+    predict,
+    to_method_scale,
+    train_epoch,
+)
+from elta_tune.training.model import SCALE, AestheticModel, build_model, trained_state
+from elta_tune.training.seeding import stage_seed
+
+Plain = TypeVar("Plain", "Selection", Predictions)
+ARRAYS = ("scores", "distributions")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The M of `pool_size` images of the pool that round `round` trains on.
+
+    `rows` (M,) of the pool, `scores` (M,) on the data set's own scale, `raw` and `sharpened` (M, K) distributions.
+    """
+
+    round: int
+    pool_size: int
+    ids: NDArray[np.object_]
+    rows: Tensor
+    scores: NDArray[np.float64]
+    raw: Tensor
+    sharpened: Tensor
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far."""
+
+    step: int
+    round: int
+    epoch: int
+    metrics: dict[str, float]
+    predictions: Predictions
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch.
+
+    `step` counts on from 1 across the rounds, `epoch` from 1 within its round. `selection` is what the pool gives to
+    the next round, on the last epoch of a round that has one. `checkpoint` is all that is needed to go on after it,
+    best weights apart; `weights` are the model's. Both hold tensors and plain values alone and are good until the
+    next epoch is asked for.
+    """
+
+    step: int
+    round: int
+    epoch: int
+    metrics: dict[str, float]
+    training: dict[str, float]
+    best: Best
+    selection: Selection | None
+    checkpoint: dict[str, Any] = field(repr=False)
+    weights: dict[str, Tensor] = field(repr=False)
+
+    @property
+    def is_best(self) -> bool:
+        """Whether it beats all epochs before."""
+        return self.best.step == self.step
+
+
+def to_plain(record: Selection | Predictions) -> dict[str, Any]:
+    """A record as tensors and plain values: what `torch.load(weights_only=True)` takes."""
+    values = {item.name: getattr(record, item.name) for item in fields(record)}
+    plain = {name: value.tolist() if getattr(value, "dtype", None) == object else value for name, value in values.items()}
+    return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in plain.items()}
+
+
+def from_plain(kind: type[Plain], plain: dict[str, Any]) -> Plain:
+    """The way back of `to_plain`."""
+
+    def restored(name: str, value: Any) -> Any:
+        if name == "ids":
+            return np.array(value, dtype=object)
+        return value.numpy() if name in ARRAYS and value is not None else value
+
+    return kind(**{name: restored(name, value) for name, value in plain.items()})
+
+
+@dataclass
+class Learner:
+    """What changes while a trial trains; `epoch` of the running `round` are done."""
+
+    model: AestheticModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    round: int = 0
+    epoch: int = 0
+    selection: Selection | None = None
+    best: Best | None = None
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def self_training_rounds(
+    config: TrialConfig, dataset: Dataset, device: torch.device, *, resume: dict[str, Any] | None = None
+) -> Iterator[Epoch]:
+    """Trains all rounds, an epoch at a time.
+
+    A round starts from the best checkpoint so far, or afresh. Where nothing of the pool is selected, the rounds end.
+
+    Args:
+        resume: an earlier `Epoch.checkpoint()` of the same configuration, with the best weights as `best_weights`;
+            training goes on after it as if it had never stopped (on the CPU to the bit).
+
+    Raises:
+        DataError: the training split is smaller than a batch, or self-training has no pool.
+        DivergedError: a loss is not finite.
+    """
+    _check(config, dataset)
+    learner = _new_learner(config, dataset, device, round=0)
+    if resume is not None:
+        _restore(learner, resume)
+    samples = _samples(config, dataset, learner.selection)
+    while learner.epoch < (epochs := config.self_training.epochs if learner.round else config.training.epochs):
+        if learner.epoch == 0 and learner.round > 0:
+            learner = _next_round(learner, config, dataset, device)
+            samples = _samples(config, dataset, learner.selection)
+        learner.step, learner.epoch = learner.step + 1, learner.epoch + 1
+        training = train_epoch(
+            learner.model,
+            learner.optimizer,
+            learner.scaler,
+            samples,
+            config,
+            round=learner.round,
+            epoch=learner.epoch,
+            epochs=epochs,
+        )
+        training["pseudo_labels"] = len(samples.scores) - len(dataset.train.ids)
+        yield _finish_epoch(learner, config, dataset, training)
+
+
+def _check(config: TrialConfig, dataset: Dataset) -> None:
+    if len(dataset.train.ids) < config.training.batch_size:
+        raise DataError(
+            f"training.batch_size: {config.training.batch_size} is more than the {len(dataset.train.ids)} images "
+            f"of {dataset.train.file}, and incomplete batches are dropped"
+        )
+    if config.self_training.rounds and dataset.pool is None:
+        raise DataError("self_training.rounds: there is no pool of unlabelled images; name one in data.pool")
+
+
+def _finish_epoch(learner: Learner, config: TrialConfig, dataset: Dataset, training: dict[str, float]) -> Epoch:
+    """Evaluates, keeps the best, and where the round ends selects what the next one trains on."""
+    round, epoch = learner.round, learner.epoch
+    predictions = predict(learner.model, dataset.val, config, dataset.scale)
+    metrics = evaluate(predictions, dataset.val, dataset)
+    weights = trained_state(learner.model)
+    if learner.best is None or _is_better(metrics, learner.best.metrics, config):
+        learner.best = Best(learner.step, round, epoch, metrics, predictions)
+        learner.best_weights = weights
+    selection = None
+    if epoch == (config.self_training.epochs if round else config.training.epochs):
+        selection = _select(learner, config, dataset)
+        if selection is not None and len(selection.rows):
+            learner.round, learner.epoch, learner.selection = round + 1, 0, selection
+    return Epoch(learner.step, round, epoch, metrics, training, learner.best, selection, _checkpoint(learner, weights), weights)
+
+
+def _is_better(metrics: dict[str, float], best: dict[str, float], config: TrialConfig) -> bool:
+    """Whether a metric beats the best so far; what is not a number never does."""
+    value, record = metrics[config.evaluation.metric], best[config.evaluation.metric]
+    if math.isnan(value) or math.isnan(record):
+        return math.isnan(record) and not math.isnan(value)
+    return value > record if config.evaluation.direction == "maximize" else value < record
+
+
+def _select(learner: Learner, config: TrialConfig, dataset: Dataset) -> Selection | None:
+    """What the best model so far selects from the pool, or None if no round follows. Ratings of the pool are not read."""
+    if learner.round == config.self_training.rounds or dataset.pool is None:
+        return None
+    current = trained_state(learner.model)
+    learner.model.load_state_dict(learner.best_weights)
+    predictions = predict(learner.model, dataset.pool, config, dataset.scale)
+    learner.model.load_state_dict(current)
+    assert predictions.logits is not None and predictions.distributions is not None
+    scores = torch.from_numpy(to_method_scale(predictions.scores, dataset.scale)).float()
+    sharpened = sharpen(predictions.logits, scores, config.sharpening.temperature)
+    rows = select(sharpened, config.sharpening.threshold).nonzero().squeeze(1)
+    return Selection(
+        round=learner.round + 1,
+        pool_size=len(dataset.pool.ids),
+        rows=rows,
+        ids=dataset.pool.ids[rows.numpy()],
+        scores=predictions.scores[rows.numpy()],
+        raw=torch.from_numpy(predictions.distributions)[rows],
+        sharpened=sharpened[rows],
+    )
+
+
+def _samples(config: TrialConfig, dataset: Dataset, selection: Selection | None) -> Samples:
+    """The labels, and the pseudo-labels of a selection."""
+    train = dataset.train
+    images: ImageSource = train.images[config.data.resize]
+    scores = torch.from_numpy(to_method_scale(train.scores, dataset.scale)).float()
+    if config.model.head == "mse":
+        return Samples(images, scores[:, None] / SCALE[1], scores)
+    targets = torch.from_numpy(train.distributions)
+    if selection is None:
+        return Samples(images, targets, scores)
+    assert dataset.pool is not None
+    pseudo = selection.raw if config.sharpening.target == "raw" else selection.sharpened
+    pool = dataset.pool.images[config.data.resize].subset(selection.rows.numpy())
+    targets = torch.cat([targets, pseudo])
+    scores = torch.cat([scores, mean_score(pseudo, _method_bins(dataset))])
+    return Samples(JoinedImages([images, pool]), targets, scores)
+
+
+def _method_bins(dataset: Dataset) -> Tensor:
+    return torch.from_numpy(to_method_scale(dataset.bins, dataset.scale)).float()
+
+
+def _new_learner(config: TrialConfig, dataset: Dataset, device: torch.device, *, round: int) -> Learner:
+    model = build_model(
+        config.model,
+        bins=None if dataset.bins is None else _method_bins(dataset),
+        size=config.data.crop,
+        seed=stage_seed(config.seed, "model", round),
+    )
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scaler = torch.amp.GradScaler(device.type, enabled=precision_of(config, device) == torch.float16)
+    return Learner(model, build_optimizer(model, config.optim), scaler)
+
+
+def _next_round(learner: Learner, config: TrialConfig, dataset: Dataset, device: torch.device) -> Learner:
+    fresh = _new_learner(config, dataset, device, round=learner.round)
+    if config.self_training.init == "continue":
+        fresh.model.load_state_dict(learner.best_weights)
+    return replace(learner, model=fresh.model, optimizer=fresh.optimizer, scaler=fresh.scaler)
+
+
+def _checkpoint(learner: Learner, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """All that is needed to go on, best weights apart, as tensors and plain values."""
+    assert learner.best is not None
+    best, selection = learner.best, learner.selection
+    return {
+        "step": learner.step,
+        "round": learner.round,
+        "epoch": learner.epoch,
+        "model": weights,
+        "optimizer": learner.optimizer.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+        "best": {
+            "step": best.step,
+            "round": best.round,
+            "epoch": best.epoch,
+            "metrics": best.metrics,
+            "predictions": to_plain(best.predictions),
+        },
+        "selection": None if selection is None else to_plain(selection),
+    }
+
+
+def _restore(learner: Learner, resume: dict[str, Any]) -> None:
+    learner.model.load_state_dict(resume["model"])
+    learner.optimizer.load_state_dict(resume["optimizer"])
+    learner.scaler.load_state_dict(resume["scaler"])
+    learner.step, learner.round, learner.epoch = resume["step"], resume["round"], resume["epoch"]
+    best = dict(resume["best"])
+    learner.best = Best(**best | {"predictions": from_plain(Predictions, best["predictions"])})
+    learner.best_weights = resume["best_weights"]
+    selection = resume["selection"]
+    learner.selection = None if selection is None else from_plain(Selection, selection)

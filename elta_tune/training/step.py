@@ -1,0 +1,57 @@
+"""One training step: forward, mixup, losses (METHOD.md §1-§3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from elta_tune.config import TrialConfig
+from elta_tune.method.losses import similarity_loss
+from elta_tune.method.mixup import mix
+from elta_tune.training.model import AestheticModel
+
+
+class Losses(NamedTuple):
+    """The loss terms of one batch, each a scalar: total = task + w · similarity."""
+
+    total: Tensor
+    task: Tensor
+    similarity: Tensor
+
+
+def step_losses(
+    model: AestheticModel,
+    images: Tensor,
+    targets: Tensor,
+    scores: Tensor,
+    config: TrialConfig,
+    *,
+    precision: torch.dtype,
+    generator: torch.Generator,
+) -> Losses:
+    """The ELTA loss of one batch.
+
+    Args:
+        images: (B, 3, S, S), normalised.
+        targets: (B, K) distributions, or (B, 1) scores / 10.
+        scores: (B,) on 1…10.
+        precision: arithmetic of the backbone; mixing, head and losses are float32.
+        generator: draws the mixed pairs.
+    """
+    with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
+        features = model.backbone(images)
+    features, targets, scores = mix(
+        features.float(),
+        targets,
+        scores,
+        tau_1=config.mixup.tau_1,
+        tau_2=config.mixup.tau_2,
+        pairs=config.mixup.pairs,
+        alpha=config.mixup.alpha,
+        generator=generator,
+    )
+    task = model.head.loss(model.head(features), targets, config.training.emd_reduction)
+    similarity = similarity_loss(features, scores)
+    return Losses(task + config.simloss.weight * similarity, task, similarity)
