@@ -152,10 +152,21 @@ class TrialFolder:
         return {**checkpoint, "best_weights": load_file(self.best_file)}
 
     def finish(self, result: Mapping[str, Any], predictions: Predictions | None) -> None:
-        """Writes the predictions and, last, `result.json`; what only a resume needs goes."""
+        """Writes the predictions and, last, `result.json`."""
         if predictions is not None:
             write_aside(self.predictions_file, lambda aside: write_predictions(aside, predictions))
         write_json(self.result_file, result)
+        self.clear()
+
+    def fail(self, number: int, params: Mapping[str, Any], reason: str) -> None:
+        """Writes the `result.json` of a trial that could not write its own."""
+        epochs = self.epochs()
+        nothing = dict.fromkeys(("value", "best_step", "best_round", "best_epoch"))
+        result = {"trial": number, "state": "failed", "reason": reason, **nothing, "metrics": {}, "params": dict(params)}
+        self.finish(result | {"seconds": epochs[-1]["elapsed"] if epochs else 0.0}, None)
+
+    def clear(self) -> None:
+        """Removes what only a resume needs."""
         self.last_file.unlink(missing_ok=True)
         self._next_best.unlink(missing_ok=True)
 
@@ -181,14 +192,13 @@ def _whole_lines(path: Path) -> list[bytes]:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes `image_id,gt,score[,prob_1…]`-like rows: predicted MOS and distribution of each image."""
+    """Writes `image_id,gt,score[,score2…]`, the released code's columns: score2 is the share of the lowest rating."""
     import pandas as pd
 
-    table = pd.DataFrame({"image_id": predictions.ids, "score": predictions.scores})
+    columns: dict[str, Any] = {"image_id": predictions.ids, "gt": predictions.truth, "score": predictions.scores}
     if predictions.distributions is not None:
-        count = predictions.distributions.shape[1]
-        table[[f"p_{k + 1}" for k in range(count)]] = predictions.distributions
-    table.to_csv(path, index=False)
+        columns |= {f"score{k + 2}": column for k, column in enumerate(predictions.distributions.T)}
+    pd.DataFrame(columns).to_csv(path, index=False)
 
 
 class StudyFolder:

@@ -219,6 +219,10 @@ Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 """Seconds, or text as 90s, 30m, 8h, 2d."""
 
 
+UNDIRECTED = ("std_ratio", "bias_low", "bias_mid", "bias_high")
+"""Metrics without a better side of their own."""
+
+
 class Objective(Section):
     """What the study optimises: a validation metric of the exported checkpoint."""
 
@@ -228,16 +232,17 @@ class Objective(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Objective:
-        if self.metric not in DIRECTIONS:
-            raise ValueError(f"metric: there is no {self.metric!r}{did_you_mean(self.metric, DIRECTIONS)}")
-        if self.direction is None and DIRECTIONS[self.metric] is None:
+        known = (*DIRECTIONS, *UNDIRECTED)
+        if self.metric not in known:
+            raise ValueError(f"metric: there is no {self.metric!r}{did_you_mean(self.metric, known)}")
+        if self.direction is None and self.metric in UNDIRECTED:
             raise ValueError(f"direction: {self.metric} has no better side of its own: say maximize or minimize")
         return self
 
     @property
     def towards(self) -> Literal["maximize", "minimize"]:
         """The direction in force."""
-        direction = self.direction or DIRECTIONS[self.metric]
+        direction = self.direction or DIRECTIONS.get(self.metric)
         return "maximize" if direction == "maximize" else "minimize"
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from elta_tune.method.scores import score_distances
 
 ROOT_FLOOR = 1e-12
-"""Added inside the EMD's root: its gradient stays finite where prediction and target agree (value there: 1e-6)."""
+"""Added inside the EMD's root, so that its gradient is finite where prediction and target agree."""
 
 
 def emd_loss(predicted: Tensor, target: Tensor, *, reduction: str = "batch") -> Tensor:
@@ -86,5 +86,6 @@ def _one_where_zero(divisor: Tensor) -> Tensor:
 def _check_same_shape(predicted: Tensor, target: Tensor) -> None:
     if predicted.shape != target.shape:
         raise ValueError(
-            f"predicted and target must have the same shape, not {tuple(predicted.shape)} and {tuple(target.shape)}"
+            "predicted and target must have the same shape, not "
+            f"{tuple(predicted.shape)} and {tuple(target.shape)}"
         )

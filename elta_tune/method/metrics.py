@@ -83,8 +83,7 @@ def evaluate(
     _check_same_shape("predicted", predicted, "true", true)
     errors = predicted - true
     return {
-        "srcc": _spearman(predicted, true),
-        "plcc": _pearson(predicted, true),
+        **_correlations(predicted, true),
         "accuracy": _accuracy(predicted, true, threshold),
         "mae": float(np.abs(errors).mean()),
         "rmse": float(np.sqrt(np.square(errors).mean())),
@@ -96,17 +95,17 @@ def evaluate(
     }
 
 
-def _pearson(first: Values, second: Values) -> float:
-    from scipy import stats  # type: ignore[import-untyped]  # slow to import, and a space needs only DIRECTIONS
+def _correlations(predicted: Values, true: Values) -> dict[str, float]:
+    """Spearman as Pearson of the ranks: `scipy.stats.spearmanr`, less its p-value, which warns at two images."""
+    from scipy import stats  # type: ignore[import-untyped]  # slow to import; search spaces need only DIRECTIONS
 
-    return float(stats.pearsonr(first, second).statistic) if _varies(first) and _varies(second) else np.nan
-
-
-def _spearman(first: Values, second: Values) -> float:
-    """Pearson of the ranks: `scipy.stats.spearmanr` without its p-value, which warns at two images."""
-    from scipy import stats
-
-    return _pearson(stats.rankdata(first), stats.rankdata(second))
+    if not (_varies(predicted) and _varies(true)):
+        return {"srcc": np.nan, "plcc": np.nan}
+    ranks = stats.rankdata(predicted), stats.rankdata(true)
+    return {
+        "srcc": float(stats.pearsonr(*ranks).statistic),
+        "plcc": float(stats.pearsonr(predicted, true).statistic),
+    }
 
 
 def _varies(values: Values) -> bool:
@@ -173,4 +172,6 @@ def _vector(name: str, values: ArrayLike) -> Values:
 
 def _check_same_shape(first_name: str, first: Values, second_name: str, second: Values) -> None:
     if first.shape != second.shape:
-        raise ValueError(f"{first_name} and {second_name} must have the same shape, not {first.shape} and {second.shape}")
+        raise ValueError(
+            f"{first_name} and {second_name} must have the same shape, not {first.shape} and {second.shape}"
+        )

@@ -38,7 +38,11 @@ def partner_probabilities(scores: Tensor, tau_2: float) -> Tensor:
 
 
 def mixing_weights(scores: Tensor, tau_1: float) -> Tensor:
-    """λ_ij = P(i) / (P(i) + P(j)) = sigmoid(log P(i) − log P(j)): (B,) → (B, B)."""
+    """λ_ij = P(i) / (P(i) + P(j)) = sigmoid(log P(i) − log P(j)): (B,) → (B, B).
+
+    Raises:
+        ValueError: τ1 is not positive.
+    """
     logits = _anchor_logits(scores, tau_1)  # the softmax's normaliser cancels in the difference
     return torch.sigmoid(logits[:, None] - logits[None, :])
 
@@ -50,7 +54,7 @@ def mix(
     *,
     tau_1: float,
     tau_2: float,
-    pairs: int | float = 1,
+    pairs: float = 1,
     alpha: float | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,8 +145,9 @@ def _draw_log_gamma(concentration: Tensor, generator: torch.Generator | None) ->
 
     log G(a) = log G(a + 1) + log(U) / a with U uniform on (0, 1] (Marsaglia and Tsang 2000, §6).
     """
-    uniform = torch.rand(concentration.shape, dtype=concentration.dtype, device=_device(generator), generator=generator)
-    boosted = torch._standard_gamma(concentration + 1, generator=generator)  # the public Gamma takes no generator
+    # private, since torch.distributions.Gamma takes no generator
+    boosted = torch._standard_gamma(concentration + 1, generator=generator)
+    uniform = torch.empty_like(concentration).uniform_(generator=generator)
     return boosted.log() + torch.log1p(-uniform) / concentration
 
 
@@ -152,13 +157,13 @@ def _append_mixed(rows: Tensor, anchors: Tensor, partners: Tensor, weights: Tens
     return torch.cat([rows, weights * rows[anchors] + (1 - weights) * rows[partners]])
 
 
-def _pair_count(pairs: int | float, batch_size: int) -> int:
+def _pair_count(pairs: float, batch_size: int) -> int:
     """n of METHOD.md §1, at most B."""
     if not pairs >= 0 or (isinstance(pairs, float) and pairs >= 1):
         raise ValueError(f"pairs must be an integer of at least 0 or a fraction below 1, not {pairs}")
     if pairs == 0 or batch_size < 2:
         return 0
-    count = max(1, round(pairs * batch_size)) if isinstance(pairs, float) else pairs
+    count = max(1, round(pairs * batch_size)) if isinstance(pairs, float) else int(pairs)
     return min(count, batch_size)
 
 

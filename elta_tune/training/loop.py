@@ -34,9 +34,13 @@ class Samples:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of a split, on the data set's own scale; distributions (N, K) and logits only of `emd`."""
+    """What a model says of a split, and what is true if one knows, on the data set's own scale.
+
+    `ids`, `truth` and `scores` (N,); `distributions` and `logits` (N, K) only with an `emd` head.
+    """
 
     ids: NDArray[np.object_]
+    truth: NDArray[np.float64] | None
     scores: NDArray[np.float64]
     distributions: NDArray[np.float32] | None
     logits: Tensor | None
@@ -170,9 +174,9 @@ def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tup
         scores.append(model.head.scores(outputs.float()).cpu())
     own = from_method_scale(torch.cat(scores).double().numpy(), scale)
     if config.model.head == "mse":
-        return Predictions(split.ids, own, None, None)
+        return Predictions(split.ids, split.scores, own, None, None)
     joined = torch.cat(logits)
-    return Predictions(split.ids, own, joined.softmax(dim=1).numpy(), joined)
+    return Predictions(split.ids, split.scores, own, joined.softmax(dim=1).numpy(), joined)
 
 
 def evaluate(predictions: Predictions, split: Split, dataset: Dataset) -> dict[str, float]:

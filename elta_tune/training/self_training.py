@@ -32,7 +32,7 @@ from elta_tune.training.model import SCALE, AestheticModel, build_model, trained
 from elta_tune.training.seeding import stage_seed
 
 Plain = TypeVar("Plain", "Selection", Predictions)
-ARRAYS = ("scores", "distributions")
+ARRAYS = ("truth", "scores", "distributions")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,73 @@
+"""Where trials run: what a supervisor hands to an executor and hears from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from elta_tune.config import TrialConfig
+
+Verdict = Literal["go on", "prune", "stop"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to run, in its folder, from wherever that stands."""
+
+    number: int
+    config: TrialConfig
+    params: dict[str, Any]
+    folder: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A trial finished an epoch and waits for the verdict."""
+
+    number: int
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial's process is gone. Its folder has the result, or else it was stopped or died.
+
+    `fault` says how it died (a signal, an exit code), None if it ended by itself.
+    """
+
+    number: int
+    fault: str | None
+
+
+class Executor(Protocol):
+    """Runs jobs in slots, like `concurrent.futures`, but hears of each epoch."""
+
+    @property
+    def running(self) -> Sequence[int]:
+        """Numbers of the trials that run."""
+        ...
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        ...
+
+    def start(self, job: Job) -> None:
+        """Starts a trial in a free slot."""
+        ...
+
+    def wait(self, timeout: float) -> list[Reported | Ended]:
+        """What happened, as soon as something did, or nothing after `timeout` seconds."""
+        ...
+
+    def answer(self, number: int, verdict: Verdict) -> None:
+        """Tells a trial that reported how to go on."""
+        ...
+
+    def close(self) -> None:
+        """Ends whatever still runs, at once."""
+        ...

@@ -1,0 +1,154 @@
+"""The local executor: one process per trial, one slot per device.
+
+Processes come from a forkserver that has imported torch and timm once: a trial then starts in hundredths of a second,
+and a crash, an out-of-memory or a leak stays in its own process.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
+
+import psutil
+
+from elta_tune.errors import ConfigError
+from elta_tune.executors import Ended, Job, Reported, Verdict
+
+PRELOAD = ["elta_tune.executors.worker"]
+PATIENCE = 5.0
+"""Seconds between asking a process to end and killing it."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one trial runs at a time."""
+
+    device: str
+    threads: int
+
+
+@dataclass
+class Running:
+    """A started trial."""
+
+    process: ForkServerProcess
+    connection: Connection
+    slot: Slot
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    process = psutil.Process()
+    allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None
+    return len(allowed) if allowed else psutil.cpu_count() or 1
+
+
+def plan_slots(devices: Sequence[str], workers: int | None) -> list[Slot]:
+    """One slot per device, or `workers` of them dealt out over the devices; they share the cores.
+
+    Raises:
+        ConfigError: no device, or no worker.
+    """
+    if not devices or (workers is not None and workers < 1):
+        raise ConfigError("--workers and --devices: there should be at least one of each")
+    count = workers or len(devices)
+    threads = max(1, available_cores() // count)
+    return [Slot(devices[index % len(devices)], threads) for index in range(count)]
+
+
+def start_forkserver() -> None:
+    """Starts the forkserver, whose imports then run while the caller does something else."""
+    multiprocessing.set_forkserver_preload(PRELOAD)
+    multiprocessing.forkserver.ensure_running()
+
+
+class LocalExecutor:
+    """Runs each trial in a process of its own."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        start_forkserver()
+        self._context = multiprocessing.get_context("forkserver")
+        self._free = list(slots)
+        self._running: dict[int, Running] = {}
+
+    @property
+    def running(self) -> Sequence[int]:
+        """Numbers of the trials that run."""
+        return list(self._running)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        return bool(self._free)
+
+    def start(self, job: Job) -> None:
+        """Starts a trial in a free slot."""
+        from elta_tune.executors.worker import work
+
+        slot = self._free.pop(0)
+        ours, theirs = self._context.Pipe()
+        arguments = (theirs, job, slot.device, slot.threads, time.time())
+        process = self._context.Process(target=work, args=arguments, name=f"trial-{job.number}")
+        process.start()
+        theirs.close()  # else the end of the process would not end the pipe
+        self._running[job.number] = Running(process, ours, slot)
+
+    def wait(self, timeout: float) -> list[Reported | Ended]:
+        """What happened, as soon as something did, or nothing after `timeout` seconds."""
+        owners = {running.connection: number for number, running in self._running.items()}
+        if not owners:
+            time.sleep(timeout)
+        ready = wait(list(owners), timeout) if owners else []
+        return [self._hear(owners[connection]) for connection in ready if isinstance(connection, Connection)]
+
+    def answer(self, number: int, verdict: Verdict) -> None:
+        """Tells a trial that reported how to go on; that it died meanwhile is heard by `wait`."""
+        try:
+            self._running[number].connection.send(verdict)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Ends whatever still runs, at once."""
+        for running in self._running.values():
+            running.process.terminate()
+        for running in self._running.values():
+            running.process.join(PATIENCE)
+            running.process.kill()
+            running.process.join()
+            running.connection.close()
+        self._running.clear()
+
+    def _hear(self, number: int) -> Reported | Ended:
+        running = self._running[number]
+        try:
+            step, metrics = running.connection.recv()
+            return Reported(number, step, metrics)
+        except (EOFError, ConnectionError):
+            running.process.join()
+            running.connection.close()
+            del self._running[number]
+            self._free.insert(0, running.slot)
+            return Ended(number, _fault(running.process.exitcode))
+
+
+def _fault(exitcode: int | None) -> str | None:
+    if exitcode is not None and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        return f"the process was ended by {name}{hint}"
+    return f"the process ended with exit code {exitcode}" if exitcode else None
+
+
+def cores_text(slots: Sequence[Slot]) -> str:
+    """How the slots share the machine, for people."""
+    devices = ", ".join(dict.fromkeys(slot.device for slot in slots))
+    plural = "s" if len(slots) > 1 else ""
+    return f"{len(slots)} worker{plural} on {devices}, {slots[0].threads} of {os.cpu_count()} cores each"

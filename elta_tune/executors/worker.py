@@ -1,0 +1,74 @@
+"""What runs in a trial's process."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+
+import torch
+
+from elta_tune.errors import EltaTuneError
+from elta_tune.executors import Job, Verdict
+from elta_tune.records import TrialFolder
+from elta_tune.trial import TrialPruned, TrialStopped, run_trial
+
+
+class PipeReporter:
+    """Reports over a pipe and waits for the verdict. When the supervisor is gone, so is the process: a study that is
+    started again then finds no one else in the trial's folder.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._verdicts: queue.Queue[Verdict] = queue.Queue()
+        threading.Thread(target=self._listen, name="verdicts", daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self._verdicts.put(self._connection.recv())
+            except (EOFError, OSError):
+                os._exit(1)
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Sends the epoch; raises what the supervisor answers."""
+        self._connection.send((step, dict(metrics)))
+        verdict = self._verdicts.get()
+        if verdict == "prune":
+            raise TrialPruned
+        if verdict == "stop":
+            raise TrialStopped
+
+
+def work(connection: Connection, job: Job, device: str, threads: int, asked: float) -> None:
+    """Runs a trial; what it prints goes to its log."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's, which then says what to do
+    folder = TrialFolder(job.folder)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    log = folder.log_file.open("a", buffering=1, encoding="utf-8")
+    for stream in (1, 2):
+        os.dup2(log.fileno(), stream)
+    sys.stdout = sys.stderr = log
+    faulthandler.enable(log)
+    print(f"{time.strftime('%F %T')} process {os.getpid()} on {device}, started in {time.time() - asked:.3f} s")
+    torch.set_num_threads(threads)
+    reporter = PipeReporter(connection)
+    try:
+        result = run_trial(
+            job.config, folder, reporter, cache=job.cache, device=device, number=job.number, params=job.params
+        )
+        print(f"{time.strftime('%F %T')} {result['state']} {result['reason'] or ''}")
+    except TrialStopped:
+        print(f"{time.strftime('%F %T')} stopped, to be resumed")
+    except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
+        traceback.print_exc()
+        reason = error.message if isinstance(error, EltaTuneError) else f"{type(error).__name__}: {error}"
+        folder.fail(job.number, job.params, reason)

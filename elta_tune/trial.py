@@ -1,0 +1,202 @@
+"""One trial: the full ELTA training of a recipe, recorded in a folder and reported as it goes."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import torch
+
+from elta_tune.config import TrialConfig
+from elta_tune.data.dataset import Dataset, open_dataset
+from elta_tune.errors import OutOfMemoryError, TrialError
+from elta_tune.records import TrialFolder
+from elta_tune.training.loop import Predictions
+from elta_tune.training.model import device_of
+from elta_tune.training.self_training import Epoch, from_plain, self_training_rounds
+
+PACKAGES = ("elta-tune", "torch", "timm", "optuna", "numpy", "pandas", "scipy", "pillow")
+
+
+class TrialPruned(Exception):
+    """The study has no hope in the trial."""
+
+
+class TrialStopped(Exception):
+    """The study pauses; the trial will be resumed."""
+
+
+class Reporter(Protocol):
+    """To whom a trial tells its epochs."""
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the validation metrics after an epoch.
+
+        Raises:
+            TrialPruned: the trial is to end here.
+            TrialStopped: the trial is to pause here.
+        """
+        ...
+
+
+class NoReporter:
+    """Nobody listens: a trial without a study."""
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+
+def run_trial(
+    config: TrialConfig,
+    folder: TrialFolder,
+    reporter: Reporter,
+    *,
+    cache: Path,
+    device: str = "cpu",
+    number: int | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Trains a recipe to its end, or goes on where the folder's checkpoint stands.
+
+    Each epoch is saved, then recorded, then reported: what a pruner or a kill ends has lost nothing.
+
+    Args:
+        cache: folder of the decoded images.
+        number, params: what a study calls the trial and what it varies, for `result.json`.
+
+    Returns:
+        The content of `result.json`: state is complete, pruned or failed (loss not finite, memory used up).
+
+    Raises:
+        TrialStopped: as the reporter said.
+        EltaTuneError: data, model or folder do not allow the training to start.
+    """
+    folder.create(config.to_yaml())
+    if (earlier := folder.result()) is not None:
+        folder.clear()
+        return earlier
+    dataset = open_dataset(config.data, cache)
+    resume = folder.checkpoint()
+    started = time.monotonic() - (resume["record"]["elapsed"] if resume else 0.0)
+    state, reason = "complete", None
+    epoch: Epoch | None = None
+    try:
+        if resume is not None:
+            _report(folder, reporter, resume["record"])
+        for epoch in self_training_rounds(config, dataset, device_of(device), resume=resume):
+            record = _record(epoch, time.monotonic() - started)
+            folder.save(epoch, record)
+            _report(folder, reporter, record)
+    except TrialPruned:
+        state, reason = "pruned", "worse than other trials at this step"
+    except TrialError as error:
+        state, reason = "failed", error.message
+    except (RuntimeError, MemoryError) as error:
+        state, reason = "failed", _out_of_memory(error).message
+    result = {"trial": number, "state": state, "reason": reason}
+    checkpoint = folder.checkpoint()
+    result |= _outcome(config, checkpoint) | {"params": dict(params or {}), "rounds": _rounds(folder, config)}
+    result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset), "environment": environment(device)}
+    folder.finish(result, None if checkpoint is None else from_plain(Predictions, checkpoint["best"]["predictions"]))
+    return folder.result() or result
+
+
+def _report(folder: TrialFolder, reporter: Reporter, record: dict[str, Any]) -> None:
+    folder.append(record)
+    reporter.report(record["step"], record)
+
+
+def _record(epoch: Epoch, elapsed: float) -> dict[str, Any]:
+    """A line of `metrics.jsonl`."""
+    place = {"step": epoch.step, "round": epoch.round, "epoch": epoch.epoch, "best_step": epoch.best.step}
+    return {**place, **epoch.metrics, **epoch.training, "elapsed": elapsed}
+
+
+def _outcome(config: TrialConfig, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the trial reached: the metric of the best epoch, whose weights are in the folder."""
+    if checkpoint is None:
+        return {"value": None, "best_step": None, "best_round": None, "best_epoch": None, "metrics": {}}
+    best = checkpoint["best"]
+    value = best["metrics"][config.evaluation.metric]
+    outcome = {"value": value, "best_step": best["step"], "best_round": best["round"], "best_epoch": best["epoch"]}
+    outcome["metrics"] = best["metrics"]
+    if math.isnan(value):
+        why = f"{config.evaluation.metric} is not a number in any epoch: the predictions are constant or not finite"
+        outcome |= {"state": "failed", "reason": why}
+    return outcome
+
+
+def _rounds(folder: TrialFolder, config: TrialConfig) -> list[dict[str, Any]]:
+    """How many pseudo-labels each self-training round had; none selected ends the rounds."""
+    selected = {line["round"]: line["pseudo_labels"] for line in folder.epochs()}
+    last = max(selected, default=0)
+    rounds: list[dict[str, Any]] = [{"round": number, "pseudo_labels": count} for number, count in selected.items()]
+    if last < config.self_training.rounds and (folder.path / "pseudo_labels" / f"round_{last + 1}.csv").exists():
+        rounds.append({"round": last + 1, "pseudo_labels": 0, "skipped": "nothing of the pool was selected"})
+    return rounds
+
+
+def _out_of_memory(error: BaseException) -> OutOfMemoryError:
+    """Out of memory as a failed trial; any other fault goes on with its traceback."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+        return OutOfMemoryError(f"out of memory: {text.splitlines()[0] if text else type(error).__name__}")
+    _raise(error)
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+def describe_data(dataset: Dataset) -> dict[str, Any]:
+    """Each split's file, rows and hash: the same model's SRCC differs by .04 between splits of AVA."""
+    splits = (dataset.train, dataset.val, dataset.test, dataset.pool)
+    return {
+        split.name: {
+            "file": str(split.file),
+            "rows": len(split.ids),
+            "hash": split.fingerprint,
+            "left_out": len(split.left_out),
+        }
+        for split in splits
+        if split is not None
+    }
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Where a result was measured: versions, commit, device, threads."""
+    kind = torch.device(device).type
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": device,
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "commit": commit(),
+        "host": platform.node(),
+        "process": os.getpid(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions of what decides numbers."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def commit() -> str | None:
+    """The git commit of the source that runs, or None where it is not a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
