@@ -60,7 +60,7 @@ def evaluate(
         true: true MOS (N,).
         threshold: a MOS above it counts as beautiful in ``accuracy``.
         scale: lowest and highest possible score; ``bmae`` divides it into 18 bins.
-        tail_cuts: (low, high), the bounds of the tails, inclusive (see `tail_cuts`); an image on both is in both.
+        tail_cuts: (low, high), the tails' inclusive bounds, from `tail_cuts`; an image on both is in both.
         predicted_distributions: (N, K).
         true_distributions: (N, K).
 
@@ -70,8 +70,8 @@ def evaluate(
         - ``mae``, ``rmse``; ``gmean``: the geometric mean of (absolute errors + 1e-3).
         - ``bmae``: MAE averaged over the bins of true MOS that hold 5 images or more; NaN without any.
         - ``std_ratio``: std(predicted) / std(true).
-        - with tail cuts ``mae_``, ``bias_`` (mean of predicted − true) and ``n_`` of ``low``, ``mid`` and ``high``;
-          NaN in a segment without images.
+        - with tail cuts ``mae_``, ``bias_`` (mean of predicted − true) and ``n_`` (images) of ``low``,
+          ``mid`` and ``high``; NaN in a segment without images.
         - with both distributions ``emd_r1``, ``emd_r2``: mean_i (mean_k |P_ik − Q_ik|^r)^(1/r) of the CDFs.
 
         A value that is not finite makes every metric that it enters NaN.
@@ -91,13 +91,13 @@ def evaluate(
         "gmean": float(np.exp(np.log(np.abs(errors) + 1e-3).mean())),
         "std_ratio": float(predicted.std() / true.std()) if _varies(true) else np.nan,
         **_segment_metrics(errors, true, tail_cuts),
-        **_distribution_metrics(predicted_distributions, true_distributions, len(true)),
+        **_distribution_distances(predicted_distributions, true_distributions, len(true)),
     }
 
 
 def _correlations(predicted: Values, true: Values) -> dict[str, float]:
-    """Spearman as Pearson of the ranks: `scipy.stats.spearmanr`, less its p-value, which warns at two images."""
-    from scipy import stats  # type: ignore[import-untyped]  # slow to import; search spaces need only DIRECTIONS
+    """Spearman is Pearson of the ranks; `scipy.stats.spearmanr` warns over its p-value at two images."""
+    from scipy import stats  # type: ignore[import-untyped]  # slow; search spaces need only DIRECTIONS
 
     if not (_varies(predicted) and _varies(true)):
         return {"srcc": np.nan, "plcc": np.nan}
@@ -120,6 +120,8 @@ def _accuracy(predicted: Values, true: Values, threshold: float) -> float:
 
 def _bin_balanced_mae(errors: Values, true: Values, scale: tuple[float, float]) -> float:
     """The highest bin includes its upper end; scores beyond the scale count in its outermost bins."""
+    if np.isnan(errors).any():  # also one in a bin that would be left out
+        return np.nan
     inner_edges = np.linspace(*scale, SCALE_BINS + 1)[1:-1]
     bins = np.digitize(true, inner_edges)
     filled = np.flatnonzero(np.bincount(bins, minlength=SCALE_BINS) >= SMALLEST_BIN)
@@ -139,7 +141,9 @@ def _segment_metrics(errors: Values, true: Values, tail_cuts: tuple[float, float
     return metrics
 
 
-def _distribution_metrics(predicted: ArrayLike | None, true: ArrayLike | None, count: int) -> dict[str, float]:
+def _distribution_distances(
+    predicted: ArrayLike | None, true: ArrayLike | None, count: int
+) -> dict[str, float]:
     if predicted is None or true is None:
         return {}
     predicted, true = _finite_or_nan(predicted), _finite_or_nan(true)

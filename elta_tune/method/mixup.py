@@ -1,4 +1,4 @@
-"""TFA, tail feature augmentation: mixes the rows of a batch in feature space, rare scores first (METHOD.md §1).
+"""TFA, tail feature augmentation: mixes rows of a batch in feature space, rare scores first (METHOD.md §1).
 
     P(i)   = softmax_i ( |s̄ − s_i| / τ1 )                  the anchor: far from the batch's mean score
     P(j|i) = softmax_{j≠i} ( τ2 / (|s_i − s_j| + 0.01) )    its partner: of a like score
@@ -170,8 +170,8 @@ def _pair_count(pairs: float, batch_size: int) -> int:
 def _check_rows(features: Tensor, targets: Tensor, scores: Tensor) -> None:
     if scores.ndim != 1 or not len(features) == len(targets) == len(scores):
         raise ValueError(
-            "features (B, …), targets (B, …) and scores (B,) must have the same number of rows, not the shapes "
-            f"{tuple(features.shape)}, {tuple(targets.shape)} and {tuple(scores.shape)}"
+            "features (B, …), targets (B, …) and scores (B,) must have the same number of rows, "
+            f"not the shapes {tuple(features.shape)}, {tuple(targets.shape)} and {tuple(scores.shape)}"
         )
 
 

@@ -1,6 +1,8 @@
-"""APDS, adaptive sharpening of pseudo-labels: the pool's extremes are sharpened most (METHOD.md §4).
+"""APDS, adaptive sharpening of pseudo-labels (METHOD.md §4).
 
     z'_i = z_i · exp( β · |s̄ − ŝ_i| )      p_i = softmax(z'_i)      keep i  iff  max_k p_ik > θ
+
+The further an image's predicted score is from the pool's mean, the more its distribution is sharpened.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ def sharpen(logits: Tensor, scores: Tensor, temperature: float) -> Tensor:
             "logits (N, K) and scores (N,) must have the same number of rows, not the shapes "
             f"{tuple(logits.shape)} and {tuple(scores.shape)}"
         )
-    factors = torch.exp(temperature * (scores.mean() - scores).abs()).clamp(max=torch.finfo(scores.dtype).max)
-    gaps = logits - logits.amax(dim=1, keepdim=True)  # ≤ 0: a factor that overflows makes them −inf, never NaN
+    exponents = temperature * (scores.mean() - scores).abs()
+    factors = exponents.exp().clamp(max=torch.finfo(scores.dtype).max)
+    gaps = logits - logits.amax(dim=1, keepdim=True)  # ≤ 0: where a product overflows it is −inf, never NaN
     return (gaps * factors[:, None]).softmax(dim=1)
 
 

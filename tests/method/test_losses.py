@@ -11,8 +11,8 @@ from elta_tune.method.scores import mean_score
 
 def random_batch(rows=5, bins=10, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(rows, bins, dtype=dtype, generator=generator).softmax(dim=1) for _ in range(2))
-    return first, second
+    logits = torch.randn(2, rows, bins, dtype=dtype, generator=generator)
+    return logits.softmax(dim=2).unbind()
 
 
 def literal_emd(predicted, target, reduction):
@@ -130,7 +130,8 @@ def test_a_zero_feature_row_has_a_moderate_gradient(scores):
 
 
 def test_similarity_gradient_is_the_loss_s():
-    features = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    generator = torch.Generator().manual_seed(2)
+    features = torch.randn(4, 3, dtype=torch.float64, generator=generator, requires_grad=True)
     scores = torch.tensor([3.0, 5.0, 5.0, 6.5], dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda f: similarity_loss(f, scores), features)
 

@@ -36,12 +36,13 @@ def literal_anchor(scores, tau_1):
 def literal_partner(scores, tau_2):
     rows = []
     for i, own in enumerate(scores):
-        row = [0.0 if i == j else math.exp(tau_2 / (abs(own - other) + 0.01)) for j, other in enumerate(scores)]
+        row = [math.exp(tau_2 / (abs(own - other) + 0.01)) for other in scores]
+        row[i] = 0.0
         rows.append([value / sum(row) for value in row])
     return rows
 
 
-# --- probabilities ---------------------------------------------------------------------------------------------
+# --- probabilities
 
 
 def test_probabilities_are_the_released_codes(released):
@@ -63,7 +64,8 @@ def test_probabilities_follow_the_formulas(tau_1, tau_2):
     first = literal_anchor(values, tau_1)
     weights = [[own / (own + other) for other in first] for own in first]
     np.testing.assert_allclose(anchor_probabilities(scores, tau_1), first, atol=1e-12)
-    np.testing.assert_allclose(partner_probabilities(scores, tau_2), literal_partner(values, tau_2), atol=1e-12)
+    second = literal_partner(values, tau_2)
+    np.testing.assert_allclose(partner_probabilities(scores, tau_2), second, atol=1e-12)
     np.testing.assert_allclose(mixing_weights(scores, tau_1), weights, atol=1e-12)
 
 
@@ -73,7 +75,7 @@ def test_partner_probabilities_survive_large_tau_2(tau_2, dtype):
     scores = torch.tensor([5.0, 5.0, 5.0, 5.001, 8.0], dtype=dtype)
     probabilities = partner_probabilities(scores, tau_2)
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(5, dtype=dtype))
-    torch.testing.assert_close(probabilities[0], torch.tensor([0, 0.5, 0.5, 0, 0], dtype=dtype), atol=1e-3, rtol=0)
+    assert probabilities[0].tolist() == pytest.approx([0, 0.5, 0.5, 0, 0], abs=1e-3)
     assert probabilities[4, 3] == probabilities[4].max()  # the nearest of its far partners
     assert probabilities.diagonal().eq(0).all()
 
@@ -101,7 +103,7 @@ def test_a_single_row_has_no_partner():
     assert partner_probabilities(torch.tensor([5.0]), 2.0).tolist() == [[0.0]]
 
 
-# --- draws -----------------------------------------------------------------------------------------------------
+# --- draws
 
 
 def chi_square_p(counts, probabilities):
@@ -136,8 +138,8 @@ def test_anchors_are_drawn_without_replacement():
 
 def test_pairs_drawn_by_mix_follow_the_formulas():
     scores, generator = SCORES.double(), seeded(3)
-    first, second = np.array(literal_anchor(scores.tolist(), 2.0)), np.array(literal_partner(scores.tolist(), 0.5))
-    joint = first[:, None] * second
+    first, second = literal_anchor(scores.tolist(), 2.0), literal_partner(scores.tolist(), 0.5)
+    joint = np.array(first)[:, None] * second
     counts = np.zeros((6, 6))
     for _ in range(3000):
         mixed, _ = mix_identity(scores, tau_1=2.0, tau_2=0.5, generator=generator)
@@ -154,7 +156,7 @@ def test_every_row_is_an_anchor_once_where_probabilities_underflow():
     assert (anchors != partners).all()
 
 
-# --- mixed rows ------------------------------------------------------------------------------------------------
+# --- mixed rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -260,18 +262,20 @@ def test_a_setting_out_of_range_is_named_with_its_value(setting, rule):
         mix_identity(SCORES, **setting)
 
 
-@pytest.mark.parametrize("shapes", [((5, 3), (6, 10), (6,)), ((6, 3), (5, 10), (6,)), ((6, 3), (6, 10), (6, 1))])
-def test_rows_that_do_not_match_are_refused(shapes):
-    features, targets, scores = (torch.ones(*shape) for shape in shapes)
+@pytest.mark.parametrize(
+    ("features", "targets", "scores"),
+    [((5, 3), (6, 10), (6,)), ((6, 3), (5, 10), (6,)), ((6, 3), (6, 10), (6, 1))],
+)
+def test_rows_that_do_not_match_are_refused(features, targets, scores):
     with pytest.raises(ValueError, match="same number of rows"):
-        mix(features, targets, scores, tau_1=0.5, tau_2=2.0)
+        mix(torch.ones(features), torch.ones(targets), torch.ones(scores), tau_1=0.5, tau_2=2.0)
 
 
-# --- alpha -----------------------------------------------------------------------------------------------------
+# --- alpha
 
 
 def kolmogorov_distance(samples, distribution):
-    """Largest gap of the two CDFs; unlike `scipy.stats.kstest` right for values that were rounded together to 0 or 1."""
+    """Largest gap of the two CDFs; right also for values that were rounded to 0 or 1, unlike SciPy's."""
     values, counts = np.unique(np.maximum(samples, 1e-300), return_counts=True)
     return np.abs(np.cumsum(counts) / counts.sum() - distribution.cdf(values)).max()
 
@@ -294,7 +298,7 @@ def test_log_gamma_draws_follow_the_gamma_distribution(concentration):
     count = 20000
     draws = mixup._draw_log_gamma(torch.full((count,), concentration).double(), seeded(12)).numpy()
     assert np.isfinite(draws).all()
-    if concentration < 0.1:  # P(log G ≤ t) → e^{ta} / Γ(a+1): a variate of e^{-1,000,000} has no float, its log has
+    if concentration < 0.1:  # variates like e^{-1,000,000}: P(log G ≤ t) → e^{ta} / Γ(a+1)
         uniform = np.exp(concentration * draws) / math.gamma(concentration + 1)
         assert stats.kstest(uniform.clip(0, 1), "uniform").statistic < 1.95 / math.sqrt(count) + concentration
     else:

@@ -1,0 +1,116 @@
+"""The plan of a study, `study.yaml`: everything that decides its results, and its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from elta_tune.config import TrialConfig
+from elta_tune.documents import Document, parse, read_document
+from elta_tune.errors import StudyError
+from elta_tune.records import StudyFolder
+from elta_tune.space import Budget, SearchSpace, hold_without_pool
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A resolved space and recipe. The recipe's seed is the study's."""
+
+    space: SearchSpace
+    recipe: TrialConfig
+    note: str | None = None
+    """What was held back, said once at the start."""
+
+    @property
+    def budget(self) -> Budget:
+        """When the study ends."""
+        return self.space.budget
+
+    def with_budget(self, budget: Budget) -> StudyPlan:
+        """The same plan with another budget."""
+        return replace(self, space=self.space.model_copy(update={"budget": budget}))
+
+
+def make_plan(space: SearchSpace, recipe: TrialConfig) -> StudyPlan:
+    """Joins a space and a recipe: the objective chooses each trial's best epoch; no pool, no self-training."""
+    objective = space.objective
+    recipe = recipe.replace({"evaluation.metric": objective.metric, "evaluation.direction": objective.towards})
+    return StudyPlan(*hold_without_pool(space, recipe))
+
+
+def raise_budget(own: Budget, trials: int | None, timeout: float | None) -> Budget:
+    """A study's budget, raised by what a command asks for; what it does not ask for stays.
+
+    Raises:
+        StudyError: it asks for less than the study has.
+    """
+    if trials is not None and trials < own.trials:
+        raise StudyError(f"--trials {trials}: the study's budget is {own.trials} already, and may only be raised")
+    if timeout is not None and own.timeout is not None and timeout < own.timeout:
+        raise StudyError(f"--timeout {timeout:g}: the study's is {own.timeout:g} s already, and may only be raised")
+    return Budget(trials=trials or own.trials, timeout=timeout or own.timeout)
+
+
+def write_plan(folder: StudyFolder, plan: StudyPlan, facts: Mapping[str, Any]) -> None:
+    """Writes `study.yaml`; `facts` are what is told of the run: versions, commit, back end."""
+    content = {
+        **facts,
+        "seed": plan.recipe.seed,
+        "note": plan.note,
+        "space": plan.space.model_dump(mode="json"),
+        "recipe": plan.recipe.model_dump(mode="json"),
+    }
+    folder.create(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def read_plan(folder: StudyFolder) -> StudyPlan:
+    """Reads `study.yaml`.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    document = read_document(folder.study_file)
+    name = f"{folder.study_file}"
+    space = parse(SearchSpace, Document(name, document.content.get("space", {})))
+    recipe = parse(TrialConfig, Document(name, document.content.get("recipe", {})))
+    return StudyPlan(space, recipe, document.content.get("note"))
+
+
+def read_facts(folder: StudyFolder) -> dict[str, Any]:
+    """What `study.yaml` tells of the run."""
+    content = read_document(folder.study_file).content
+    return {key: value for key, value in content.items() if key not in ("space", "recipe")}
+
+
+def refuse_changes(folder: StudyFolder, own: StudyPlan, asked: StudyPlan) -> None:
+    """A study goes on as it began, budget apart.
+
+    Raises:
+        StudyError: names each field that differs.
+    """
+    differences = list(_differences(_comparable(own), _comparable(asked)))
+    if differences:
+        shown = "\n".join(f"  {key}: {before} → {after}" for key, before, after in differences[:12])
+        more = f"\n  … and {len(differences) - 12} more" if len(differences) > 12 else ""
+        raise StudyError(
+            f"study {folder.name} was started with another configuration:\n{shown}{more}",
+            "start another study: --name NAME; or go on with this one by the command that started it",
+        )
+
+
+def _comparable(plan: StudyPlan) -> dict[str, Any]:
+    space = plan.space.model_dump(mode="json", exclude={"budget"})
+    return {"space": space, "recipe": plan.recipe.model_dump(mode="json")}
+
+
+def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for name in dict.fromkeys([*before, *after]):
+            yield from _differences(before.get(name), after.get(name), f"{key}.{name}" if key else name)
+        if list(before) != list(after) and set(before) == set(after):
+            yield f"order of {key}", ", ".join(before), ", ".join(after)
+    elif before != after:
+        yield key, before, after

@@ -1,0 +1,193 @@
+"""The supervisor: one process owns a study, asks, starts trials, hears their epochs, answers and tells."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Literal
+
+from elta_tune.errors import StudyError
+from elta_tune.executors import Ended, Executor, Job, Reported
+from elta_tune.records import TrialFolder
+from elta_tune.studies.optuna_study import OptunaStudy
+
+RETRIES = 2
+"""How often a trial whose process died is resumed without a new epoch in between."""
+FAILURES_IN_A_ROW = 3
+"""As many trials that failed alike stop the study: a bad node or a bad recipe would burn it."""
+TICK = 0.25
+"""Seconds between looks at the clock."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A trial began, or goes on."""
+
+    job: Job
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial has a result."""
+
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Retried:
+    """A trial's process died; it is resumed."""
+
+    number: int
+    fault: str
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing happened for a moment."""
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The study was asked to stop, or its time is up; running trials save their epoch first."""
+
+    reason: Literal["interrupted", "timeout"]
+
+
+Event = Started | Reported | Retried | Finished | Tick | Stopping
+
+
+@dataclass
+class Supervisor:
+    """Runs a study until its budget is used or somebody stops it; `events()` is the whole of it.
+
+    After it, `stopped` says why it ended early: None means that the budget is used (or the grid).
+    """
+
+    study: OptunaStudy
+    executor: Executor
+    stopped: Literal["interrupted", "timeout"] | None = None
+    _queue: deque[Job] = field(default_factory=deque)
+    _deaths: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _failures: list[str] = field(default_factory=list)
+    _interrupted: threading.Event = field(default_factory=threading.Event)
+
+    def interrupt(self) -> None:
+        """Asks for a stop after the running epochs."""
+        self._interrupted.set()
+
+    def events(self) -> Iterator[Event]:
+        """Runs the study and yields what happens.
+
+        Raises:
+            StudyError: trials fail in a row with one cause.
+        """
+        before, started = self.study.seconds_run, time.monotonic()
+        try:
+            self._queue.extend(self.study.unfinished())
+            while True:
+                if reason := self._reason_to_stop(before + time.monotonic() - started):
+                    self.stopped = reason
+                    yield Stopping(reason)
+                yield from self._fill()
+                if not self.executor.running:
+                    return
+                heard = self.executor.wait(TICK)
+                for event in heard:
+                    yield from self._answer(event)
+                if not heard:
+                    yield Tick()
+        finally:
+            self.executor.close()
+            self.study.seconds_run = before + time.monotonic() - started
+
+    def _reason_to_stop(self, seconds: float) -> Literal["interrupted", "timeout"] | None:
+        timeout = self.study.plan.budget.timeout
+        if self.stopped:
+            return None
+        if self._interrupted.is_set():
+            return "interrupted"
+        return "timeout" if timeout is not None and seconds >= timeout else None
+
+    def _fill(self) -> Iterator[Event]:
+        while self.executor.has_room and not self.stopped:
+            resumed = bool(self._queue)
+            job = self._queue.popleft() if resumed else self._ask()
+            if job is None:
+                return
+            self.executor.start(job)
+            yield Started(job, resumed)
+
+    def _ask(self) -> Job | None:
+        under_way = self.study.ended() + len(self.executor.running)
+        return self.study.ask() if under_way < self.study.plan.budget.trials else None
+
+    def _answer(self, event: Reported | Ended) -> Iterator[Event]:
+        if isinstance(event, Reported):
+            verdict = self.study.observe(event.number, event.step, event.metrics)
+            self.executor.answer(event.number, "stop" if self.stopped and verdict == "go on" else verdict)
+            yield event
+            return
+        folder = self.study.folder.trial(event.number)
+        if folder.result() is None:
+            if event.fault is None:
+                return  # it was stopped, and waits for the next start of the study
+            if not self._give_up(event.number, folder):
+                self._queue.append(self.study.job(event.number))
+                yield Retried(event.number, event.fault)
+                return
+            folder.fail(event.number, self.study.job(event.number).params, f"{event.fault}, {RETRIES + 1} times")
+        result = self.study.tell(event.number)
+        yield Finished(result)
+        self._watch_failures(result)
+
+    def _give_up(self, number: int, folder: TrialFolder) -> bool:
+        """Counts deaths without a new epoch in between."""
+        epochs = len(folder.epochs())
+        deaths, at = self._deaths.get(number, (0, -1))
+        deaths = deaths + 1 if epochs == at else 1
+        self._deaths[number] = (deaths, epochs)
+        return deaths > RETRIES
+
+    def _watch_failures(self, result: dict[str, Any]) -> None:
+        if result["state"] != "failed":
+            self._failures.clear()
+            return
+        self._failures.append(_cause(result["reason"]))
+        if self._failures[-FAILURES_IN_A_ROW:].count(self._failures[-1]) == FAILURES_IN_A_ROW:
+            log = self.study.folder.trial(result["trial"]).log_file
+            raise StudyError(
+                f"{FAILURES_IN_A_ROW} trials in a row failed alike: {result['reason']}",
+                f"look into {log}; `elta-tune run` goes on with the study",
+            )
+
+
+def _cause(reason: str) -> str:
+    """A reason without its numbers: the same fault in another epoch is the same cause."""
+    return "".join(character for character in reason if not character.isdigit())
+
+
+class interruptible:  # noqa: N801 - a context manager, named like contextlib's
+    """Ctrl-C and SIGTERM ask the supervisor to stop; a second one raises KeyboardInterrupt."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._supervisor._interrupted.is_set():
+            raise KeyboardInterrupt
+        self._supervisor.interrupt()
