@@ -15,12 +15,12 @@ from typing import Any, NoReturn, Protocol
 import torch
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.dataset import Dataset, open_dataset
+from elta_tune.data.dataset import Dataset, Split, open_dataset
 from elta_tune.errors import OutOfMemoryError, TrialError
 from elta_tune.records import TrialFolder
 from elta_tune.training.loop import Predictions
 from elta_tune.training.model import device_of
-from elta_tune.training.self_training import Epoch, from_plain, self_training_rounds
+from elta_tune.training.self_training import Epoch, from_plain, method_bins, self_training_rounds
 
 PACKAGES = ("elta-tune", "torch", "timm", "optuna", "numpy", "pandas", "scipy", "pillow")
 
@@ -104,6 +104,7 @@ def run_trial(
     checkpoint = folder.checkpoint()
     result |= _outcome(config, checkpoint) | {"params": dict(params or {}), "rounds": _rounds(folder, config)}
     result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset), "environment": environment(device)}
+    result["model"] = {"bins": None if dataset.bins is None else method_bins(dataset).tolist(), "scale": dataset.scale}
     folder.finish(result, None if checkpoint is None else from_plain(Predictions, checkpoint["best"]["predictions"]))
     return folder.result() or result
 
@@ -158,15 +159,16 @@ def _raise(error: BaseException) -> NoReturn:
 def describe_data(dataset: Dataset) -> dict[str, Any]:
     """Each split's file, rows and hash: the same model's SRCC differs by .04 between splits of AVA."""
     splits = (dataset.train, dataset.val, dataset.test, dataset.pool)
+    return {split.name: describe_split(split) for split in splits if split is not None}
+
+
+def describe_split(split: Split) -> dict[str, Any]:
+    """A split's file, rows, hash, and how many of its images could not be used."""
     return {
-        split.name: {
-            "file": str(split.file),
-            "rows": len(split.ids),
-            "hash": split.fingerprint,
-            "left_out": len(split.left_out),
-        }
-        for split in splits
-        if split is not None
+        "file": str(split.file),
+        "rows": len(split.ids),
+        "hash": split.fingerprint,
+        "left_out": len(split.left_out),
     }
 
 

@@ -232,18 +232,20 @@ def _samples(config: TrialConfig, dataset: Dataset, selection: Selection | None)
     pseudo = selection.raw if config.sharpening.target == "raw" else selection.sharpened
     pool = dataset.pool.images[config.data.resize].subset(selection.rows.numpy())
     targets = torch.cat([targets, pseudo])
-    scores = torch.cat([scores, mean_score(pseudo, _method_bins(dataset))])
+    scores = torch.cat([scores, mean_score(pseudo, method_bins(dataset))])
     return Samples(JoinedImages([images, pool]), targets, scores)
 
 
-def _method_bins(dataset: Dataset) -> Tensor:
+def method_bins(dataset: Dataset) -> Tensor:
+    """The rating (K,) of each bin, on the method's 1…10."""
+    assert dataset.bins is not None
     return torch.from_numpy(to_method_scale(dataset.bins, dataset.scale)).float()
 
 
 def _new_learner(config: TrialConfig, dataset: Dataset, device: torch.device, *, round: int) -> Learner:
     model = build_model(
         config.model,
-        bins=None if dataset.bins is None else _method_bins(dataset),
+        bins=None if dataset.bins is None else method_bins(dataset),
         size=config.data.crop,
         seed=stage_seed(config.seed, "model", round),
     )
