@@ -26,7 +26,7 @@ RATING_PATHS = ("train", "val", "test", "pool", "images")
 class DemoConfig(Section):
     """The built-in data set: procedural photographs with votes, made on the fly."""
 
-    train: Size = 1000
+    train: Size = 2000
     """Images with votes to train on."""
     val: Size = 250
     """Images that choose the best epoch and trial."""
@@ -34,7 +34,7 @@ class DemoConfig(Section):
     """Images that only `best --test` opens."""
     pool: Count = 250
     """Images without votes, for self-training."""
-    size: Annotated[int, Field(ge=16)] = 64
+    size: Annotated[int, Field(ge=16)] = 56
     """Edge of the square images, in pixels."""
     seed: Count = 0
     """Another seed makes other photographs."""

@@ -282,7 +282,7 @@ class SearchSpace(Section):
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     enqueue: tuple[dict[str, Choice], ...] = ()
-    """Further first guesses after the recipe itself; what one leaves out is sampled."""
+    """Further first guesses, each the recipe with some changes."""
 
     def suggest(self, trial: Suggester, recipe: TrialConfig) -> dict[str, Any]:
         """Asks a trial for the value of each parameter that exists in it, in the order of the file."""
@@ -292,13 +292,10 @@ class SearchSpace(Section):
                 values[name] = parameter.suggest(trial, name)
         return values
 
-    def recipe_values(self, recipe: TrialConfig) -> dict[str, Any]:
-        """The parameters of trial 0: the recipe as it stands."""
-        return {
-            name: recipe.get(name)
-            for name, parameter in self.parameters.items()
-            if parameter.is_active(recipe.get)
-        }
+    def guesses(self, recipe: TrialConfig) -> list[dict[str, Any]]:
+        """The parameters of the first trials: the recipe as it stands, then the space's own guesses."""
+        own = {name: recipe.get(name) for name in self.parameters}
+        return [self.suggest(_Fixed({**own, **guess}), recipe) for guess in ({}, *self.enqueue)]
 
     def grid(self, recipe: TrialConfig) -> list[dict[str, Any]]:
         """Every combination, each once, what does not exist in it left out; the spaces's last parameter runs first."""

@@ -10,7 +10,7 @@ right. How right is a *grade*, standard normal; each grade point halves a fault 
     colour        a cast over the whole picture, in any hue
 
 The true MOS is a weighted sum of the grades, with tails a little longer than the normal's, as AVA's are (mean 5.4,
-standard deviation .73). Two or three hundred votes are drawn around it. The faults come in pairs of opposites (dark and bright,
+standard deviation .73). One to three hundred votes are drawn around it. The faults come in pairs of opposites (dark and bright,
 red and cyan) and the scenes in many colours, so statistics of colour tell less than half; a network has to look.
 """
 
@@ -41,22 +41,25 @@ class Grades(NamedTuple):
     colour: float
 
 
-WEIGHTS = Grades(composition=0.5, exposure=0.35, sharpness=0.5, cleanness=0.5, colour=0.35)
+WEIGHTS = Grades(composition=0.45, exposure=0.25, sharpness=0.65, cleanness=0.5, colour=0.25)
 """Squares sum to about 1: so the weighted sum is standard normal, too."""
 
-FAULTS = Grades(composition=6.0, exposure=0.5, sharpness=0.6, cleanness=0.06, colour=0.1)
+FAULTS = Grades(composition=8.0, exposure=0.5, sharpness=1.0, cleanness=0.08, colour=0.15)
 """At grade 0: degrees of tilt, stops, blur and noise in 1/64 of the edge and of full white, strength of the cast."""
+
+WORST = -2.5
+"""Grade below which a fault grows no more: there would be no picture left."""
 
 
 def write_demo(
     folder: Path,
     *,
-    train: int = 1000,
-    val: int = 250,
-    test: int = 250,
-    pool: int = 250,
-    size: int = 64,
-    seed: int = 0,
+    train: int,
+    val: int,
+    test: int,
+    pool: int,
+    size: int,
+    seed: int,
 ) -> None:
     """Writes train.csv, val.csv, test.csv, pool.csv and images/ of `size` × `size` pixels.
 
@@ -91,13 +94,13 @@ def draw_votes(mos: float, random: np.random.Generator) -> list[int]:
 
 def photograph(grades: Grades, size: int, random: np.random.Generator) -> NDArray[np.uint8]:
     """A picture (size, size, 3) of a random scene; the same generator takes the same scene with other grades."""
-    faults = Grades(*(fault * 0.5**grade for fault, grade in zip(FAULTS, grades, strict=True)))
+    faults = Grades(*(fault * 0.5 ** max(grade, WORST) for fault, grade in zip(FAULTS, grades, strict=True)))
     picture = draw_scene(faults.composition, size, random)
     blur = faults.sharpness * size / 64
     picture = gaussian_filter(picture, (blur, blur, 0))
     picture = picture * 2.0 ** (faults.exposure * random.choice([-1, 1]))
     picture = picture * (1 + faults.colour * hue(random.uniform()))
-    picture = picture * (1 + faults.cleanness * random.standard_normal((size, size, 1)))
+    picture = picture.clip(0, 1) * (1 + faults.cleanness * random.standard_normal((size, size, 1)))
     return (picture.clip(0, 1) * 255).round().astype(np.uint8)
 
 
@@ -136,7 +139,7 @@ def texture(size: int, random: np.random.Generator) -> Picture:
 
 def random_colour(lightness: float, random: np.random.Generator) -> Picture:
     """Any hue around a lightness: (3,)."""
-    return lightness * random.uniform(0.8, 1.2) * (1 + random.uniform(0, 0.4) * hue(random.uniform()))
+    return lightness * random.uniform(0.9, 1.1) * (1 + random.uniform(0, 0.25) * hue(random.uniform()))
 
 
 def hue(angle: float) -> Picture:

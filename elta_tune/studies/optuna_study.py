@@ -139,7 +139,7 @@ class OptunaStudy:
     def _enqueue_guesses(self) -> int | None:
         """The recipe first, then `enqueue:`, then a whole grid; returns the grid's size."""
         space, recipe = self.plan.space, self.plan.recipe
-        guesses = [space.recipe_values(recipe), *(dict(guess) for guess in space.enqueue)]
+        guesses = space.guesses(recipe)
         points = space.grid(recipe) if space.sampler.name == "grid" else None
         known = [trial.system_attrs.get("fixed_params") for trial in self._study.get_trials(deepcopy=False)]
         seen = {tuple(guess.items()) for guess in known if guess is not None}
