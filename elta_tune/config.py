@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from elta_tune.documents import Document, Section, field_names, parse, read_document
 from elta_tune.errors import ConfigError, did_you_mean
 
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -83,9 +83,9 @@ class DataConfig(Section):
     def _absolute_paths(cls, content: Any) -> Any:
         if not isinstance(content, Mapping):
             return content
-        base = Path(content.get("root") or "").expanduser().absolute()
+        base = Path(content.get("root") or "").expanduser().resolve()
         named = {name: content[name] for name in RATING_PATHS if isinstance(content.get(name), str | Path)}
-        return {**content, **{name: base / Path(value).expanduser() for name, value in named.items()}}
+        return {**content, **{name: (base / Path(value).expanduser()).resolve() for name, value in named.items()}}
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -150,7 +150,7 @@ class OptimConfig(Section):
 class MixupConfig(Section):
     """Tail feature augmentation (METHOD.md §1)."""
 
-    pairs: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 1
+    pairs: int | float = 1
     """Mixed rows per batch: a count, or a fraction of the batch; 0 switches it off."""
     tau_1: Positive = 0.5
     """τ1: how strongly anchors far from the mean are preferred (small: strongly)."""
@@ -158,6 +158,14 @@ class MixupConfig(Section):
     """τ2: how strongly partners of a like score are preferred (large: strongly)."""
     alpha: Annotated[float, Field(ge=0.1)] | None = None
     """Concentration of the random mixing ratio around the paper's; null is the paper's own."""
+
+
+    @field_validator("pairs")
+    @classmethod
+    def _count_or_fraction(cls, pairs: int | float) -> int | float:
+        if pairs < 0 or (isinstance(pairs, float) and not 0 < pairs < 1):
+            raise ValueError("should be a whole number from 0 on, or a fraction of the batch between 0 and 1")
+        return pairs
 
 
 class SimlossConfig(Section):

@@ -51,6 +51,24 @@ class Document:
         return f"{self.name}:{self.lines[key]}" if key else self.name
 
 
+def find_document(name: str, folder: str) -> Path:
+    """A document by its path; a bare file name is looked for in `./<folder>`, then among the shipped ones.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(name).expanduser()
+    package = Path(__file__).parent
+    shipped = [place for place in (package / "shipped" / folder, package.parent / folder) if place.is_dir()]
+    places = [Path(), Path(folder), *shipped] if path.name == name else [Path()]
+    found = next((place / path for place in places if (place / path).is_file()), None)
+    if found is not None:
+        return found
+    known = sorted({file.name for place in places[1:] for file in place.glob("*.yaml")})
+    listing = f"there are: {', '.join(known)}" if known else None
+    raise ConfigError(f"{name}: no such file{did_you_mean(name, known)}", listing)
+
+
 def read_document(path: Path) -> Document:
     """Reads a YAML mapping.
 
@@ -114,8 +132,7 @@ def _section(annotation: Any) -> type[Section] | None:
 
 
 def _sentence(model: type[BaseModel], document: Document, detail: ErrorDetails) -> str:
-    location = [str(part) for part in detail["loc"]]
-    key = ".".join(location)
+    key = ".".join(_location(document.content, detail))
     place = document.place(key)
     if detail["type"] == "extra_forbidden":
         suggestion = did_you_mean(key, _known_keys(model))
@@ -126,6 +143,17 @@ def _sentence(model: type[BaseModel], document: Document, detail: ErrorDetails) 
     given = detail["input"]
     shown = f", not {given!r}" if isinstance(given, str | int | float | bool | None) else ""
     return f"{place}: {key}: {message}{shown}" if key else f"{place}: {message}"
+
+
+def _location(content: Any, detail: ErrorDetails) -> Iterator[str]:
+    """The parts of pydantic's location that a user wrote, or left out: it adds the kinds of a union's members."""
+    for part in detail["loc"]:
+        if isinstance(content, Mapping) and (part in content or detail["type"] == "missing"):
+            yield str(part)
+            content = content.get(part)
+        elif isinstance(content, list | tuple) and isinstance(part, int):
+            yield str(part)
+            content = content[part]
 
 
 def _known_keys(model: type[BaseModel]) -> list[str]:

@@ -34,11 +34,16 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads f
     from elta_tune.training.self_training import Epoch, Selection
 
 
+UMASK = os.umask(0)
+os.umask(UMASK)  # it can only be read by setting it
+
+
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file under another name, makes it durable and renames it: readers see the old file or the new."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write(aside)
+        aside.chmod(0o666 & ~UMASK)  # safetensors writes for the owner alone
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
@@ -236,6 +241,10 @@ class StudyFolder:
     def results(self) -> list[dict[str, Any]]:
         """`result.json` of all finished trials, by number."""
         return [result for _, folder in self.trials() if (result := folder.result()) is not None]
+
+    def ended(self) -> int:
+        """How many trials count toward a budget: complete or pruned."""
+        return sum(result["state"] in ("complete", "pruned") for result in self.results())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -10,13 +10,22 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import yaml
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from elta_tune.config import FIELDS, Switch, TrialConfig, switch_of
 from elta_tune.documents import Document, Section, parse, read_document
@@ -195,7 +204,18 @@ class CategoricalParameter(Conditional):
         return ", ".join("null" if choice is None else f"{choice}" for choice in self.choices) + _when(self)
 
 
-Parameter = Annotated[FloatParameter | IntParameter | CategoricalParameter, Field(discriminator="type")]
+def _kind(value: Any) -> Any:
+    return value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+
+
+Parameter = Annotated[
+    Annotated[FloatParameter, Tag("float")]
+    | Annotated[IntParameter, Tag("int")]
+    | Annotated[CategoricalParameter, Tag("categorical")],
+    Discriminator(
+        _kind, custom_error_type="kind", custom_error_message="type should be float, int or categorical"
+    ),
+]
 
 
 def _when(parameter: Conditional) -> str:
@@ -211,12 +231,24 @@ def _check_range(low: float, high: float, log: bool) -> None:
 
 def _seconds(value: Any) -> Any:
     units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-    found = re.fullmatch(r"\s*([\d.]+)\s*([smhd]?)\s*", value) if isinstance(value, str) else None
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([smhd]?)\s*", value) if isinstance(value, str) else None
     return float(found[1]) * units[found[2]] if found else value
 
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 """Seconds, or text as 90s, 30m, 8h, 2d."""
+
+
+def parse_duration(text: str, source: str) -> float:
+    """Seconds of a text such as 90m or 8h; `source` is named in the error.
+
+    Raises:
+        ConfigError: it is no duration.
+    """
+    try:
+        return TypeAdapter(Duration).validate_python(text)
+    except ValidationError:
+        raise ConfigError(f"{source} {text}: should be a time above 0 such as 90s, 30m, 8h or 2d") from None
 
 
 UNDIRECTED = ("std_ratio", "bias_low", "bias_mid", "bias_high")
@@ -230,11 +262,16 @@ class Objective(Section):
     direction: Literal["maximize", "minimize"] | None = None
     """Left out, the metric's own: srcc rises, mae falls."""
 
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        known = (*DIRECTIONS, *UNDIRECTED)
+        if metric not in known:
+            raise ValueError(f"should be a validation metric{did_you_mean(metric, known)}: {', '.join(known)}")
+        return metric
+
     @model_validator(mode="after")
     def _check(self) -> Objective:
-        known = (*DIRECTIONS, *UNDIRECTED)
-        if self.metric not in known:
-            raise ValueError(f"metric: there is no {self.metric!r}{did_you_mean(self.metric, known)}")
         if self.direction is None and self.metric in UNDIRECTED:
             raise ValueError(f"direction: {self.metric} has no better side of its own: say maximize or minimize")
         return self
@@ -339,11 +376,19 @@ def load_space(path: Path, recipe: TrialConfig) -> SearchSpace:
         ConfigError: every wrong field at once, with its line.
     """
     document = _with_relative_bounds(read_document(path), recipe)
-    space = _with_field_types(parse(SearchSpace, document), recipe)
-    problems = [f"{document.place(key)}: {key}: {text}" for key, text in _problems(space, recipe)]
+    problems = list(_bad_names(document))
+    try:
+        space = _with_field_types(parse(SearchSpace, document), recipe)
+        problems += _problems(space, recipe)
+    except ConfigError as error:
+        raise ConfigError("\n".join([*_placed(document, problems), error.message])) from None
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(_placed(document, problems)))
     return space
+
+
+def _placed(document: Document, problems: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"{document.place(key)}: {key}: {text}" for key, text in problems]
 
 
 def hold_without_pool(space: SearchSpace, recipe: TrialConfig) -> tuple[SearchSpace, TrialConfig, str | None]:
@@ -399,16 +444,23 @@ def _built(recipe: TrialConfig, name: str, value: Any) -> Any:
         return error
 
 
+def _bad_names(document: Document) -> Iterator[tuple[str, str]]:
+    """Parameters that no recipe has, or that a study may not vary."""
+    parameters = document.content.get("parameters")
+    for name in parameters if isinstance(parameters, dict) else ():
+        if name not in FIELDS:
+            yield f"parameters.{name}", f"a recipe has no such field{did_you_mean(str(name), FIELDS)}"
+        elif name.partition(".")[0] in FIXED_SECTIONS:
+            rule = "decides what is measured; it is the same for all trials, so set it in the recipe"
+            yield f"parameters.{name}", rule
+
+
 def _problems(space: SearchSpace, recipe: TrialConfig) -> Iterator[tuple[str, str]]:
-    """Dotted keys of a space and what is wrong there."""
+    """Dotted keys of a space and what is wrong with their content."""
     seen: list[str] = []
     for name, parameter in space.parameters.items():
         key = f"parameters.{name}"
-        if name not in FIELDS:
-            yield key, f"a recipe has no such field{did_you_mean(name, FIELDS)}"
-            continue
-        if name.partition(".")[0] in FIXED_SECTIONS:
-            yield key, "decides what is measured; it is the same for all trials, so set it in the recipe"
+        if name not in FIELDS or name.partition(".")[0] in FIXED_SECTIONS:
             continue
         yield from ((key, text) for text in _bad_values(recipe, name, parameter))
         yield from ((f"{key}.when", text) for text in _bad_conditions(parameter, seen, space))

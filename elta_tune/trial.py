@@ -19,7 +19,7 @@ from elta_tune.data.dataset import Dataset, Split, open_dataset
 from elta_tune.errors import OutOfMemoryError, TrialError
 from elta_tune.records import TrialFolder
 from elta_tune.training.loop import Predictions
-from elta_tune.training.model import device_of
+from elta_tune.training.devices import device_of
 from elta_tune.training.self_training import Epoch, from_plain, method_bins, self_training_rounds
 
 PACKAGES = ("elta-tune", "torch", "timm", "optuna", "numpy", "pandas", "scipy", "pillow")

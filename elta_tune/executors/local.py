@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
-import os
 import signal
 import time
 from collections.abc import Sequence
@@ -151,4 +150,5 @@ def cores_text(slots: Sequence[Slot]) -> str:
     """How the slots share the machine, for people."""
     devices = ", ".join(dict.fromkeys(slot.device for slot in slots))
     plural = "s" if len(slots) > 1 else ""
-    return f"{len(slots)} worker{plural} on {devices}, {slots[0].threads} of {os.cpu_count()} cores each"
+    cores = "core" if slots[0].threads == 1 else "cores"
+    return f"{len(slots)} worker{plural} on {devices}, {slots[0].threads} {cores} each"

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors.torch import load_file
 
 from elta_tune.config import load_recipe
 from elta_tune.errors import StudyError
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.results.checkpoint import Checkpoint, Format, save_checkpoint
+from elta_tune.training.devices import available_devices
 
 TOLERANCE = 1e-5
 """Predictions of the exported file and of the trial's best epoch agree to this, on one kind of device."""
@@ -25,7 +27,7 @@ TOLERANCE_ELSEWHERE = 1e-3
 """The same where the trial ran on another kind of device, whose sums run in another order."""
 
 
-def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format, *, cache: Path, device: str) -> float:
+def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format, *, cache: Path) -> float:
     """Writes the weights of a trial's best epoch and measures the file again on the validation split.
 
     Returns:
@@ -34,16 +36,41 @@ def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format,
     Raises:
         StudyError: the trial has no weights, or the file does not predict as the trial did: by how much.
     """
-    from safetensors.torch import load_file
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    device = _device_like(result)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(trial_checkpoint(study, result), aside, kind)
+        measured = measure(aside, "val", cache=cache, device=device)
+        difference = _compare(study.trial(result["trial"]), result, measured, device)
+        aside.replace(path)
+    except OSError as error:
+        raise StudyError(f"{path}: can't be written: {error.strerror or error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return difference
 
+
+def measure_trial(study: StudyFolder, result: dict[str, Any], split: str, *, cache: Path) -> dict[str, Any]:
+    """Evaluates the weights of a trial's best epoch on a split, as `measure` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"trial-{result['trial']}.safetensors"
+        save_checkpoint(trial_checkpoint(study, result), file, "safetensors")
+        return measure(file, split, cache=cache, device=_device_like(result))
+
+
+def trial_checkpoint(study: StudyFolder, result: dict[str, Any]) -> Checkpoint:
+    """The checkpoint of a trial's best epoch.
+
+    Raises:
+        StudyError: its weights are gone.
+    """
     trial = study.trial(result["trial"])
     if not trial.best_file.exists():
         raise StudyError(f"{trial.best_file}: the weights of trial {result['trial']} are gone")
-    config = load_recipe(trial.config_file)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    checkpoint = Checkpoint(
+    return Checkpoint(
         state_dict=load_file(trial.best_file),
-        config=config,
+        config=load_recipe(trial.config_file),
         metrics=result["metrics"],
         epoch=result["best_epoch"],
         bins=result["model"]["bins"],
@@ -51,16 +78,12 @@ def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format,
         source={key: result[key] for key in ("trial", "value", "best_step", "best_round", "params", "data")}
         | {"study": study.name, "environment": result["environment"]},
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(checkpoint, aside, kind)
-        difference = _compare(trial, result, measure(aside, "val", cache=cache, device=device), device)
-        aside.replace(path)
-    except OSError as error:
-        raise StudyError(f"{path}: can't be written: {error.strerror or error}") from error
-    finally:
-        aside.unlink(missing_ok=True)
-    return difference
+
+
+def _device_like(result: dict[str, Any]) -> str:
+    """The kind of device that the trial ran on if there is one here, else the CPU."""
+    kind = str(result["environment"]["device"]).partition(":")[0]
+    return next((name for name in available_devices() if name.partition(":")[0] == kind), "cpu")
 
 
 def measure(checkpoint: Path, split: str, *, cache: Path, device: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from elta_tune.errors import DataError, EltaTuneError
 from elta_tune.records import write_json
 from elta_tune.results.checkpoint import load_checkpoint
 from elta_tune.training.loop import evaluate, predict
-from elta_tune.training.model import device_of
+from elta_tune.training.devices import device_of
 from elta_tune.trial import describe_split
 
 

@@ -46,7 +46,6 @@ class OptunaStudy:
             pruner=build_pruner(plan),
             load_if_exists=True,
         )
-        self._study.set_metric_names([plan.space.objective.metric])
         self._points = self._enqueue_guesses()
         self._open: dict[int, OpenTrial] = {}
 

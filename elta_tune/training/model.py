@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -158,18 +157,3 @@ def _load_weights(backbone: nn.Module, path: Path) -> None:
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the weights on the CPU."""
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()}
-
-
-def device_of(name: str) -> torch.device:
-    """A device by its name: cpu, cuda, cuda:1, mps.
-
-    Raises:
-        ModelError: there is no such device here.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of a driver that is not there; the error says it
-            torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ModelError(f"device {name}: {str(error).splitlines()[0]}") from error
-    return torch.device(name)

@@ -121,6 +121,25 @@ class Learner:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
 
+def check_fits(config: TrialConfig, dataset: Dataset) -> None:
+    """Refuses a configuration that can't be trained on a data set, after building its model once.
+
+    Raises:
+        DataError: the training split is smaller than a batch, or self-training has no pool.
+        ModelError: the model can't be built.
+    """
+    if len(dataset.train.ids) < config.training.batch_size:
+        raise DataError(
+            f"training.batch_size: {config.training.batch_size} is more than the {len(dataset.train.ids)} images "
+            f"of {dataset.train.file}, and incomplete batches are dropped"
+        )
+    if config.self_training.rounds and dataset.pool is None:
+        raise DataError(
+            "self_training.rounds: there is no pool of unlabelled images", "name one: --set data.pool=FILE, or a folder"
+        )
+    _new_learner(config, dataset, torch.device("cpu"), round=0)
+
+
 def self_training_rounds(
     config: TrialConfig, dataset: Dataset, device: torch.device, *, resume: dict[str, Any] | None = None
 ) -> Iterator[Epoch]:
@@ -133,10 +152,8 @@ def self_training_rounds(
             training goes on after it as if it had never stopped (on the CPU to the bit).
 
     Raises:
-        DataError: the training split is smaller than a batch, or self-training has no pool.
         DivergedError: a loss is not finite.
     """
-    _check(config, dataset)
     learner = _new_learner(config, dataset, device, round=0)
     if resume is not None:
         _restore(learner, resume)
@@ -158,16 +175,6 @@ def self_training_rounds(
         )
         training["pseudo_labels"] = len(samples.scores) - len(dataset.train.ids)
         yield _finish_epoch(learner, config, dataset, training)
-
-
-def _check(config: TrialConfig, dataset: Dataset) -> None:
-    if len(dataset.train.ids) < config.training.batch_size:
-        raise DataError(
-            f"training.batch_size: {config.training.batch_size} is more than the {len(dataset.train.ids)} images "
-            f"of {dataset.train.file}, and incomplete batches are dropped"
-        )
-    if config.self_training.rounds and dataset.pool is None:
-        raise DataError("self_training.rounds: there is no pool of unlabelled images; name one in data.pool")
 
 
 def _finish_epoch(learner: Learner, config: TrialConfig, dataset: Dataset, training: dict[str, float]) -> Epoch:

@@ -1,0 +1,38 @@
+"""The command line: it parses, calls and prints. What takes long to import is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from elta_tune.cli import results, run, space
+from elta_tune.errors import EltaTuneError
+
+app = typer.Typer(
+    name="elta-tune",
+    help="Studies of full ELTA trainings: image aesthetics assessment on long-tailed ratings, tuned.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("run")(run.run)
+app.command("train")(run.train)
+app.command("best")(results.best)
+app.command("list")(results.list_studies)
+app.command("show")(results.show)
+app.add_typer(space.app, name="space")
+
+
+def main() -> None:
+    """The entry point: a refusal is a line and a hint, exit code 2; any other fault keeps its traceback."""
+    try:
+        app()
+    except EltaTuneError as error:
+        print(f"elta-tune: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `elta-tune show | head`
+        sys.stderr.close()
+        sys.exit(1)

@@ -1,0 +1,19 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elta-tune"
+
+Runs = Annotated[Path, typer.Option(help="Folder of the studies.")]
+Study = Annotated[str | None, typer.Argument(help="Folder of a study, or its name; left out: the last one.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value of a recipe's field.")]
+Json = Annotated[bool, typer.Option("--json", help="Only JSON on standard output.")]
+Cache = Annotated[
+    Path, typer.Option(envvar="ELTA_TUNE_CACHE", show_envvar=True, help="Folder of decoded images, shared by all studies.")
+]

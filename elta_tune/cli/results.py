@@ -1,0 +1,207 @@
+"""`elta-tune best`, `list` and `show`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from elta_tune.cli.options import DEFAULT_CACHE, Cache, Json, Runs, Study
+
+if TYPE_CHECKING:
+    from elta_tune.records import StudyFolder
+    from elta_tune.studies.plan import StudyPlan
+
+
+def best(
+    study: Study = None,
+    export_as: Annotated[str | None, typer.Option("--export", metavar="FORMAT", help="ckpt or safetensors.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The exported file.", show_default="best.FORMAT")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Also measure it on the test split.")] = False,
+    as_json: Json = False,
+    runs: Runs = Path("runs"),
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """The best trial of a study; --export hands over its checkpoint, measured again."""
+    from elta_tune.errors import ConfigError, StudyError
+    from elta_tune.records import open_study
+    from elta_tune.results.best import best_result
+    from elta_tune.studies.plan import read_plan
+
+    if export_as not in (None, "ckpt", "safetensors"):
+        raise ConfigError(f"--export {export_as}: should be ckpt or safetensors")
+    if output is not None and export_as is None:
+        raise ConfigError("--output: needs --export ckpt or --export safetensors")
+    file = None if export_as is None else (output or Path(f"best.{export_as}")).absolute()
+    if file is not None and file.exists() and not force:
+        raise StudyError(f"{file}: is there already", "replace it with --force, or name another with --output")
+    folder = open_study(study, runs)
+    plan = read_plan(folder)
+    result = best_result(folder, plan)
+    told: dict[str, Any] = {
+        "study": folder.name,
+        "metric": plan.space.objective.metric,
+        **{key: result[key] for key in ("trial", "value", "best_step", "best_round", "best_epoch", "params", "metrics")},
+        "checkpoint": str(file or folder.trial(result["trial"]).best_file),
+        "config": str(folder.trial(result["trial"]).config_file),
+        "recipe": _recipe_result(folder),
+    }
+    if file is not None or test:
+        from elta_tune.results.export import export, measure_trial
+
+        if file is not None:
+            told["difference"] = export(folder, result, file, export_as, cache=cache)  # type: ignore[arg-type]
+        if test:
+            told["test"] = measure_trial(folder, result, "test", cache=cache)["metrics"]
+    _print_json(told) if as_json else _tell_best(folder, told)
+
+
+def _recipe_result(folder: StudyFolder) -> dict[str, Any] | None:
+    """What trial 0, the recipe as it stands, reached."""
+    result = folder.trial(0).result()
+    return result and {key: result[key] for key in ("trial", "state", "value", "metrics")}
+
+
+def _tell_best(folder: StudyFolder, told: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    from elta_tune.cli.text import HEADLINE, console, metric, number, plain_table
+
+    recipe = told["recipe"]
+    console.print(Text(f"study {told['study']}: trial {told['trial']}, best at step {told['best_step']} "
+                       f"(round {told['best_round']}, epoch {told['best_epoch']})"), soft_wrap=True)
+    columns = {"validation": told["metrics"], "recipe (trial 0)": recipe["metrics"] if recipe else {}}
+    if "test" in told:
+        columns["test"] = told["test"]
+    table = plain_table(["metric", *columns], right=list(columns))
+    names = list(dict.fromkeys([told["metric"], *HEADLINE, *told["metrics"]]))
+    for name in names:
+        values = [column.get(name) for column in columns.values()]
+        table.add_row(name, *(metric(v) if isinstance(v, float) or v is None else str(v) for v in values))
+    console.print(table)
+    for name, value in told["params"].items():
+        console.print(Text(f"  {name} = {number(value)}"))
+    again = f"  (measured again: predictions within {told['difference']:.1e})" if "difference" in told else ""
+    console.print(Text(f"\ncheckpoint: {told['checkpoint']}{again}"), soft_wrap=True)
+
+
+def list_studies(runs: Runs = Path("runs"), as_json: Json = False) -> None:
+    """All studies, the last changed last."""
+    from elta_tune.records import find_studies
+
+    rows = [_study_row(folder) for folder in find_studies(runs)]
+    if as_json:
+        return _print_json(rows)
+    from elta_tune.cli.text import console, metric, plain_table
+
+    if not rows:
+        return console.print(f"there is no study in {runs}; start one: elta-tune run --space default.yaml")
+    table = plain_table(["study", "state", "trials", "pruned", "failed", "metric", "best"], right=["trials", "pruned", "failed", "best"])
+    for row in rows:
+        table.add_row(row["study"], row["state"], f"{row['ended']}/{row['budget']}", str(row["pruned"]), str(row["failed"]),
+                      row["metric"], metric(row["value"]))
+    console.print(table)
+
+
+def _study_row(folder: StudyFolder) -> dict[str, Any]:
+    from elta_tune.results.best import ranked
+    from elta_tune.studies.plan import read_plan
+
+    plan = read_plan(folder)
+    states = [result["state"] for result in folder.results()]
+    ranking = ranked(folder, plan)
+    finished = folder.ended() >= plan.budget.trials
+    return {
+        "study": folder.name,
+        "state": "running" if folder.is_running() else "finished" if finished else "stopped",
+        "ended": folder.ended(),
+        "budget": plan.budget.trials,
+        "pruned": states.count("pruned"),
+        "failed": states.count("failed"),
+        "metric": plan.space.objective.metric,
+        "value": ranking[0]["value"] if ranking else None,
+        "path": str(folder.path.absolute()),
+    }
+
+
+def show(
+    study: Study = None,
+    trial: Annotated[int | None, typer.Argument(help="Number of a trial.")] = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """A study's trials, or one trial epoch by epoch. `show 3` is trial 3 of the last study."""
+    from elta_tune.records import StudyFolder, open_study
+    from elta_tune.studies.plan import read_plan
+
+    if study is not None and trial is None and study.isdecimal() and not StudyFolder(runs / study).exists():
+        study, trial = None, int(study)
+    folder = open_study(study, runs)
+    plan = read_plan(folder)
+    if trial is None:
+        _show_study(folder, plan, as_json)
+    else:
+        _show_trial(folder, plan, trial, as_json)
+
+
+def _show_study(folder: StudyFolder, plan: StudyPlan, as_json: bool) -> None:
+    results = folder.results()
+    unfinished = [(number, trial.epochs()) for number, trial in folder.trials() if trial.result() is None]
+    if as_json:
+        running = [{"trial": number, "epochs": epochs} for number, epochs in unfinished]
+        return _print_json({**_study_row(folder), "results": results, "unfinished": running})
+    from rich.text import Text
+
+    from elta_tune.cli.text import console, metric, trial_table
+
+    row, objective = _study_row(folder), plan.space.objective
+    told = f"{row['ended']} of {row['budget']} trials, {row['pruned']} pruned, {row['failed']} failed; {row['state']}"
+    console.print(Text(f"study {folder.name}: {objective.towards} {objective.metric}; {told}"), soft_wrap=True)
+    if results:
+        console.print(trial_table(results, objective.metric))
+    for number, epochs in unfinished:
+        last = epochs[-1] if epochs else {"step": 0}
+        console.print(f"trial {number} unfinished: step {last['step']}, {objective.metric} {metric(last.get(objective.metric))}")
+    console.print(Text(f"{folder.path}"), soft_wrap=True)
+
+
+def _show_trial(folder: StudyFolder, plan: StudyPlan, number: int, as_json: bool) -> None:
+    from elta_tune.errors import StudyError
+
+    trial = folder.trial(number)
+    if not trial.path.exists():
+        raise StudyError(f"study {folder.name} has no trial {number}", f"see them: elta-tune show {folder.name}")
+    result, epochs = trial.result(), trial.epochs()
+    if as_json:
+        return _print_json({"study": folder.name, "trial": number, "result": result, "epochs": epochs})
+    from rich.text import Text
+
+    from elta_tune.cli.text import columns_of, console, metric, number as short, plain_table
+
+    state = result["state"] if result else "unfinished"
+    why = f": {result['reason']}" if result and result["reason"] else ""
+    console.print(Text(f"study {folder.name}, trial {number}: {state}{why}"), soft_wrap=True)
+    for name, value in (result["params"] if result else {}).items():
+        console.print(Text(f"  {name} = {short(value)}"))
+    names = columns_of(plan.space.objective.metric)
+    headers = ["step", "round", "epoch", "loss", "lr", *names, "pseudo-labels"]
+    table = plain_table(headers, right=headers)
+    for line in epochs:
+        best = line["step"] == (result["best_step"] if result else epochs[-1]["best_step"])
+        cells = [*(str(line[key]) for key in ("step", "round", "epoch")), metric(line["loss"]), short(line["lr"], 3)]
+        table.add_row(
+            *cells, *(metric(line[name]) for name in names), str(line["pseudo_labels"]), style="green" if best else None
+        )
+    console.print(table)
+    for item in result["rounds"] if result and "rounds" in result else ():
+        if "skipped" in item:
+            console.print(Text(f"round {item['round']} was skipped: {item['skipped']}"))
+    console.print(Text(f"{trial.path}"), soft_wrap=True)
+
+
+def _print_json(value: Any) -> None:
+    from elta_tune.records import to_json
+
+    print(to_json(value, indent=2))

@@ -1,0 +1,48 @@
+"""`elta-tune space check`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from elta_tune.cli.options import Set
+
+app = typer.Typer(help="Search spaces.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `check` a word of its own while it is the only command."""
+
+
+@app.command()
+def check(
+    space: Annotated[str, typer.Argument(metavar="FILE", help="A search space.")],
+    recipe: Annotated[str, typer.Option(help="The recipe that it varies.")] = "demo.yaml",
+    overrides: Set = None,
+) -> None:
+    """Checks a space against a recipe, and shows what it varies."""
+    from rich.markup import escape
+
+    from elta_tune.cli.text import console, number, plain_table
+    from elta_tune.config import load_recipe
+    from elta_tune.documents import find_document
+    from elta_tune.space import load_space
+    from elta_tune.studies.plan import make_plan
+
+    recipe_file = find_document(recipe, "trials")
+    space_file = find_document(space, "search_spaces")
+    config = load_recipe(recipe_file, overrides or ())
+    plan = make_plan(load_space(space_file, config), config)
+    table = plain_table(["parameter", "recipe", "varies over"])
+    for name, parameter in plan.space.parameters.items():
+        table.add_row(name, number(config.get(name)), escape(str(parameter)))
+    console.print(table)
+    if plan.note:
+        console.print(escape(plan.note))
+    objective, budget = plan.space.objective, plan.space.budget
+    console.print(
+        f"{space_file} fits {recipe_file}: {objective.towards} {objective.metric}, {budget.trials} trials, "
+        f"{plan.space.sampler.name} sampler, {plan.space.pruner.name} pruner"
+    )
