@@ -159,7 +159,6 @@ class MixupConfig(Section):
     alpha: Annotated[float, Field(ge=0.1)] | None = None
     """Concentration of the random mixing ratio around the paper's; null is the paper's own."""
 
-
     @field_validator("pairs")
     @classmethod
     def _count_or_fraction(cls, pairs: int | float) -> int | float:
@@ -283,8 +282,13 @@ class Switch(NamedTuple):
 SWITCHES = (
     Switch(("mixup.tau_1", "mixup.tau_2", "mixup.alpha"), "mixup.pairs", lambda pairs: pairs > 0, "> 0"),
     Switch(
-        ("sharpening.temperature", "sharpening.threshold", "sharpening.target")
-        + ("self_training.epochs", "self_training.init"),
+        (
+            "sharpening.temperature",
+            "sharpening.threshold",
+            "sharpening.target",
+            "self_training.epochs",
+            "self_training.init",
+        ),
         "self_training.rounds",
         lambda rounds: rounds > 0,
         "> 0",

@@ -166,9 +166,10 @@ class TrialFolder:
     def fail(self, number: int, params: Mapping[str, Any], reason: str) -> None:
         """Writes the `result.json` of a trial that could not write its own."""
         epochs = self.epochs()
-        nothing = dict.fromkeys(("value", "best_step", "best_round", "best_epoch"))
-        result = {"trial": number, "state": "failed", "reason": reason, **nothing, "metrics": {}, "params": dict(params)}
-        self.finish(result | {"seconds": epochs[-1]["elapsed"] if epochs else 0.0}, None)
+        nothing: dict[str, Any] = dict.fromkeys(("value", "best_step", "best_round", "best_epoch"))
+        result: dict[str, Any] = {"trial": number, "state": "failed", "reason": reason, **nothing, "metrics": {}}
+        result |= {"params": dict(params), "rounds": [], "seconds": epochs[-1]["elapsed"] if epochs else 0.0}
+        self.finish(result, None)
 
     def clear(self) -> None:
         """Removes what only a resume needs."""

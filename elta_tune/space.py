@@ -54,11 +54,17 @@ class Suggester(Protocol):
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float: ...
+    ) -> float:
+        """A number between two bounds."""
+        ...
 
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """An integer between two bounds."""
+        ...
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of some values."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,14 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> Condition:
+        """Reads ``field operator value``."""
         found = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<|\bin\b)\s*(.+?)\s*", text)
         if not found:
             raise ValueError("should look like `self_training.rounds > 0`")
         return cls(found[1], found[2], yaml.safe_load(found[3]))
 
     def holds(self, value: Any) -> bool:
+        """Whether the field's value fulfils it."""
         try:
             return OPERATORS[self.operator](value, self.value)
         except TypeError:  # null is neither above nor below anything
@@ -102,6 +110,7 @@ class Conditional(Section):
 
     @property
     def conditions(self) -> list[Condition]:
+        """`when`, read."""
         return [Condition.parse(text) for text in self.when]
 
     def is_active(self, get: Get) -> bool:
@@ -127,9 +136,11 @@ class FloatParameter(Conditional):
         return self
 
     def suggest(self, trial: Suggester, name: str) -> float:
+        """Asks a trial for a value."""
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def contains(self, value: Any) -> bool:
+        """Whether a trial may have the value."""
         if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
             return False
         steps = (value - self.low) / self.step if self.step else 0.0
@@ -167,15 +178,19 @@ class IntParameter(Conditional):
         return self
 
     def suggest(self, trial: Suggester, name: str) -> int:
+        """Asks a trial for a value."""
         return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
 
     def contains(self, value: Any) -> bool:
+        """Whether a trial may have the value."""
         return isinstance(value, int) and not isinstance(value, bool) and value in self.grid()
 
     def probes(self) -> list[Any]:
+        """Values that show whether the field takes all of the range."""
         return [self.low, self.grid()[-1]]
 
     def grid(self) -> range:
+        """All values."""
         return range(self.low, self.high + 1, self.step)
 
     def __str__(self) -> str:
@@ -189,15 +204,19 @@ class CategoricalParameter(Conditional):
     choices: Annotated[tuple[Choice, ...], Field(min_length=1)]
 
     def suggest(self, trial: Suggester, name: str) -> Any:
+        """Asks a trial for a value."""
         return trial.suggest_categorical(name, self.choices)
 
     def contains(self, value: Any) -> bool:
+        """Whether a trial may have the value."""
         return value in self.choices
 
     def probes(self) -> list[Any]:
+        """Values that show whether the field takes all of the range."""
         return list(self.choices)
 
     def grid(self) -> list[Any]:
+        """All values."""
         return list(self.choices)
 
     def __str__(self) -> str:
@@ -212,9 +231,7 @@ Parameter = Annotated[
     Annotated[FloatParameter, Tag("float")]
     | Annotated[IntParameter, Tag("int")]
     | Annotated[CategoricalParameter, Tag("categorical")],
-    Discriminator(
-        _kind, custom_error_type="kind", custom_error_message="type should be float, int or categorical"
-    ),
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="type should be float, int or categorical"),
 ]
 
 

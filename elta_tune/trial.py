@@ -18,8 +18,8 @@ from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import Dataset, Split, open_dataset
 from elta_tune.errors import OutOfMemoryError, TrialError
 from elta_tune.records import TrialFolder
-from elta_tune.training.loop import Predictions
 from elta_tune.training.devices import device_of
+from elta_tune.training.loop import Predictions
 from elta_tune.training.self_training import Epoch, from_plain, method_bins, self_training_rounds
 
 PACKAGES = ("elta-tune", "torch", "timm", "optuna", "numpy", "pandas", "scipy", "pillow")
@@ -100,10 +100,11 @@ def run_trial(
         state, reason = "failed", error.message
     except (RuntimeError, MemoryError) as error:
         state, reason = "failed", _out_of_memory(error).message
-    result = {"trial": number, "state": state, "reason": reason}
+    result: dict[str, Any] = {"trial": number, "state": state, "reason": reason}
     checkpoint = folder.checkpoint()
     result |= _outcome(config, checkpoint) | {"params": dict(params or {}), "rounds": _rounds(folder, config)}
-    result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset), "environment": environment(device)}
+    result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
+    result["environment"] = environment(device)
     result["model"] = {"bins": None if dataset.bins is None else method_bins(dataset).tolist(), "scale": dataset.scale}
     folder.finish(result, None if checkpoint is None else from_plain(Predictions, checkpoint["best"]["predictions"]))
     return folder.result() or result

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -100,13 +101,14 @@ class Board:
         if not lengths:
             reported = [running for running in self.running.values() if running.last]
             lengths = [
-                running.last["elapsed"] / running.last["step"] * running.job.config.planned_epochs for running in reported
+                running.last["elapsed"] / running.last["step"] * running.job.config.planned_epochs
+                for running in reported
             ]
         if not lengths:
             return None
         length = sum(lengths) / len(lengths)
         work = (self.plan.budget.trials - self.ended) * length - sum(min(seconds, length) for seconds in spent)
-        left = max(work, 0.0) / self.workers
+        left: float = max(work, 0.0) / self.workers
         timeout = self.plan.budget.timeout
         return left if timeout is None else min(left, max(0.0, timeout - self.seconds_before - (now - self.started)))
 
@@ -208,13 +210,11 @@ class LiveView(View):
         bar = ProgressBar(total=total, completed=running.last.get("step", 0))
         now, best = metric(running.last.get(objective)), metric(running.best)
         row.add_row(f"trial {running.job.number}", running.place, bar, f"{objective} {now}  best {best}")
-        return Group(row, Text(f"  {parameters(running.job.params)}", style="dim"))
+        return Group(row, Padding(Text(parameters(running.job.params), style="dim"), (0, 0, 0, 2)))
 
 
 @contextmanager
-def study_view(
-    board: Board, console: Console, epochs: Callable[[int], list[dict[str, Any]]]
-) -> Iterator[View]:
+def study_view(board: Board, console: Console, epochs: Callable[[int], list[dict[str, Any]]]) -> Iterator[View]:
     """The view that fits the console."""
     if not console.is_terminal:
         yield View(board, console, epochs)

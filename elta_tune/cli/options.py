@@ -15,5 +15,6 @@ Study = Annotated[str | None, typer.Argument(help="Folder of a study, or its nam
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value of a recipe's field.")]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON on standard output.")]
 Cache = Annotated[
-    Path, typer.Option(envvar="ELTA_TUNE_CACHE", show_envvar=True, help="Folder of decoded images, shared by all studies.")
+    Path,
+    typer.Option(envvar="ELTA_TUNE_CACHE", show_envvar=True, help="Folder of decoded images, shared by all studies."),
 ]

@@ -43,7 +43,9 @@ def best(
     told: dict[str, Any] = {
         "study": folder.name,
         "metric": plan.space.objective.metric,
-        **{key: result[key] for key in ("trial", "value", "best_step", "best_round", "best_epoch", "params", "metrics")},
+        **{
+            key: result[key] for key in ("trial", "value", "best_step", "best_round", "best_epoch", "params", "metrics")
+        },
         "checkpoint": str(file or folder.trial(result["trial"]).best_file),
         "config": str(folder.trial(result["trial"]).config_file),
         "recipe": _recipe_result(folder),
@@ -70,8 +72,13 @@ def _tell_best(folder: StudyFolder, told: dict[str, Any]) -> None:
     from elta_tune.cli.text import HEADLINE, console, metric, number, plain_table
 
     recipe = told["recipe"]
-    console.print(Text(f"study {told['study']}: trial {told['trial']}, best at step {told['best_step']} "
-                       f"(round {told['best_round']}, epoch {told['best_epoch']})"), soft_wrap=True)
+    console.print(
+        Text(
+            f"study {told['study']}: trial {told['trial']}, best at step {told['best_step']} "
+            f"(round {told['best_round']}, epoch {told['best_epoch']})"
+        ),
+        soft_wrap=True,
+    )
     columns = {"validation": told["metrics"], "recipe (trial 0)": recipe["metrics"] if recipe else {}}
     if "test" in told:
         columns["test"] = told["test"]
@@ -98,10 +105,19 @@ def list_studies(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
     if not rows:
         return console.print(f"there is no study in {runs}; start one: elta-tune run --space default.yaml")
-    table = plain_table(["study", "state", "trials", "pruned", "failed", "metric", "best"], right=["trials", "pruned", "failed", "best"])
+    table = plain_table(
+        ["study", "state", "trials", "pruned", "failed", "metric", "best"], right=["trials", "pruned", "failed", "best"]
+    )
     for row in rows:
-        table.add_row(row["study"], row["state"], f"{row['ended']}/{row['budget']}", str(row["pruned"]), str(row["failed"]),
-                      row["metric"], metric(row["value"]))
+        table.add_row(
+            row["study"],
+            row["state"],
+            f"{row['ended']}/{row['budget']}",
+            str(row["pruned"]),
+            str(row["failed"]),
+            row["metric"],
+            metric(row["value"]),
+        )
     console.print(table)
 
 
@@ -136,8 +152,8 @@ def show(
     from elta_tune.records import StudyFolder, open_study
     from elta_tune.studies.plan import read_plan
 
-    if study is not None and trial is None and study.isdecimal() and not StudyFolder(runs / study).exists():
-        study, trial = None, int(study)
+    if trial is None and (study or "").isdecimal() and not StudyFolder(runs / str(study)).exists():
+        study, trial = None, int(str(study))
     folder = open_study(study, runs)
     plan = read_plan(folder)
     if trial is None:
@@ -163,7 +179,9 @@ def _show_study(folder: StudyFolder, plan: StudyPlan, as_json: bool) -> None:
         console.print(trial_table(results, objective.metric))
     for number, epochs in unfinished:
         last = epochs[-1] if epochs else {"step": 0}
-        console.print(f"trial {number} unfinished: step {last['step']}, {objective.metric} {metric(last.get(objective.metric))}")
+        console.print(
+            f"trial {number} unfinished: step {last['step']}, {objective.metric} {metric(last.get(objective.metric))}"
+        )
     console.print(Text(f"{folder.path}"), soft_wrap=True)
 
 
@@ -178,7 +196,8 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, number: int, as_json: bool
         return _print_json({"study": folder.name, "trial": number, "result": result, "epochs": epochs})
     from rich.text import Text
 
-    from elta_tune.cli.text import columns_of, console, metric, number as short, plain_table
+    from elta_tune.cli.text import columns_of, console, metric, plain_table
+    from elta_tune.cli.text import number as short
 
     state = result["state"] if result else "unfinished"
     why = f": {result['reason']}" if result and result["reason"] else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from elta_tune.executors.local import Slot
     from elta_tune.records import StudyFolder
     from elta_tune.studies.plan import StudyPlan
+
+SHOWN = 5
+"""Best trials at the end of a study."""
 
 
 def run(
@@ -67,7 +71,7 @@ def _prepare(plan: StudyPlan, cache: Path, workers: str, devices: str) -> list[S
     if workers != "auto" and not workers.isdecimal():
         raise ConfigError(f"--workers {workers}: should be a number, or auto")
     start_forkserver()
-    with console.status("starting") if console.is_terminal else _nothing():
+    with console.status("starting") if console.is_terminal else nullcontext():
         from elta_tune.studies.preflight import configurations, preflight
         from elta_tune.training.devices import available_devices, check_devices
 
@@ -98,7 +102,9 @@ def _supervise(folder: StudyFolder, plan: StudyPlan, cache: Path, slots: list[Sl
     from elta_tune.trial import commit, versions
 
     resumed = folder.exists()
-    record_plan(folder, plan, {"study": folder.name, "backend": "optuna", **files, "packages": versions(), "commit": commit()})
+    record_plan(
+        folder, plan, {"study": folder.name, "backend": "optuna", **files, "packages": versions(), "commit": commit()}
+    )
     study = OptunaStudy(folder, plan, cache.absolute())
     supervisor = Supervisor(study, LocalExecutor(slots))
     board = Board(plan, len(slots), folder.results(), seconds_before=study.seconds_run)
@@ -123,25 +129,21 @@ def _tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     """The best trials, where everything lies, and what to type next."""
     from rich.text import Text
 
-    from elta_tune.cli.text import console, duration, metric, trial_table
+    from elta_tune.cli.text import console, counts, metric, trial_table
     from elta_tune.results.best import ranked
 
     results, ranking = folder.results(), ranked(folder, plan)
     if not results:
         return
     objective = plan.space.objective.metric
-    others = [result for result in results if result["state"] != "complete"]
-    rest = max(0, 12 - len(ranking))
-    console.print(trial_table([*ranking[:12], *others[:rest]], objective))
-    if len(results) > 12:
-        console.print(f"… {len(results)} trials in all: elta-tune show {_study_argument(folder)}\n")
+    console.print(trial_table((ranking or results)[:SHOWN], objective))
+    console.print(Text(f"\n{counts(results)}; all of them: elta-tune show {_study_argument(folder)}"), soft_wrap=True)
     if not ranking:
         return
     best, first = ranking[0], next((result for result in ranking if result["trial"] == 0), None)
     gain = f"; trial 0, the recipe as it stands: {metric(first['value'])}" if first else ""
     console.print(Text(f"best: trial {best['trial']}, {objective} {metric(best['value'])}{gain}"))
-    spent = sum(result["seconds"] for result in results)
-    console.print(Text(f"{len(results)} trials, {duration(spent)} of training, in {folder.path}"), soft_wrap=True)
+    console.print(Text(f"folder: {folder.path}"), soft_wrap=True)
     console.print(f"next:\n  elta-tune best {_study_argument(folder)} --export ckpt")
 
 
@@ -196,9 +198,3 @@ def train(
     console.print(f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder.path}", markup=False)
     if result["state"] == "failed":
         raise typer.Exit(1)
-
-
-def _nothing():  # type: ignore[no-untyped-def]
-    from contextlib import nullcontext
-
-    return nullcontext()

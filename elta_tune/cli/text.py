@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
 from rich.table import Table
+from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=False)
 errors = Console(stderr=True, highlight=False)
@@ -28,7 +32,7 @@ def number(value: Any, digits: int = 4) -> str:
 
 def metric(value: float | None) -> str:
     """A metric in four decimals."""
-    return "–" if value is None or value != value else f"{value:.4f}"
+    return "–" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def parameters(params: Mapping[str, Any]) -> str:
@@ -50,26 +54,33 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s"
 
 
+def counts(results: Sequence[Mapping[str, Any]]) -> str:
+    """``12 trials: 8 complete, 4 pruned; 3 min of training``."""
+    states = [result["state"] for result in results]
+    told = ", ".join(f"{states.count(state)} {state}" for state in STATE_STYLE if state in states)
+    return f"{len(results)} trials: {told}; {duration(sum(result['seconds'] for result in results))} of training"
+
+
 def columns_of(objective: str) -> list[str]:
     """Metrics that a table of trials shows: the objective, if it is another one, and the headline."""
     return list(dict.fromkeys((objective, *HEADLINE)))
 
 
-def trial_table(results: Sequence[Mapping[str, Any]], objective: str, title: str | None = None) -> Table:
-    """Trials as rows: number, state, metrics at the best epoch, parameters."""
+def trial_table(results: Sequence[Mapping[str, Any]], objective: str) -> RenderableType:
+    """Trials: number, state, metrics at the best epoch; below each its parameters, which need the whole width."""
     metrics = columns_of(objective)
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
-    table.add_column("trial", justify="right")
-    table.add_column("state")
-    for name in metrics:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("parameters", overflow="fold", ratio=1)
+    heads = ["trial", "state   ", *(f"{name:>8}" for name in metrics), "step", "time"]
+    lines: list[RenderableType] = [Text("  ".join(heads), style="bold"), Rule(style="dim", characters="─")]
     for result in results:
-        values = [metric(result["metrics"].get(name)) for name in metrics]
-        state = result["state"]
-        told = f"[red]{result['reason']}[/]" if state == "failed" else parameters(result["params"])
-        table.add_row(str(result["trial"]), f"[{STATE_STYLE[state]}]{state}[/]", *values, told)
-    return table
+        values = [f"{metric(result['metrics'].get(name)):>8}" for name in metrics]
+        state = Text(f"{result['state']:<8}", style=STATE_STYLE[result["state"]])
+        step = "–" if result["best_step"] is None else str(result["best_step"])
+        rest = "  ".join([*values, f"{step:>4}", duration(result["seconds"])])
+        lines.append(Text.assemble(f"{result['trial']:>5}  ", state, f"  {rest}"))
+        if result["state"] == "failed":
+            lines.append(Padding(Text(result["reason"], style="red"), (0, 0, 0, 7)))
+        lines.append(Padding(Text(parameters(result["params"]), style="dim"), (0, 0, 0, 7)))
+    return Group(*lines)
 
 
 def plain_table(headers: Sequence[str], right: Sequence[str] = ()) -> Table:

@@ -48,19 +48,23 @@ class CacheFolder:
 
     def images(self, size: int) -> NDArray[np.uint8]:
         """(N, S, S, 3), memory-mapped."""
-        return open_memmap(self.path / f"{size}.npy", mode="r")
+        images: NDArray[np.uint8] = open_memmap(self.path / f"{size}.npy", mode="r")
+        return images
 
     def status(self) -> NDArray[np.uint8]:
         """(N,): DECODED or UNREADABLE."""
-        return np.load(self.path / "status.npy")
+        status: NDArray[np.uint8] = np.load(self.path / "status.npy")
+        return status
 
     def digests(self) -> NDArray[np.uint8]:
         """(N, 16): hash of each file's bytes."""
-        return np.load(self.path / "digests.npy")
+        digests: NDArray[np.uint8] = np.load(self.path / "digests.npy")
+        return digests
 
     def thumbnails(self) -> NDArray[np.uint8]:
         """(N, 8, 8, 3)."""
-        return np.load(self.path / "thumbnails.npy")
+        thumbnails: NDArray[np.uint8] = np.load(self.path / "thumbnails.npy")
+        return thumbnails
 
     def reasons(self) -> dict[int, str]:
         """Why a file is unreadable, by its index."""

@@ -50,6 +50,12 @@ class Split:
     left_out: tuple[tuple[str, str], ...]
 
     @property
+    def true_scores(self) -> NDArray[np.float64]:
+        """`scores` of a split that has labels."""
+        assert self.scores is not None, f"{self.name} has no labels"
+        return self.scores
+
+    @property
     def fingerprint(self) -> str:
         """A hash of its ids and labels."""
         digest = hashlib.blake2b("\0".join(self.ids).encode(), digest_size=8)

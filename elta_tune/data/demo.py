@@ -1,7 +1,7 @@
 """The built-in data set: photographs that are drawn by a procedure, and votes on how good they are.
 
 Each is a landscape with a subject (sun, tree or house), taken by a photographer who gets five things more or less
-right. How right is a *grade*, standard normal; each grade point halves a fault that one can see:
+right. How right is a *grade*, standard normal; each point of it halves a fault that one can see:
 
     composition   the horizon tilts, and the subject stands away from the thirds
     exposure      too dark or too bright, in stops
@@ -10,8 +10,8 @@ right. How right is a *grade*, standard normal; each grade point halves a fault 
     colour        a cast over the whole picture, in any hue
 
 The true MOS is a weighted sum of the grades, with tails a little longer than the normal's, as AVA's are (mean 5.4,
-standard deviation .73). One to three hundred votes are drawn around it. The faults come in pairs of opposites (dark and bright,
-red and cyan) and the scenes in many colours, so statistics of colour tell less than half; a network has to look.
+standard deviation .73). One to three hundred votes are drawn around it. The faults come in pairs of opposites (dark and
+bright, red and cyan) and the scenes in many colours, so colour statistics tell less than half; a network has to look.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def draw_votes(mos: float, random: np.random.Generator) -> list[int]:
     """Counts of the ratings 1…10: (10,); opinions differ by about 1.4, as on AVA."""
     spread = random.normal(1.4, 0.2)
     edges = ndtr((np.arange(1.5, 10.0) - mos) / max(spread, 0.8))
-    return random.multinomial(random.integers(100, 300), np.diff(edges, prepend=0.0, append=1.0)).tolist()
+    votes = random.multinomial(random.integers(100, 300), np.diff(edges, prepend=0.0, append=1.0))
+    return [int(count) for count in votes]
 
 
 def photograph(grades: Grades, size: int, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -101,7 +102,7 @@ def photograph(grades: Grades, size: int, random: np.random.Generator) -> NDArra
     picture = picture * 2.0 ** (faults.exposure * random.choice([-1, 1]))
     picture = picture * (1 + faults.colour * hue(random.uniform()))
     picture = picture.clip(0, 1) * (1 + faults.cleanness * random.standard_normal((size, size, 1)))
-    return (picture.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.asarray((picture.clip(0, 1) * 255).round(), np.uint8)
 
 
 def draw_scene(tilt: float, size: int, random: np.random.Generator) -> Picture:
@@ -134,7 +135,7 @@ def subject_mask(depth: Picture, right: Picture, random: np.random.Generator) ->
 def texture(size: int, random: np.random.Generator) -> Picture:
     """Grass or gravel: (size, size, 1), of standard deviation 1, as fine at any size."""
     grain = gaussian_filter(random.standard_normal((size, size)), random.uniform(0.8, 1.6) * size / 64)
-    return (grain / grain.std())[..., None]
+    return np.asarray(grain / grain.std())[..., None]
 
 
 def random_colour(lightness: float, random: np.random.Generator) -> Picture:

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from elta_tune.config import DataConfig
 from elta_tune.errors import ConfigError, DataError, did_you_mean
 
-ID_COLUMNS = (
-    ("image_id", "image", "image_name", "Image name", "imageName", "ImageFile", "ID", "name", "Image", "file")
-)
+ID_COLUMNS = ("image_id", "image", "image_name", "Image name", "imageName", "ImageFile", "ID", "name", "Image", "file")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -148,7 +146,9 @@ def _ids(path: Path, table: pd.DataFrame, given: str | None, votes: list[str]) -
     if not candidates and len(others) == 1:
         candidates = others
     if len(candidates) != 1:
-        found = f"more than one column may name the image: {', '.join(candidates)}" if candidates else "no column of ids"
+        found = (
+            f"more than one column may name the image: {', '.join(candidates)}" if candidates else "no column of ids"
+        )
         raise DataError(f"{path}: {found}", f"name it: --set data.columns.id=…, one of {', '.join(others)}")
     ids = table[candidates[0]].str.strip()
     _refuse(path, (ids == "").to_numpy(), candidates[0], "no image id")

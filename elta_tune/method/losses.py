@@ -86,6 +86,5 @@ def _one_where_zero(divisor: Tensor) -> Tensor:
 def _check_same_shape(predicted: Tensor, target: Tensor) -> None:
     if predicted.shape != target.shape:
         raise ValueError(
-            "predicted and target must have the same shape, not "
-            f"{tuple(predicted.shape)} and {tuple(target.shape)}"
+            f"predicted and target must have the same shape, not {tuple(predicted.shape)} and {tuple(target.shape)}"
         )

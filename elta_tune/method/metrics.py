@@ -97,7 +97,7 @@ def evaluate(
 
 def _correlations(predicted: Values, true: Values) -> dict[str, float]:
     """Spearman is Pearson of the ranks; `scipy.stats.spearmanr` warns over its p-value at two images."""
-    from scipy import stats  # type: ignore[import-untyped]  # slow; search spaces need only DIRECTIONS
+    from scipy import stats  # slow; search spaces need only DIRECTIONS
 
     if not (_varies(predicted) and _varies(true)):
         return {"srcc": np.nan, "plcc": np.nan}
@@ -141,9 +141,7 @@ def _segment_metrics(errors: Values, true: Values, tail_cuts: tuple[float, float
     return metrics
 
 
-def _distribution_distances(
-    predicted: ArrayLike | None, true: ArrayLike | None, count: int
-) -> dict[str, float]:
+def _distribution_distances(predicted: ArrayLike | None, true: ArrayLike | None, count: int) -> dict[str, float]:
     if predicted is None or true is None:
         return {}
     predicted, true = _finite_or_nan(predicted), _finite_or_nan(true)

@@ -1,1 +1,1 @@
-"""What a study found: its ranking, its best trial, and checkpoints that are measured again before they are handed over."""
+"""What a study found: the ranking, and checkpoints that are measured again before they are handed over."""

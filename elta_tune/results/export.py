@@ -94,7 +94,16 @@ def measure(checkpoint: Path, split: str, *, cache: Path, device: str) -> dict[s
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
-        command = [sys.executable, "-m", "elta_tune.results.measure", str(checkpoint), split, str(cache), device, str(out)]
+        command = [
+            sys.executable,
+            "-m",
+            "elta_tune.results.measure",
+            str(checkpoint),
+            split,
+            str(cache),
+            device,
+            str(out),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

@@ -32,8 +32,8 @@ class OpenTrial:
 class OptunaStudy:
     """A study in `study.db`.
 
-    Each trial is proposed by a sampler seeded with (seed, its number): a study that was interrupted goes on as if it had
-    not been.
+    Each trial is proposed by a sampler seeded with (seed, its number): a study that was interrupted goes on as if it
+    had not been.
     """
 
     def __init__(self, folder: StudyFolder, plan: StudyPlan, cache: Path) -> None:
@@ -182,4 +182,4 @@ def _longest(plan: StudyPlan) -> int:
     """Most epochs that a trial of the study can have."""
     rounds = plan.space.parameters.get("self_training.rounds")
     values: list[Any] = [plan.recipe.self_training.rounds, *(rounds.probes() if rounds else ())]
-    return plan.recipe.training.epochs + max(values) * plan.recipe.self_training.epochs
+    return plan.recipe.training.epochs + int(max(values)) * plan.recipe.self_training.epochs

@@ -64,9 +64,13 @@ def build_optimizer(model: AestheticModel, config: OptimConfig) -> torch.optim.O
     ]
     if config.name == "sgd":
         return torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay
+            groups,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            weight_decay=config.weight_decay,
         )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name]
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
@@ -104,9 +108,7 @@ def train_epoch(
     torch.manual_seed(stage_seed(config.seed, "dropout", *stage))  # dropout and drop path take no generator
     crops = stage_generator(config.seed, "crops", *stage)
     pairs = stage_generator(config.seed, "pairs", *stage)
-    order = epoch_order(
-        len(samples.images), config.training.batch_size, stage_generator(config.seed, "order", *stage)
-    )
+    order = epoch_order(len(samples.images), config.training.batch_size, stage_generator(config.seed, "order", *stage))
     sums = dict.fromkeys(("loss", "loss_task", "loss_similarity", "gradient_norm", "lr"), 0.0)
     precision = precision_of(config, device)
     started = time.perf_counter()
@@ -143,7 +145,7 @@ def train_epoch(
 def _update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> float:
     """One optimizer step; returns the gradient's norm."""
     optimizer.zero_grad()
-    scaler.scale(loss).backward()
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients).item()
@@ -184,7 +186,7 @@ def evaluate(predictions: Predictions, split: Split, dataset: Dataset) -> dict[s
     both = predictions.distributions is not None and split.distributions is not None
     return metrics.evaluate(
         predictions.scores,
-        split.scores,
+        split.true_scores,
         threshold=dataset.threshold,
         scale=dataset.scale,
         tail_cuts=dataset.tail_cuts,

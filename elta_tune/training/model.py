@@ -59,7 +59,7 @@ class AestheticModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
-        data = timm.data.resolve_model_data_config(backbone)
+        data = timm.data.resolve_model_data_config(backbone)  # type: ignore[attr-defined, no-untyped-call]
         self.register_buffer("mean", torch.tensor(data["mean"]), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]), persistent=False)
         self.mean: Tensor
@@ -105,7 +105,9 @@ def _backbone(config: ModelConfig, size: int) -> Any:
     try:
         backbone = timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **options)
     except (AssertionError, TypeError, ValueError) as error:
-        raise ModelError(f"model.backbone: {config.backbone} can't be built for {size}×{size} images: {error}") from error
+        raise ModelError(
+            f"model.backbone: {config.backbone} can't be built for {size}×{size} images: {error}"
+        ) from error
     except (RuntimeError, OSError) as error:
         raise ModelError(
             f"model.pretrained: the weights of {config.backbone} can't be had: {error}",

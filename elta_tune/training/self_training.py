@@ -91,8 +91,8 @@ class Epoch:
 def to_plain(record: Selection | Predictions) -> dict[str, Any]:
     """A record as tensors and plain values: what `torch.load(weights_only=True)` takes."""
     values = {item.name: getattr(record, item.name) for item in fields(record)}
-    plain = {name: value.tolist() if getattr(value, "dtype", None) == object else value for name, value in values.items()}
-    return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in plain.items()}
+    values["ids"] = list(values["ids"])
+    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
 
 
 def from_plain(kind: type[Plain], plain: dict[str, Any]) -> Plain:
@@ -191,7 +191,8 @@ def _finish_epoch(learner: Learner, config: TrialConfig, dataset: Dataset, train
         selection = _select(learner, config, dataset)
         if selection is not None and len(selection.rows):
             learner.round, learner.epoch, learner.selection = round + 1, 0, selection
-    return Epoch(learner.step, round, epoch, metrics, training, learner.best, selection, _checkpoint(learner, weights), weights)
+    checkpoint = _checkpoint(learner, weights)
+    return Epoch(learner.step, round, epoch, metrics, training, learner.best, selection, checkpoint, weights)
 
 
 def _is_better(metrics: dict[str, float], best: dict[str, float], config: TrialConfig) -> bool:
@@ -203,14 +204,15 @@ def _is_better(metrics: dict[str, float], best: dict[str, float], config: TrialC
 
 
 def _select(learner: Learner, config: TrialConfig, dataset: Dataset) -> Selection | None:
-    """What the best model so far selects from the pool, or None if no round follows. Ratings of the pool are not read."""
+    """What the best model so far selects from the pool, or None if no round follows."""
     if learner.round == config.self_training.rounds or dataset.pool is None:
         return None
     current = trained_state(learner.model)
     learner.model.load_state_dict(learner.best_weights)
     predictions = predict(learner.model, dataset.pool, config, dataset.scale)
     learner.model.load_state_dict(current)
-    assert predictions.logits is not None and predictions.distributions is not None
+    assert predictions.logits is not None
+    assert predictions.distributions is not None
     scores = torch.from_numpy(to_method_scale(predictions.scores, dataset.scale)).float()
     sharpened = sharpen(predictions.logits, scores, config.sharpening.temperature)
     rows = select(sharpened, config.sharpening.threshold).nonzero().squeeze(1)
@@ -229,7 +231,7 @@ def _samples(config: TrialConfig, dataset: Dataset, selection: Selection | None)
     """The labels, and the pseudo-labels of a selection."""
     train = dataset.train
     images: ImageSource = train.images[config.data.resize]
-    scores = torch.from_numpy(to_method_scale(train.scores, dataset.scale)).float()
+    scores = torch.from_numpy(to_method_scale(train.true_scores, dataset.scale)).float()
     if config.model.head == "mse":
         return Samples(images, scores[:, None] / SCALE[1], scores)
     targets = torch.from_numpy(train.distributions)

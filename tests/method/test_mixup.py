@@ -166,9 +166,7 @@ def test_mixed_rows_are_appended_by_the_paper_s_weights(dtype, target_shape):
     features = torch.randn(6, 7, generator=generator, dtype=dtype)
     targets = torch.rand(*target_shape, generator=generator, dtype=dtype)
     scores = SCORES.to(dtype)
-    rows, row_targets, row_scores = mix(
-        features, targets, scores, tau_1=0.5, tau_2=2.0, pairs=4, generator=seeded(6)
-    )
+    rows, row_targets, row_scores = mix(features, targets, scores, tau_1=0.5, tau_2=2.0, pairs=4, generator=seeded(6))
     assert rows.shape == (10, 7)
     assert row_targets.shape == (10, *target_shape[1:])
     assert row_scores.shape == (10,)
