@@ -70,7 +70,7 @@ def _prepare(plan: StudyPlan, cache: Path, workers: str, devices: str) -> list[S
 
     if workers != "auto" and not workers.isdecimal():
         raise ConfigError(f"--workers {workers}: should be a number, or auto")
-    start_forkserver()
+    start_forkserver(main="elta_tune.cli")
     with console.status("starting") if console.is_terminal else nullcontext():
         from elta_tune.studies.preflight import configurations, preflight
         from elta_tune.training.devices import available_devices, check_devices

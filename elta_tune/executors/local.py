@@ -62,9 +62,13 @@ def plan_slots(devices: Sequence[str], workers: int | None) -> list[Slot]:
     return [Slot(devices[index % len(devices)], threads) for index in range(count)]
 
 
-def start_forkserver() -> None:
-    """Starts the forkserver, whose imports then run while the caller does something else."""
-    multiprocessing.set_forkserver_preload(PRELOAD)
+def start_forkserver(main: str | None = None) -> None:
+    """Starts the forkserver, whose imports then run while the caller does something else.
+
+    Args:
+        main: what the main script imports: each trial's process imports that script, too.
+    """
+    multiprocessing.set_forkserver_preload([*PRELOAD, *([main] if main else [])])
     multiprocessing.forkserver.ensure_running()
 
 
