@@ -1,0 +1,107 @@
+"""What tests of all rooms share: a small data set on disk, a recipe that trains on it in a second, the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from elta_tune.config import TrialConfig
+
+COMMAND = str(Path(sys.executable).with_name("elta-tune"))
+"""The installed entry point."""
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and weights that stands beside a checkout; without it the test is skipped."""
+    folder = Path(os.environ.get("ELTA_TUNE_SHARED") or Path(__file__).parents[2] / "shared")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"real data is absent: {folder}")
+    return folder
+
+
+def write_data(
+    root: Path, *, train: int = 32, val: int = 16, test: int = 16, pool: int = 16, size: int = 40, bins: int = 5
+) -> Path:
+    """Writes rating files of `count_1…count_K` and PNG images whose brightness follows their MOS."""
+    (root / "images").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for split, count in {"train": train, "val": val, "test": test, "pool": pool}.items():
+        lines = ["image_id," + ",".join(f"count_{k}" for k in range(1, bins + 1))]
+        for number in range(count):
+            quality = random.uniform(0.15, 0.85)
+            votes = random.multinomial(30, np.diff(np.linspace(0, 1, bins + 1) ** (quality / (1 - quality))))
+            pixels = random.normal(255 * quality, 25, (size, size, 3)).clip(0, 255).astype(np.uint8)
+            name = f"{split}_{number:03d}.png"
+            Image.fromarray(pixels).save(root / "images" / name)
+            lines.append(f"{name}," + ",".join(map(str, votes)))
+        if split == "pool":
+            lines = [line.partition(",")[0] for line in lines]
+        if count:
+            (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of five bins with a pool. Tests only read it."""
+    return write_data(tmp_path_factory.mktemp("data") / "root")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of decoded images for the whole run."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def recipe_content(root: Path) -> dict[str, Any]:
+    """A recipe that trains on `root` in about a second."""
+    return {
+        "data": {"root": str(root), "resize": 36, "crop": 32},
+        "model": {"backbone": "test_efficientnet", "pretrained": False},
+        "optim": {"lr": 3e-3},
+        "simloss": {"weight": 1.0},
+        "training": {"epochs": 2, "batch_size": 8},
+        "self_training": {"epochs": 1},
+        "sharpening": {"threshold": 0.2},
+    }
+
+
+@pytest.fixture
+def recipe(data_root: Path) -> TrialConfig:
+    """The recipe of `recipe_content`; vary it with `recipe.replace({"section.field": value})`."""
+    return TrialConfig.model_validate(recipe_content(data_root))
+
+
+@pytest.fixture
+def recipe_file(data_root: Path, tmp_path: Path) -> Path:
+    """The same recipe as a file, `tiny.yaml`."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(recipe_content(data_root), sort_keys=False))
+    return file
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def elta_tune(tmp_path: Path, cache: Path) -> Run:
+    """Runs the command in `tmp_path`, as a user would: `elta_tune("best", "--json").stdout`."""
+
+    def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "ELTA_TUNE_CACHE": str(cache), "COLUMNS": "80", **options.pop("env", {})}
+        command = [COMMAND, *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False, **options
+        )
+
+    return run
