@@ -3,7 +3,7 @@
     CACHE/images-<key>/
     ├── 300.npy  256.npy     (N, S, S, 3) uint8, one file per size
     ├── status.npy           (N,) uint8: 0 to do, 1 decoded, 2 unreadable
-    ├── digests.npy          (N, 16) uint8: blake2b of the file's bytes
+    ├── digests.npy          (N, 16) uint8: blake2b of the file's bytes, 0 if unreadable
     ├── thumbnails.npy       (N, 8, 8, 3) uint8
     └── complete.json        written last: reasons of what is unreadable
 
@@ -133,13 +133,13 @@ def _build(path: Path, files: Sequence[Path], sizes: Sequence[int], progress: Pr
     reasons: dict[int, str] = {}
 
     def store(index: int) -> None:
-        content = files[index].read_bytes()
-        digests[index] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
         try:
+            content = files[index].read_bytes()
             image = _decode(content)
         except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
             status[index], reasons[index] = UNREADABLE, f"{type(error).__name__}: {error}"
             return
+        digests[index] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
         for size, array in arrays.items():
             array[index] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
         thumbnails[index] = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
