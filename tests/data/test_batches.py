@@ -73,11 +73,10 @@ def test_an_error_where_batches_are_used_ends_the_thread() -> None:
 
 
 def test_an_error_in_the_thread_is_raised_where_the_batches_are_used() -> None:
-    got = []
+    batches = prefetch(Broken(numbered(8)), in_order(8, 2), CPU)
+    assert [next(batches)[0].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
     with pytest.raises(OSError, match="the disk is gone"):
-        for index, _ in prefetch(Broken(numbered(8)), in_order(8, 2), CPU):
-            got.append(index.tolist())
-    assert got == [[0, 1], [2, 3]]
+        next(batches)
     assert not prefetch_threads()
 
 

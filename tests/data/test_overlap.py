@@ -1,0 +1,142 @@
+"""An image in two splits is found by its id, its bytes or its pixels, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from elta_tune.config import DataConfig
+from elta_tune.data.dataset import prepare
+from elta_tune.errors import DataError
+
+
+def write_splits(root: Path) -> Path:
+    """Two noise images for each of four splits; those of the pool are JPEGs."""
+    (root / "images").mkdir(parents=True)
+    random = np.random.default_rng(5)
+    for split in ("train", "val", "test", "pool"):
+        for number in range(2):
+            pixels = random.integers(0, 256, (20, 30, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "images" / f"{split}{number}.{'jpg' if split == 'pool' else 'png'}")
+        write_list(root, split, [f"{split}0", f"{split}1"])
+    return root
+
+
+def write_list(root: Path, split: str, ids: list[str]) -> None:
+    """A rating file of these ids."""
+    rows = ["image_id", *ids] if split == "pool" else ["image_id,count_1,count_2", *(f"{name},1,2" for name in ids)]
+    (root / f"{split}.csv").write_text("\n".join(rows) + "\n")
+
+
+def check(root: Path) -> tuple[str, ...]:
+    """The warnings about a data set."""
+    return prepare(DataConfig(root=root, resize=16, crop=16, max_missing=0.5), root / "cache").warnings
+
+
+def copied(root: Path, image: str, name: str) -> None:
+    """The same bytes under another name."""
+    shutil.copy(root / "images" / image, root / "images" / name)
+
+
+def resaved(root: Path, image: str, name: str) -> None:
+    """The same pixels in another file."""
+    Image.open(root / "images" / image).save(root / "images" / name, compress_level=1)
+
+
+def test_splits_of_different_images_are_taken_as_they_are(tmp_path: Path) -> None:
+    assert check(write_splits(tmp_path)) == ()
+
+
+@pytest.mark.parametrize(("first", "second"), [("train", "val"), ("val", "test"), ("train", "test")])
+def test_an_id_in_two_labelled_splits_is_refused(tmp_path: Path, first: str, second: str) -> None:
+    root = write_splits(tmp_path)
+    write_list(root, second, [f"{second}0", f"{first}1"])
+    with pytest.raises(DataError) as error:
+        check(root)
+    for part in (f"{root / first}.csv", f"{root / second}.csv", f"'{first}1'", "the same id"):
+        assert part in error.value.message
+
+
+def test_a_file_in_two_labelled_splits_is_refused_under_any_spelling_of_its_id(tmp_path: Path) -> None:
+    root = write_splits(tmp_path)
+    write_list(root, "val", ["val0", "train1.png"])
+    with pytest.raises(DataError, match=r"'train1' is also in .* as 'train1.png' \(the same file\)"):
+        check(root)
+
+
+@pytest.mark.parametrize("held_out", ["val", "test"])
+@pytest.mark.parametrize(("save", "how"), [(copied, "bytes"), (resaved, "pixels")])
+def test_a_pool_image_that_is_also_held_out_is_refused_under_any_name(
+    tmp_path: Path, held_out: str, save: object, how: str
+) -> None:
+    root = write_splits(tmp_path)
+    assert callable(save)
+    save(root, "pool1.jpg", "other.png")
+    write_list(root, held_out, [f"{held_out}0", "other"])
+    with pytest.raises(DataError) as error:
+        check(root)
+    assert error.value.message == (
+        f"{root / 'pool.csv'}: 'pool1' is also in {root / held_out}.csv as 'other' (the same {how})"
+    )
+
+
+def test_a_pool_image_that_is_also_held_out_under_its_id_is_refused(tmp_path: Path) -> None:
+    root = write_splits(tmp_path)
+    write_list(root, "val", ["val0", "pool0"])
+    with pytest.raises(DataError, match=r"'pool0' is also in .* \(the same id\)"):
+        check(root)
+
+
+@pytest.mark.parametrize("save", [copied, resaved])
+def test_the_same_picture_under_two_ids_of_labelled_splits_is_a_warning_as_ava_has_such(
+    tmp_path: Path, save: object
+) -> None:
+    root = write_splits(tmp_path)
+    assert callable(save)
+    save(root, "train0.png", "twin.png")
+    write_list(root, "test", ["test0", "twin"])
+    (warning,) = check(root)
+    assert "'train0' is also in" in warning
+    assert "'twin'" in warning
+
+
+def test_a_picture_that_is_nearly_another_is_another(tmp_path: Path) -> None:
+    root = write_splits(tmp_path)
+    pixels = np.array(Image.open(root / "images" / "pool1.jpg"))
+    pixels[3, 4] ^= 1
+    Image.fromarray(pixels).save(root / "images" / "other.png")
+    write_list(root, "val", ["val0", "other"])
+    assert check(root) == ()
+
+
+def test_a_copy_is_found_among_many_flat_pictures(tmp_path: Path) -> None:
+    root = write_splits(tmp_path)
+    for number in range(12):  # black, of different sizes: their thumbnails are all equal
+        Image.new("RGB", (20 + number, 20)).save(root / "images" / f"black{number}.png")
+    Image.new("RGB", (23, 20)).save(root / "images" / "again.bmp")
+    write_list(root, "pool", ["pool0", *(f"black{number}" for number in range(12))])
+    write_list(root, "test", ["test0", "again.bmp"])
+    with pytest.raises(DataError, match=r"'black3' is also in .* as 'again.bmp' \(the same pixels\)"):
+        check(root)
+
+
+def test_two_unreadable_files_are_not_the_same_picture(tmp_path: Path) -> None:
+    root = write_splits(tmp_path)
+    for name in ("pool0.jpg", "val0.png"):
+        (root / "images" / name).write_bytes(b"")
+    assert check(root) == ()
+
+
+def test_many_overlaps_are_counted(tmp_path: Path) -> None:
+    root = write_splits(tmp_path)
+    for number in range(5):
+        Image.new("RGB", (20, 20), (number, 50, 99)).save(root / "images" / f"same{number}.png")
+    both = [f"same{number}" for number in range(5)]
+    write_list(root, "val", both)
+    write_list(root, "pool", both)
+    with pytest.raises(DataError, match="… and 2 more"):
+        check(root)
