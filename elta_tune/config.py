@@ -29,7 +29,8 @@ Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
-RATING_PATHS = ("train", "val", "test", "pool", "images")
+RATING_PATHS = ("ratings", "train", "val", "test", "pool", "images")
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DemoConfig(Section):
@@ -54,6 +55,27 @@ class ColumnsConfig(Section):
 
     id: str | None = None
     """Column that names the image."""
+    score: str | None = None
+    """Column of the score; it comes before votes."""
+    split: str | None = None
+    """Column that says train, val or test; none: take no notice of one."""
+
+
+class SplitConfig(Section):
+    """Parts of the training images that are held out, alike in their scores from tail to tail."""
+
+    val: Fraction = 0.1
+    """Share that chooses the best epoch and trial; 0 if there is a file of it."""
+    test: Fraction = 0.1
+    """Share for the final test; 0 if there is a file of it, or none is wanted."""
+    seed: Seed = 0
+    """Another seed holds out others; the recipe's own seed does not matter here."""
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> SplitConfig:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val and test should leave images to train on, not {self.val} and {self.test}")
+        return self
 
 
 class DataConfig(Section):
@@ -63,6 +85,8 @@ class DataConfig(Section):
     """Folder that holds train.csv, val.csv, test.csv, perhaps pool.csv, and images/."""
     demo: DemoConfig | None = None
     """Use the built-in data instead of a root."""
+    ratings: Path | None = None
+    """One rating file of all splits, which a column of it or `split` tells apart; relative to `root`."""
     train: Path | None = None
     """Rating file to train on; relative to `root` (default: train.csv there)."""
     val: Path | None = None
@@ -76,10 +100,16 @@ class DataConfig(Section):
     format: str = "auto"
     """Reader of the rating files; `auto` tells it from the columns."""
     columns: ColumnsConfig = ColumnsConfig()
+    split: SplitConfig | None = None
+    """Take validation and test images out of the training file, where there are no files of them."""
     scale: tuple[float, float] | None = None
     """Lowest and highest possible rating (default: the format's own)."""
     threshold: float | None = None
     """A MOS above it counts as beautiful in `accuracy` (default: the format's own)."""
+    spread: Positive | None = None
+    """Spread scores over bins, so that `emd` can learn them: a Gaussian of this standard deviation, on their scale."""
+    bins: Annotated[int, Field(ge=2, le=1000)] = 10
+    """Bins over which scores are spread, from the lowest to the highest rating."""
     max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.005
     """Largest share of a split's images that may be missing or unreadable."""
     resize: Size = 300
@@ -114,9 +144,20 @@ class DataConfig(Section):
             raise field_error("demo", rule)
         return self
 
+    @model_validator(mode="after")
+    def _told_once(self) -> DataConfig:
+        for name in ("val", "test"):
+            if self.split and getattr(self.split, name) > 0 and getattr(self, name) is not None:
+                raise field_error(name, f"this file and data.split.{name} both say it; set data.split.{name} to 0")
+        if self.ratings and self.train:
+            raise field_error("ratings", "this file and data.train both hold the training images; name one")
+        return self
+
     def path(self, name: Literal["train", "val", "test", "pool", "images"]) -> Path | None:
         """Where a rating file or the images are, or None for what is neither named nor found in `root`."""
         given: Path | None = getattr(self, name)
+        if given is None and name in ("train", "val", "test"):
+            given = self.ratings
         if given is not None:
             return given
         if self.root is None:
@@ -352,6 +393,7 @@ SWITCHES = (
     Switch(("model.dropout",), "model.head", lambda head: head == "mse", "== mse"),
     Switch(("optim.momentum",), "optim.name", lambda name: name == "sgd", "== sgd"),
     Switch(("model.pretrained",), "model.weights", lambda weights: weights is None, "== null"),
+    Switch(("data.bins",), "data.spread", lambda spread: spread is not None, "!= null"),
 )
 
 
