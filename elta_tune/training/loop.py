@@ -182,8 +182,8 @@ def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tup
 
 
 def evaluate(predictions: Predictions, split: Split, dataset: Dataset) -> dict[str, float]:
-    """All metrics of METHOD.md §7."""
-    both = predictions.distributions is not None and split.distributions is not None
+    """All metrics of METHOD.md §7; those of distributions only where people gave them."""
+    both = predictions.distributions is not None and split.distributions is not None and not dataset.is_spread
     return metrics.evaluate(
         predictions.scores,
         split.true_scores,
