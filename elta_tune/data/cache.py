@@ -1,13 +1,13 @@
-"""The cache: every image decoded once, resized, for all trials of all studies.
+"""The cache: every image decoded once, resized, as uint8 in memory-mapped files that all trials of all studies share.
 
-    CACHE/pixels-<rule>/
-    ├── files.bin          what stood in a file of that path, length and time: the digest of its bytes
-    ├── unreadable.txt     why bytes of a digest are no image
-    ├── 300-<folder>/      a pack of decoded images for each edge and folder of images
-    └── lock               held by the one process that appends
+    CACHE/images-<key>/
+    ├── 300.npy  256.npy     (N, S, S, 3) uint8, one file per size
+    ├── status.npy           (N,) uint8: 0 to do, 1 decoded, 2 unreadable
+    ├── digests.npy          (N, 16) uint8: blake2b of the file's bytes, 0 if unreadable
+    ├── thumbnails.npy       (N, 8, 8, 3) uint8
+    └── complete.json        written last: reasons of what is unreadable
 
-Images are found by the digest of their file's bytes, whichever folder, list, split or study asks for them. Everything
-is appended and named last, so that a build that was killed goes on where it was.
+The key is a hash of the files (path, size, time) and the sizes. A build that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,85 +15,132 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import itertools
+import json
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
 
-from elta_tune.data.decoding import RULE, Shrunk, careful, shrink
-from elta_tune.data.packs import DIGEST, Appender, Bytes, Images, Index, Pack, PackWriter, find_images, positions
-from elta_tune.data.packs import read_records
+from elta_tune.data.decoding import RULE, THUMBNAIL, careful, read_content, shrink
 from elta_tune.errors import DataError
 
-FILE = 2 * DIGEST + 16
-"""Bytes of a record of `files.bin`: hash of the path, length, time of change, digest."""
-COMMIT_IMAGES, COMMIT_SECONDS = 256, 5.0
-"""How much a kill may cost."""
+TODO, DECODED, UNREADABLE = 0, 1, 2
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what)."""
 
 
 @dataclass(frozen=True)
-class CachedImages:
-    """What the cache knows of N files.
+class CacheFolder:
+    """The complete cache of some files; arrays are indexed by the files' order."""
 
-    `digests` (N, 16) of their bytes, 0 where a file can't be read; `images` (N) by their edge; `unreadable`: why, by the
-    file's index.
-    """
-
+    path: Path
     files: Sequence[Path]
-    digests: Bytes
-    images: Mapping[int, Images]
-    unreadable: Mapping[int, str]
 
-    @property
-    def decoded(self) -> Index:
-        """The files (M,) whose images are there at each edge."""
-        rows = [images.rows for images in self.images.values()]
-        return np.flatnonzero(np.min(rows, axis=0) >= 0)
+    def images(self, size: int) -> NDArray[np.uint8]:
+        """(N, S, S, 3), memory-mapped."""
+        images: NDArray[np.uint8] = open_memmap(self.path / f"{size}.npy", mode="r")
+        return images
 
-    @property
-    def missing(self) -> Index:
-        """The files (M,) of which nothing is known yet."""
-        missing = np.ones(len(self.files), bool)
-        missing[self.decoded] = False
-        missing[list(self.unreadable)] = False
-        return np.flatnonzero(missing)
+    def status(self) -> NDArray[np.uint8]:
+        """(N,): DECODED or UNREADABLE."""
+        status: NDArray[np.uint8] = np.load(self.path / "status.npy")
+        return status
 
-    @property
-    def missing_bytes(self) -> int:
-        """Size of what has to be written, at most."""
-        wanted = (int((images.rows[self.missing] < 0).sum()) * edge**2 * 3 for edge, images in self.images.items())
-        return sum(wanted)
+    def digests(self) -> NDArray[np.uint8]:
+        """(N, 16): hash of each file's bytes."""
+        digests: NDArray[np.uint8] = np.load(self.path / "digests.npy")
+        return digests
+
+    def thumbnails(self) -> NDArray[np.uint8]:
+        """(N, 8, 8, 3)."""
+        thumbnails: NDArray[np.uint8] = np.load(self.path / "thumbnails.npy")
+        return thumbnails
+
+    def reasons(self) -> dict[int, str]:
+        """Why a file is unreadable, by its index."""
+        found = json.loads((self.path / "complete.json").read_text(encoding="utf-8"))["unreadable"]
+        return {int(index): reason for index, reason in found.items()}
 
 
-def open_cache(
-    root: Path, files: Sequence[Path], sizes: Sequence[int], progress: Progress, what: str, *, check: bool = True
-) -> CachedImages:
-    """The decoded images of some files; what is not there is decoded. Two processes that ask at once decode it once.
-
-    Args:
-        check: whether a file that is known may have changed since. Trials take what their study began with.
+def open_cache(root: Path, files: Sequence[Path], sizes: Sequence[int], progress: Progress, what: str) -> CacheFolder:
+    """The cache of some files, built if it is not there. Two processes that ask at once build it once.
 
     Raises:
-        DataError: the cache can't be written.
+        DataError: it can't be written.
     """
-    shelf = Shelf(root)
-    cached = shelf.find(files, sizes, check)
-    if not len(cached.missing):
-        shelf.touch(cached)
-        return cached
+    folder = CacheFolder(root / f"images-{_key(files, sizes)}", files)
+    if (folder.path / "complete.json").exists():
+        return folder
     try:
-        with shelf.lock(lambda: progress(0, len(files), f"another run is decoding; waiting before {what}")):
-            cached = shelf.find(files, sizes, check)
-            failed = shelf.build(cached, progress, what) if len(cached.missing) else {}
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.path / "lock"):
+            if not (folder.path / "complete.json").exists():
+                _build(folder.path, files, sorted(set(sizes)), progress, what)
     except OSError as error:
-        raise DataError(f"{shelf.path}: the image cache can't be written: {error.strerror or error}") from error
-    cached = shelf.find(files, sizes, check)
-    return CachedImages(files, cached.digests, cached.images, {**failed, **cached.unreadable})
+        raise DataError(f"{folder.path}: the image cache can't be written: {error.strerror or error}") from error
+    return folder
+
+
+def _key(files: Sequence[Path], sizes: Sequence[int]) -> str:
+    digest = hashlib.blake2b(f"{RULE} {sorted(set(sizes))}".encode(), digest_size=12)
+    for file in files:
+        facts = file.stat()
+        digest.update(f"\0{file}\0{facts.st_size}\0{facts.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(path: Path, files: Sequence[Path], sizes: Sequence[int], progress: Progress, what: str) -> None:
+    """Decodes what is to do; threads suffice, since Pillow decodes and resizes without the interpreter's lock."""
+    count = len(files)
+    arrays = {size: _array(path / f"{size}.npy", (count, size, size, 3)) for size in sizes}
+    status = _array(path / "status.npy", (count,))
+    digests = _array(path / "digests.npy", (count, 16))
+    thumbnails = _array(path / "thumbnails.npy", (count, THUMBNAIL, THUMBNAIL, 3))
+    reasons: dict[int, str] = {}
+
+    def store(index: int) -> None:
+        try:
+            content = read_content(files[index])
+            shrunk = shrink(content, sizes)
+        except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
+            status[index], reasons[index] = UNREADABLE, f"{type(error).__name__}: {error}"
+            return
+        digests[index] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
+        for size, array in arrays.items():
+            array[index] = shrunk.pixels[size]
+        thumbnails[index] = shrunk.thumbnail
+        status[index] = DECODED  # after the pixels: a kill between leaves it to do
+
+    todo = [index for index in range(count) if status[index] != DECODED]
+    with (
+        careful(),
+        ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool,
+    ):
+        for done, _ in enumerate(pool.map(store, todo), start=count - len(todo) + 1):
+            progress(done, count, what)
+    for array in (*arrays.values(), status, digests, thumbnails):
+        array.flush()
+    aside = path / "complete.json.tmp"
+    aside.write_text(json.dumps({"rule": RULE, "files": count, "unreadable": reasons}), encoding="utf-8")
+    aside.replace(path / "complete.json")
+
+
+def _array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """The array of an earlier, killed build, or a new one of zeros."""
+    with contextlib.suppress(FileNotFoundError, ValueError, EOFError):
+        array = open_memmap(path, mode="r+")
+        if array.shape == shape:
+            return array
+    return open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
