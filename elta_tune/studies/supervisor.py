@@ -154,6 +154,7 @@ class Supervisor:
                 self._queue.append(self.study.job(event.number))
                 yield Retried(event.number, fault)
                 return
+            folder.path.mkdir(parents=True, exist_ok=True)  # which the process may not have lived to do
             folder.fail(event.number, self.study.job(event.number).params, f"{fault}, {RETRIES + 1} times")
         result = self.study.tell(event.number)
         yield Finished(result)
