@@ -225,10 +225,8 @@ def _select(learner: Learner, config: TrialConfig, dataset: Dataset) -> Selectio
     if learner.round == config.self_training.rounds:
         return None
     assert dataset.pool is not None
-    current = trained_state(learner.model)
-    learner.model.load_state_dict(learner.best_weights)
+    learner.model.load_state_dict(learner.best_weights)  # its own are saved, and the next round has another model
     predictions = predict(learner.model, dataset.pool, config, dataset.scale)
-    learner.model.load_state_dict(current)
     assert predictions.logits is not None
     assert predictions.distributions is not None
     scores = torch.from_numpy(to_method_scale(predictions.scores, dataset.scale)).float()

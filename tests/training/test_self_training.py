@@ -274,6 +274,7 @@ def test_a_stop_at_any_epoch_changes_no_bit(
             assert {name: epoch.training[name] for name in timeless} == {
                 name: expected.training[name] for name in timeless
             }
+            assert epoch.checkpoint["scaler"] == expected.checkpoint["scaler"]
             assert same(weights, expected_weights)
 
 
