@@ -147,7 +147,7 @@ def _supervise(folder: StudyFolder, plan: StudyPlan, cache: Path, slots: list[Sl
     study = OptunaStudy(folder, plan, cache.absolute())
     supervisor = Supervisor(study, LocalExecutor(slots))
     board = Board(plan, len(slots), folder.results(), seconds_before=study.seconds_run)
-    console.print(Text(f"study {folder.name} {verb}: {board.progress} done, in {folder.path}\n"), soft_wrap=True)
+    console.print(Text(f"study {folder.name} {verb}: {board.progress} done\n{folder.path}\n"), soft_wrap=True)
     view_of = study_view(board, console, lambda number: folder.trial(number).epochs())
     with interruptible(supervisor), view_of as view, closing(supervisor.events()) as events:
         for event in events:
