@@ -234,3 +234,23 @@ def test_the_end_tells_the_best_trials_where_all_lies_and_what_to_type(finished:
 
 def test_messages_offer_the_command_as_it_was_typed(elta_tune: Run, finished: Path) -> None:
     assert "\n  uv run elta-tune best space-tiny --export ckpt" in elta_tune(*RUN, env={"UV": "/usr/bin/uv"}).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--runs", "tiny.yaml"), "tiny.yaml/space-tiny: can't be written"),
+        (("--name", ".."), "--name ..: should be a plain name"),
+        (("--name", "a/b"), "--name a/b: should be a plain name"),
+        (("--workers", "0"), "--workers 0: should be a number from 1 on, or auto"),
+        (("--workers", "two"), "--workers two: should be a number from 1 on, or auto"),
+    ],
+)
+def test_where_a_study_cannot_run_it_is_refused(
+    elta_tune: Run, files: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = elta_tune(*RUN, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (files / "runs" / "space-tiny").exists()
