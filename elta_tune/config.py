@@ -312,10 +312,19 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> TrialConfig:
         ConfigError: every wrong field of the file, or of the overrides, in one message.
     """
     document = read_document(path)
-    values = dict(_override(text) for text in overrides)
+    values = read_overrides(overrides)
     # Overrides first name fields that exist; then the whole is checked once, so that --set may mend the file.
     content = _with(document.content, values, "--set")
     return parse(TrialConfig, replace(document, content=content, overridden=frozenset(values)))
+
+
+def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Dotted fields and their values, of `key=value` texts whose values are YAML.
+
+    Raises:
+        ConfigError: a text is not one.
+    """
+    return dict(_override(text) for text in texts)
 
 
 def _override(text: str) -> tuple[str, Any]:

@@ -105,7 +105,12 @@ def run_trial(
     result |= _outcome(config, checkpoint) | {"params": dict(params or {}), "rounds": _rounds(folder, config)}
     result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
     result["environment"] = environment(device)
-    result["model"] = {"bins": None if dataset.bins is None else method_bins(dataset).tolist(), "scale": dataset.scale}
+    result["model"] = {
+        "bins": None if dataset.bins is None else method_bins(dataset).tolist(),
+        "scale": dataset.scale,
+        "threshold": dataset.threshold,
+        "tail_cuts": dataset.tail_cuts,
+    }
     folder.finish(result, None if checkpoint is None else from_plain(Predictions, checkpoint["best"]["predictions"]))
     return folder.result() or result
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from elta_tune.cli import results, run, space
+from elta_tune.cli import models, results, run, space
 from elta_tune.errors import EltaTuneError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("train")(run.train)
 app.command("best")(results.best)
+app.command("evaluate")(models.evaluate)
 app.command("list")(results.list_studies)
 app.command("show")(results.show)
 app.add_typer(space.app, name="space")

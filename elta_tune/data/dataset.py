@@ -122,6 +122,21 @@ def open_dataset(config: DataConfig, cache: Path, splits: Sequence[str] = ("trai
     return _dataset(config, found, folders)
 
 
+def open_split(
+    config: DataConfig, name: SplitName, cache: Path, progress: Progress = no_progress
+) -> tuple[Split, Ratings]:
+    """One split alone, cached if it is not, and what its rating file says of scale and threshold.
+
+    Raises:
+        DataError: there is no such split, a file is missing or wrong, or too many images are missing.
+    """
+    config = _with_demo(config, cache, progress)
+    found = _find(config, name)
+    if found is None:
+        raise DataError(f"there is no {name} split; name its file in data.{name}")
+    return _split(found, _open(found, config, cache, progress)), found.ratings
+
+
 def _with_demo(config: DataConfig, cache: Path, progress: Progress) -> DataConfig:
     """The demo is written once, as files like everyone's; from there on it is a root like any other."""
     if config.demo is None:

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import load_file
 
-from elta_tune.config import load_recipe
 from elta_tune.errors import StudyError
 from elta_tune.records import StudyFolder, TrialFolder
-from elta_tune.results.checkpoint import Checkpoint, Format, save_checkpoint
+from elta_tune.results.checkpoint import Format, save_checkpoint
+from elta_tune.results.sources import trial_checkpoint
 from elta_tune.training.devices import available_devices
 
 TOLERANCE = 1e-5
@@ -40,7 +39,7 @@ def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format,
     device = _device_like(result)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(trial_checkpoint(study, result), aside, kind)
+        save_checkpoint(trial_checkpoint(study.trial(result["trial"]), result, study.name), aside, kind)
         measured = measure(aside, "val", cache=cache, device=device)
         difference = _compare(study.trial(result["trial"]), result, measured, device)
         aside.replace(path)
@@ -55,29 +54,8 @@ def measure_trial(study: StudyFolder, result: dict[str, Any], split: str, *, cac
     """Evaluates the weights of a trial's best epoch on a split, as `measure` does."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"trial-{result['trial']}.safetensors"
-        save_checkpoint(trial_checkpoint(study, result), file, "safetensors")
+        save_checkpoint(trial_checkpoint(study.trial(result["trial"]), result, study.name), file, "safetensors")
         return measure(file, split, cache=cache, device=_device_like(result))
-
-
-def trial_checkpoint(study: StudyFolder, result: dict[str, Any]) -> Checkpoint:
-    """The checkpoint of a trial's best epoch.
-
-    Raises:
-        StudyError: its weights are gone.
-    """
-    trial = study.trial(result["trial"])
-    if not trial.best_file.exists():
-        raise StudyError(f"{trial.best_file}: the weights of trial {result['trial']} are gone")
-    return Checkpoint(
-        state_dict=load_file(trial.best_file),
-        config=load_recipe(trial.config_file),
-        metrics=result["metrics"],
-        epoch=result["best_epoch"],
-        bins=result["model"]["bins"],
-        scale=tuple(result["model"]["scale"]),
-        source={key: result[key] for key in ("trial", "value", "best_step", "best_round", "params", "data")}
-        | {"study": study.name, "environment": result["environment"]},
-    )
 
 
 def _device_like(result: dict[str, Any]) -> str:

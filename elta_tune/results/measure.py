@@ -4,42 +4,32 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from elta_tune.data.dataset import open_dataset
-from elta_tune.errors import DataError, EltaTuneError
+from elta_tune.data.dataset import SplitName
+from elta_tune.errors import EltaTuneError
 from elta_tune.records import write_json
 from elta_tune.results.checkpoint import load_checkpoint
-from elta_tune.training.devices import device_of
-from elta_tune.training.loop import evaluate, predict
-from elta_tune.trial import describe_split
+from elta_tune.results.evaluate import evaluate_model
 
 
-def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -> dict[str, Any]:
+def measure_checkpoint(checkpoint: Path, split: SplitName, cache: Path, device: str) -> dict[str, Any]:
     """Predictions and metrics of a checkpoint file on a split of the data that it was trained on.
 
     Raises:
         DataError: there is no such split.
     """
     loaded = load_checkpoint(checkpoint)
-    dataset = open_dataset(loaded.config.data, cache, splits=("train", "val", split))
-    rows = getattr(dataset, split)
-    if rows is None:
-        raise DataError(f"there is no {split} split; name one in data.{split}")
-    predictions = predict(loaded.model().to(device_of(device)), rows, loaded.config, dataset.scale)
-    return {
-        "metrics": evaluate(predictions, rows, dataset),
-        "ids": list(predictions.ids),
-        "scores": predictions.scores.tolist(),
-        "data": describe_split(rows),
-    }
+    found = evaluate_model(loaded, loaded.config.data, split, cache=cache, device=device)
+    ids, scores = list(found.predictions.ids), found.predictions.scores.tolist()
+    return {"metrics": found.metrics, "ids": ids, "scores": scores, "data": found.data}
 
 
 def main(arguments: list[str]) -> int:
     """The command; a refusal is the last line of standard error."""
     checkpoint, split, cache, device, out = arguments
     try:
-        write_json(Path(out), measure_checkpoint(Path(checkpoint), split, Path(cache), device))
+        write_json(Path(out), measure_checkpoint(Path(checkpoint), cast(SplitName, split), Path(cache), device))
     except EltaTuneError as error:
         print(error.message.replace("\n", "; "), file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from elta_tune.config import OptimConfig, TrialConfig
 from elta_tune.data.batches import ImageSource, augment, epoch_order, in_order, normalize, prefetch
-from elta_tune.data.dataset import Dataset, Split
+from elta_tune.data.dataset import Split
 from elta_tune.errors import DivergedError
 from elta_tune.method import metrics
 from elta_tune.training.model import SCALE, AestheticModel
@@ -181,15 +182,34 @@ def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tup
     return Predictions(split.ids, split.scores, own, joined.softmax(dim=1).numpy(), joined)
 
 
-def evaluate(predictions: Predictions, split: Split, dataset: Dataset) -> dict[str, float]:
+class Yardstick(Protocol):
+    """What metrics are measured by: a `Dataset`, or what a checkpoint kept of one."""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Lowest and highest possible score."""
+        ...
+
+    @property
+    def threshold(self) -> float:
+        """A score above it counts as beautiful."""
+        ...
+
+    @property
+    def tail_cuts(self) -> tuple[float, float] | None:
+        """Where the tails of the training split begin."""
+        ...
+
+
+def evaluate(predictions: Predictions, split: Split, yardstick: Yardstick) -> dict[str, float]:
     """All metrics of METHOD.md §7."""
     both = predictions.distributions is not None and split.distributions is not None
     return metrics.evaluate(
         predictions.scores,
         split.true_scores,
-        threshold=dataset.threshold,
-        scale=dataset.scale,
-        tail_cuts=dataset.tail_cuts,
+        threshold=yardstick.threshold,
+        scale=yardstick.scale,
+        tail_cuts=yardstick.tail_cuts,
         predicted_distributions=predictions.distributions if both else None,
         true_distributions=split.distributions if both else None,
     )

@@ -1,0 +1,108 @@
+"""`elta-tune evaluate`, `predict`, `export` and `sharpen`: what one does with a model that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from elta_tune.cli.options import DEFAULT_CACHE, Cache, Device, Json, Model, Runs, Set
+
+if TYPE_CHECKING:
+    from elta_tune.data.dataset import SplitName
+    from elta_tune.results.evaluate import Evaluation
+
+
+def evaluate(
+    model: Model = None,
+    csv: Annotated[Path | None, typer.Option(help="Rating file of other images.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Their folder.", show_default="images/ beside it")] = None,
+    split: Annotated[str | None, typer.Option(help="val, test or train of its own data.", show_default="val")] = None,
+    from_predictions: Annotated[Path | None, typer.Option(help="Predictions that exist: no model is needed.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV file.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """All metrics of a model on labelled images, or of a file of predictions (image_id, gt, score, score2 …)."""
+    from elta_tune.config import read_overrides
+    from elta_tune.errors import ConfigError
+    from elta_tune.records import write_aside, write_predictions
+
+    if (model is None) == (from_predictions is None):
+        raise ConfigError("evaluate: name either a model, or --from-predictions FILE")
+    if csv is not None and split is not None:
+        raise ConfigError("evaluate: --csv and --split exclude each other")
+    if images is not None and csv is None:
+        raise ConfigError("--images: needs --csv FILE; for a split of the model's own data: --set data.images=FOLDER")
+    if split not in (None, "val", "test", "train"):
+        raise ConfigError(f"--split {split}: should be val, test or train")
+    values = read_overrides(overrides or ())
+    if from_predictions is not None:
+        from elta_tune.config import TrialConfig
+        from elta_tune.results.evaluate import data_with, evaluate_predictions
+
+        found = evaluate_predictions(from_predictions, data_with(TrialConfig(), values))
+    else:
+        found = _evaluate_model(str(model), csv, images, cast("SplitName", split or "val"), values, device, runs, cache)
+    if predictions is not None:
+        predictions.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(predictions, lambda aside: write_predictions(aside, found.predictions))
+    told = {"model": model, "split": None if csv or from_predictions else split or "val", "data": found.data}
+    _tell_metrics({**told, "metrics": found.metrics}, as_json)
+
+
+def _evaluate_model(
+    reference: str,
+    csv: Path | None,
+    images: Path | None,
+    split: SplitName,
+    values: dict[str, Any],
+    device: str,
+    runs: Path,
+    cache: Path,
+) -> Evaluation:
+    from elta_tune.cli.live import preparing
+    from elta_tune.cli.text import errors
+    from elta_tune.results.evaluate import data_with, evaluate_model, table_data
+    from elta_tune.results.sources import load_model
+
+    checkpoint = load_model(reference, runs)
+    if csv is not None:
+        data, split = table_data(checkpoint, csv, images, values), "test"
+    else:
+        data = data_with(checkpoint.config, values)
+    with preparing(errors) as progress:
+        return evaluate_model(checkpoint, data, split, cache=cache, device=_device(device), progress=progress)
+
+
+def _device(name: str) -> str:
+    from elta_tune.training.devices import available_devices, check_devices
+
+    device = available_devices()[0] if name == "auto" else name
+    check_devices([device])
+    return device
+
+
+def _tell_metrics(told: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        from elta_tune.records import to_json
+
+        return print(to_json(told, indent=2))
+    from rich.text import Text
+
+    from elta_tune.cli.text import console, metric, plain_table
+
+    data = told["data"]
+    left_out = f", {data['left_out']} left out" if data.get("left_out") else ""
+    hashed = f", hash {data['hash']}" if "hash" in data else ""
+    console.print(Text(f"{data['file']}: {data['rows']:,} images{left_out}{hashed}"), soft_wrap=True)
+    table = plain_table(["metric", "value"], right=["value"])
+    for name, value in told["metrics"].items():
+        table.add_row(name, metric(value) if isinstance(value, float) else str(value))
+    console.print(table)
+    if "mae_low" not in told["metrics"]:
+        console.print("no tails: the training split is not known; name its file: --set data.train=FILE")
