@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
+from pathlib import Path
 
 import psutil
 
 from elta_tune.errors import ConfigError
 from elta_tune.executors import Ended, Job, Reported, Verdict
 
-PRELOAD = ["elta_tune.executors.worker"]
+PRELOAD = ["elta_tune.executors.worker", "scipy.stats", "pandas.io.formats.csvs", "torch.utils.serialization"]
+"""What a trial's process imports, libraries' own late imports among it: the forkserver has it ready."""
 PATIENCE = 5.0
 """Seconds between asking a process to end and killing it."""
 
@@ -46,7 +48,17 @@ def available_cores() -> int:
     """Cores that this process may use, which may be fewer than the machine has."""
     process = psutil.Process()
     allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None
-    return len(allowed) if allowed else psutil.cpu_count() or 1
+    cores = len(allowed) if allowed else psutil.cpu_count() or 1
+    return min(cores, container_cores() or cores)
+
+
+def container_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
+    """Whole cores that a container's quota allows (cgroup v2), or None where there is none."""
+    try:
+        quota, period = quota_file.read_text(encoding="ascii").split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None
 
 
 def plan_slots(devices: Sequence[str], workers: int | None) -> list[Slot]:
@@ -69,7 +81,13 @@ def start_forkserver(main: str | None = None) -> None:
         main: what the main script imports: each trial's process imports that script, too.
     """
     multiprocessing.set_forkserver_preload([*PRELOAD, *([main] if main else [])])
-    multiprocessing.forkserver.ensure_running()
+    # Ctrl-C goes to all processes of a terminal, and is the supervisor's to answer: started while it is ignored, the
+    # forkserver and its children ignore it from their first moment.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 class LocalExecutor:
@@ -122,29 +140,32 @@ class LocalExecutor:
         """Ends whatever still runs, at once."""
         for running in self._running.values():
             running.process.terminate()
-        for running in self._running.values():
+        for number, running in list(self._running.items()):
             running.process.join(PATIENCE)
             running.process.kill()
-            running.process.join()
-            running.connection.close()
-        self._running.clear()
+            self._release(number)
 
     def _hear(self, number: int) -> Reported | Ended:
         running = self._running[number]
         try:
             step, metrics = running.connection.recv()
             return Reported(number, step, metrics)
-        except (EOFError, ConnectionError):
-            running.process.join()
-            running.connection.close()
-            del self._running[number]
-            self._free.insert(0, running.slot)
-            return Ended(number, _fault(running.process.exitcode))
+        except (EOFError, OSError):  # the latter where it died in the middle of a message
+            return Ended(number, _fault(self._release(number)))
+
+    def _release(self, number: int) -> int | None:
+        """Frees the slot of a trial once its process is gone; returns the exit code."""
+        running = self._running.pop(number)
+        running.process.join()
+        running.connection.close()
+        self._free.insert(0, running.slot)
+        return running.process.exitcode
 
 
 def _fault(exitcode: int | None) -> str | None:
     if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
+        names = {item.value: item.name for item in signal.Signals}
+        name = names.get(-exitcode, f"signal {-exitcode}")  # real-time signals have no name
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return f"the process was ended by {name}{hint}"
     return f"the process ended with exit code {exitcode}" if exitcode else None
