@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from elta_tune.cli.options import DEFAULT_CACHE, Cache, Device, Json, Model, Runs, Set
+from elta_tune.cli.options import DEFAULT_CACHE, MODEL, Cache, Device, Json, Runs, Set
 
 if TYPE_CHECKING:
     from elta_tune.data.dataset import SplitName
     from elta_tune.results.evaluate import Evaluation
+    from elta_tune.results.predict import Prediction
 
 
 def evaluate(
-    model: Model = None,
+    model: Annotated[str | None, MODEL] = None,
     csv: Annotated[Path | None, typer.Option(help="Rating file of other images.")] = None,
     images: Annotated[Path | None, typer.Option(help="Their folder.", show_default="images/ beside it")] = None,
     split: Annotated[str | None, typer.Option(help="val, test or train of its own data.", show_default="val")] = None,
@@ -77,6 +79,64 @@ def _evaluate_model(
         data = data_with(checkpoint.config, values)
     with preparing(errors) as progress:
         return evaluate_model(checkpoint, data, split, cache=cache, device=_device(device), progress=progress)
+
+
+def predict(
+    model: Annotated[str, MODEL],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, folders, or tables with image ids.")],
+    out: Annotated[Path | None, typer.Option(help="Write FILE.csv, FILE.jsonl or FILE.parquet.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of a table's images.")] = None,
+    sort: Annotated[bool, typer.Option("--sort", help="Best first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
+    overrides: Set = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Scores images: one line each, with the reason where one can't be read."""
+    from elta_tune.cli.live import preparing
+    from elta_tune.cli.text import errors
+    from elta_tune.config import TrialConfig, read_overrides
+    from elta_tune.results.evaluate import data_with
+    from elta_tune.results.predict import best_first, list_images, predict_images
+    from elta_tune.results.sources import load_model
+    from elta_tune.results.tables import check_table, write_table
+
+    if out is not None:
+        check_table(out)
+    files = list_images(paths, images, data_with(TrialConfig(), read_overrides(overrides or ())))
+    checkpoint = load_model(model, runs)
+    unreadable = 0
+
+    def counted(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+        nonlocal unreadable
+        for one in predictions:
+            unreadable += one.reason is not None
+            yield one
+
+    with preparing(errors) as progress:
+        rows: Iterable[Prediction] = counted(
+            predict_images(checkpoint, files, device=_device(device), batch_size=batch_size, progress=progress)
+        )
+        rows = best_first(rows) if sort else rows
+        if out is not None:
+            write_table(out, rows, 0 if checkpoint.bins is None else len(checkpoint.bins))
+        else:
+            for one in rows:
+                print(_line(one, as_json), flush=True)
+    if unreadable:
+        errors.print(f"note: {unreadable:,} of {len(files):,} images can't be read", style="yellow", soft_wrap=True)
+
+
+def _line(prediction: Prediction, as_json: bool) -> str:
+    from elta_tune.cli.text import metric
+    from elta_tune.results.tables import json_line
+
+    if as_json:
+        return json_line(prediction)
+    return f"{metric(prediction.score):>8}  {prediction.image_id}" + (
+        f"  ({prediction.reason})" if prediction.reason else ""
+    )
 
 
 def _device(name: str) -> str:

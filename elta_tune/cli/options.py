@@ -18,8 +18,7 @@ Cache = Annotated[
     Path,
     typer.Option(envvar="ELTA_TUNE_CACHE", show_envvar=True, help="Folder of decoded images, shared by all studies."),
 ]
-Model = Annotated[
-    str | None,
-    typer.Argument(metavar="MODEL", help="A checkpoint file, STUDY (its best trial), STUDY:TRIAL or a trial's folder."),
-]
+MODEL = typer.Argument(
+    metavar="MODEL", help="A checkpoint file, STUDY (its best trial), STUDY:TRIAL or a trial's folder."
+)
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU, else the CPU.")]

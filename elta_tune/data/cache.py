@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from elta_tune.errors import DataError
 
@@ -100,6 +100,18 @@ def decode(path: Path) -> Image.Image:
     return _decode(path.read_bytes())
 
 
+def why_unreadable(error: Exception) -> str:
+    """What to tell of an image that `decode` could not read."""
+    if isinstance(error, UnidentifiedImageError):  # its text names a buffer
+        return "not an image of a known format"
+    return f"{type(error).__name__}: {error}"
+
+
+def pixels(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """(size, size, 3): squashed by Pillow's bilinear."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
 def _decode(content: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -137,12 +149,12 @@ def _build(path: Path, files: Sequence[Path], sizes: Sequence[int], progress: Pr
             content = files[index].read_bytes()
             image = _decode(content)
         except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
-            status[index], reasons[index] = UNREADABLE, f"{type(error).__name__}: {error}"
+            status[index], reasons[index] = UNREADABLE, why_unreadable(error)
             return
         digests[index] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
         for size, array in arrays.items():
-            array[index] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-        thumbnails[index] = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
+            array[index] = pixels(image, size)
+        thumbnails[index] = pixels(image, THUMBNAIL)
         status[index] = DECODED  # after the pixels: a kill between leaves it to do
 
     todo = [index for index in range(count) if status[index] != DECODED]

@@ -175,13 +175,14 @@ def _find(config: DataConfig, name: SplitName) -> Found | None:
         raise DataError(
             f"data.images: {images or 'not set'}: there is no such folder", "say where it is: --set data.images=FOLDER"
         )
-    paths = [_image_file(images, name_) for name_ in ratings.ids]
+    paths = [image_file(images, name_) for name_ in ratings.ids]
     there = np.array([path is not None for path in paths], dtype=bool)
     missing = tuple((str(name_), "there is no such file") for name_ in ratings.ids[~there])
     return Found(name, ratings, [path for path in paths if path is not None], np.flatnonzero(there), missing)
 
 
-def _image_file(folder: Path, name: str) -> Path | None:
+def image_file(folder: Path, name: str) -> Path | None:
+    """Where the image of an id is: as given, or with a usual suffix."""
     base = os.path.join(folder, name)
     return next((Path(base + suffix) for suffix in SUFFIXES if os.path.isfile(base + suffix)), None)
 

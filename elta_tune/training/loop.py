@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from elta_tune.config import OptimConfig, TrialConfig
-from elta_tune.data.batches import ImageSource, augment, epoch_order, in_order, normalize, prefetch
+from elta_tune.data.batches import ImageSource, epoch_order, in_order, prefetch
 from elta_tune.data.dataset import Split
 from elta_tune.errors import DivergedError
 from elta_tune.method import metrics
@@ -118,10 +118,9 @@ def train_epoch(
         factor = learning_rate_factor(config.optim, epoch - 1 + (number + 1) / len(order), epochs)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        images = normalize(augment(batch, config.data.crop, crops), model.mean, model.std)
         losses = step_losses(
             model,
-            images,
+            model.augmented(batch, config.data.crop, crops),
             samples.targets[rows].to(device),
             samples.scores[rows].to(device),
             config,
@@ -172,7 +171,7 @@ def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tup
     logits: list[Tensor] = []
     scores: list[Tensor] = []
     for _, batch in prefetch(images, in_order(len(images), config.evaluation.batch_size), device):
-        _, outputs = model(normalize(batch, model.mean, model.std))
+        _, outputs = model(model.normalized(batch))
         logits.append(outputs.float().cpu())
         scores.append(model.head.scores(outputs.float()).cpu())
     own = from_method_scale(torch.cat(scores).double().numpy(), scale)

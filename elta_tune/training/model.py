@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from elta_tune.config import ModelConfig
+from elta_tune.data.batches import augment, normalize
 from elta_tune.errors import ModelError, did_you_mean
 from elta_tune.method.losses import emd_loss, mse_loss
 from elta_tune.method.scores import mean_score
@@ -65,8 +66,16 @@ class AestheticModel(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
+    def augmented(self, images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+        """Inputs of a training step, (B, 3, crop, crop), from uint8 images (B, S, S, 3) of the cache."""
+        return self.normalized(augment(images, crop, generator))
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Inputs of an evaluation, (B, 3, S, S), from uint8 images (B, S, S, 3) of the cache."""
+        return normalize(images, self.mean, self.std)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) → pooled features (B, D) and logits."""
+        """Inputs (B, 3, S, S) → pooled features (B, D) and logits."""
         features = self.backbone(images)
         return features, self.head(features)
 
