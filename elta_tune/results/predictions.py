@@ -9,11 +9,10 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from elta_tune.data.readers import ID_COLUMNS
+from elta_tune.data.readers.tables import ID_COLUMNS, load, open_sheet
 from elta_tune.errors import DataError
 from elta_tune.training.loop import Predictions
 
@@ -27,46 +26,23 @@ def read_predictions(path: Path) -> Predictions:
     Raises:
         DataError: the file can't be read, a column is missing or a cell is no number: file, line, column.
     """
-    table = _read_table(path)
-    columns = list(table.columns)
-    id_column = next((name for name in ID_COLUMNS if name in columns), None)
-    if id_column is None or "score" not in columns:
+    sheet = open_sheet(path)
+    ids = next((name for name in ID_COLUMNS if name in sheet.columns), None)
+    if ids is None or "score" not in sheet.columns:
         raise DataError(
-            f"{path}: not a file of predictions: its columns are {', '.join(columns)}",
+            f"{path}: not a file of predictions: its columns are {', '.join(sheet.columns)}",
             "they should be image_id, gt, score and, for distributions, score2, score3 and so on",
         )
-    shares = sorted((name for name in columns if re.fullmatch(r"score\d+", name)), key=lambda name: int(name[5:]))
-    values = _numbers(path, table, shares) if len(shares) > 1 else None
-    truth = _numbers(path, table, ["gt"])[:, 0] if "gt" in columns else None
-    distributions, logits = (None, None) if values is None else _as_both(values)
+    table = load(sheet, sheet.columns, text=[ids])
+    bins = sorted((name for name in sheet.columns if re.fullmatch(r"score\d+", name)), key=lambda name: int(name[5:]))
+    distributions, logits = _as_both(table.numbers(*bins)) if len(bins) > 1 else (None, None)
     return Predictions(
-        table[id_column].to_numpy(dtype=object), truth, _numbers(path, table, ["score"])[:, 0], distributions, logits
+        ids=table.text(ids).to_numpy(dtype=object),
+        truth=table.numbers("gt")[:, 0] if "gt" in sheet.columns else None,
+        scores=table.numbers("score")[:, 0],
+        distributions=distributions,
+        logits=logits,
     )
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skip_blank_lines=False, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path}: can't be read as a table: {' '.join(str(error).split())}") from error
-    if table.empty:
-        raise DataError(f"{path}: there are no rows below the header")
-    return table
-
-
-def _numbers(path: Path, table: pd.DataFrame, columns: list[str]) -> NDArray[np.float64]:
-    """The cells of some columns (N, len(columns))."""
-    values = np.empty((len(table), len(columns)))
-    for position, name in enumerate(columns):
-        # Python reads each decimal to the nearest float, as the file was written; pandas is off by the last bit.
-        for row, text in enumerate(table[name]):
-            try:
-                values[row, position] = float(text)
-            except ValueError:
-                raise DataError(f"{path}:{row + 2}: {name}: {text!r} is not a number") from None
-    return values
 
 
 def _as_both(values: NDArray[np.float64]) -> tuple[NDArray[np.float32], torch.Tensor]:
