@@ -13,6 +13,7 @@ from elta_tune.cli.options import DEFAULT_CACHE, MODEL, Cache, Device, Json, Run
 if TYPE_CHECKING:
     from elta_tune.data.dataset import SplitName
     from elta_tune.results.evaluate import Evaluation
+    from elta_tune.results.kinds import Kind
     from elta_tune.results.predict import Prediction
 
 
@@ -126,6 +127,24 @@ def predict(
                 print(_line(one, as_json), flush=True)
     if unreadable:
         errors.print(f"note: {unreadable:,} of {len(files):,} images can't be read", style="yellow", soft_wrap=True)
+
+
+def export(
+    model: Annotated[str, MODEL],
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help="ckpt, safetensors, onnx, timm or hf.")],
+    output: Annotated[Path | None, typer.Option(help="What to write.", show_default="best.…")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Any model in another format, read back and compared; a checkpoint of ELTA's released code, too."""
+    from elta_tune.cli.results import exported_file
+    from elta_tune.cli.text import console
+    from elta_tune.results.convert import write_model
+    from elta_tune.results.sources import load_model
+
+    file = exported_file(kind, output, force)
+    difference = write_model(load_model(model, runs), file, cast("Kind", kind))
+    console.print(f"{file}  (read back: within {difference:.1e})", markup=False, soft_wrap=True)
 
 
 def _line(prediction: Prediction, as_json: bool) -> str:

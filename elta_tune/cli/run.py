@@ -164,9 +164,16 @@ def _this_command() -> str:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file, or the name of a recipe that ships.")],
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A file, or the name of a recipe that ships.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STUDY[:TRIAL]", help="Train the configuration of a trial again, or the best."),
+    ] = None,
     overrides: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the trial.", show_default="runs/train-RECIPE")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the trial.", show_default="runs/train-NAME")] = None,
+    runs: Runs = Path("runs"),
     device: Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU, else the CPU.")] = "auto",
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
@@ -174,9 +181,8 @@ def train(
     from elta_tune.cli.live import EpochLines, preparing
     from elta_tune.cli.text import console, duration, metric
     from elta_tune.config import load_recipe
-    from elta_tune.documents import find_document
 
-    file = find_document(recipe, "trials")
+    file, name = _recipe(recipe, source, runs)
     config = load_recipe(file, overrides or ())
 
     from elta_tune.records import TrialFolder
@@ -188,7 +194,7 @@ def train(
     check_devices([device])
     with preparing(console) as progress:
         preflight([config], cache, progress)
-    folder = TrialFolder((out or Path("runs") / f"train-{file.stem}").absolute())
+    folder = TrialFolder((out or runs / f"train-{name}").absolute())
     try:
         result = run_trial(config, folder, EpochLines(console), cache=cache, device=device)
     except KeyboardInterrupt:
@@ -198,3 +204,18 @@ def train(
     console.print(f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder.path}", markup=False)
     if result["state"] == "failed":
         raise typer.Exit(1)
+
+
+def _recipe(recipe: str | None, source: str | None, runs: Path) -> tuple[Path, str]:
+    """The file to train and a short name for it."""
+    from elta_tune.documents import find_document
+    from elta_tune.errors import ConfigError
+    from elta_tune.results.sources import find_trial
+
+    if (recipe is None) == (source is None):
+        raise ConfigError("train: name either a recipe, or --from STUDY[:TRIAL]")
+    if recipe is not None:
+        file = find_document(recipe, "trials")
+        return file, file.stem
+    trial = find_trial(str(source), runs)
+    return trial.folder.config_file, trial.name

@@ -22,7 +22,6 @@ from elta_tune.results.weights_files import read_weights_file
 from elta_tune.training.model import AestheticModel, build_model
 
 Format = Literal["ckpt", "safetensors"]
-FORMATS: tuple[Format, ...] = ("ckpt", "safetensors")
 METADATA_KEY = "elta_tune"
 
 

@@ -17,6 +17,8 @@ import pandas as pd
 from elta_tune.errors import StudyError
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.results.checkpoint import Format, save_checkpoint
+from elta_tune.results.convert import write_card, write_model
+from elta_tune.results.kinds import Kind
 from elta_tune.results.sources import trial_checkpoint
 from elta_tune.training.devices import available_devices
 
@@ -26,8 +28,8 @@ TOLERANCE_ELSEWHERE = 1e-3
 """The same where the trial ran on another kind of device, whose sums run in another order."""
 
 
-def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format, *, cache: Path) -> float:
-    """Writes the weights of a trial's best epoch and measures the file again on the validation split.
+def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Kind, *, cache: Path) -> float:
+    """Writes the weights of a trial's best epoch, after measuring them again on the validation split.
 
     Returns:
         The largest difference of a predicted score.
@@ -35,14 +37,20 @@ def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format,
     Raises:
         StudyError: the trial has no weights, or the file does not predict as the trial did: by how much.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    trial = study.trial(result["trial"])
+    checkpoint = trial_checkpoint(trial, result, study.name)
     device = _device_like(result)
+    own: Format = "ckpt" if kind == "ckpt" else "safetensors"
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(trial_checkpoint(study.trial(result["trial"]), result, study.name), aside, kind)
-        measured = measure(aside, "val", cache=cache, device=device)
-        difference = _compare(study.trial(result["trial"]), result, measured, device)
+        save_checkpoint(checkpoint, aside, own)
+        difference = _compare(trial, result, measure(aside, "val", cache=cache, device=device), device)
+        if kind != own:
+            return max(difference, write_model(checkpoint, path, kind))
         aside.replace(path)
+        if kind == "safetensors":
+            write_card(checkpoint, path)
     except OSError as error:
         raise StudyError(f"{path}: can't be written: {error.strerror or error}") from error
     finally:
