@@ -169,8 +169,10 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def describe_split(split: Split) -> dict[str, Any]:
-    """A split's file, rows, hash, and how many of its images could not be used."""
+    """A split's name, file, where its rows come from, their count and hash, and how many images could not be used."""
     return {
+        "split": split.name,
+        "origin": split.origin,
         "file": str(split.file),
         "rows": len(split.ids),
         "hash": split.fingerprint,

@@ -28,6 +28,7 @@ class Yardstick:
     scale: tuple[float, float]
     threshold: float
     tail_cuts: tuple[float, float] | None
+    is_spread: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _yardstick(checkpoint: Checkpoint, ratings: Ratings) -> Yardstick:
         low_cut, high_cut = (low + (high - low) * (cut - own_low) / (own_high - own_low) for cut in cuts)
         cuts = (low_cut, high_cut)
     threshold = checkpoint.threshold if ratings.threshold is None else ratings.threshold
-    return Yardstick(scale, threshold, cuts)
+    return Yardstick(scale, threshold, cuts, ratings.is_spread)
 
 
 def _comparable(rows: Split, predictions: Predictions) -> Split:

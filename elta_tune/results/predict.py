@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
 from elta_tune.data.batches import Index, in_order, prefetch
-from elta_tune.data.cache import Progress, decode, pixels, why_unreadable
+from elta_tune.data.cache import Progress
+from elta_tune.data.decoding import careful, shrink, why_unreadable
 from elta_tune.data.dataset import image_file, no_progress
 from elta_tune.data.readers import read_unlabelled
 from elta_tune.errors import DataError
@@ -99,7 +100,7 @@ class DecodedFiles:
         try:
             if path is None:
                 raise FileNotFoundError("there is no such file")
-            return pixels(decode(path), self.size)
+            return shrink(path.read_bytes(), [self.size]).pixels[self.size]
         except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
             self.reasons[int(position)] = str(error) if path is None else why_unreadable(error)
             return np.zeros((self.size, self.size, 3), np.uint8)
@@ -124,7 +125,8 @@ def predict_images(
     target = device_of(device)
     model = checkpoint.model().to(target)
     batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as workers:
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    with careful(), ThreadPoolExecutor(threads) as workers:
         source = DecodedFiles(files, checkpoint.config.data.crop, workers)
         for index, batch in prefetch(source, batches, target):
             with torch.inference_mode():

@@ -199,10 +199,15 @@ class Yardstick(Protocol):
         """Where the tails of the training split begin."""
         ...
 
+    @property
+    def is_spread(self) -> bool:
+        """Whether distributions were made from scores."""
+        ...
+
 
 def evaluate(predictions: Predictions, split: Split, yardstick: Yardstick) -> dict[str, float]:
-    """All metrics of METHOD.md §7."""
-    both = predictions.distributions is not None and split.distributions is not None
+    """All metrics of METHOD.md §7; those of distributions only where people gave them."""
+    both = predictions.distributions is not None and split.distributions is not None and not yardstick.is_spread
     return metrics.evaluate(
         predictions.scores,
         split.true_scores,

@@ -97,7 +97,10 @@ def build_model(config: ModelConfig, *, bins: Tensor | None, size: int, seed: in
     head: DistributionHead | ScoreHead
     if config.head == "emd":
         if bins is None:
-            raise ModelError("model.head: emd needs ratings with a distribution; these have scores only: use mse")
+            raise ModelError(
+                "model.head: emd needs ratings with a distribution; these have scores only",
+                "predict scores: --set model.head=mse; or spread them over bins: --set data.spread=WIDTH",
+            )
         head = DistributionHead(backbone.head_hidden_size, config.hidden_size, bins)
     else:
         head = ScoreHead(backbone.head_hidden_size, config.dropout)

@@ -117,7 +117,10 @@ def _ids(table: Table, choice: Choice) -> pd.Series[str]:
 
 
 def _refuse_repeated(table: Table, choice: Choice, ids: pd.Series[str]) -> None:
-    table.refuse(ids.duplicated().to_numpy(), choice.id[-1], "stands in an earlier row too")
+    repeated = ids.duplicated().to_numpy()
+    if repeated.any():
+        rule = f"{ids[repeated].iloc[0]!r} stands in an earlier row too"
+        table.refuse(repeated, "/".join(choice.id), rule, quoted=False)
 
 
 def _splits(table: Table, column: str) -> NDArray[np.object_]:
@@ -165,6 +168,11 @@ def _with_scores(ratings: Ratings, choice: Choice, table: Table, labels: Labels,
     if config.spread is None:
         return ratings
     bins = np.linspace(low, high, config.bins)
+    if config.spread < (bins[1] - bins[0]) / 4:
+        apart = f"a quarter of the distance of {config.bins} bins ({bins[1] - bins[0]:.3g})"
+        raise DataError(
+            f"{ratings.file}: data.spread: {config.spread:g} is less than {apart}", "or take more data.bins"
+        )
     return replace(ratings, distributions=spread_scores(scores, bins, config.spread), bins=bins, is_spread=True)
 
 

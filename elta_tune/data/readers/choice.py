@@ -54,7 +54,8 @@ def choose_ids(sheet: Sheet, config: DataConfig) -> Choice:
     forms = list(fitting(sheet).values())
     form = forms[0] if len(forms) == 1 else Format(())
     columns = sheet.columns if form.header else form.columns
-    return Choice("list", form, columns, _id_columns(sheet.path, columns, form, config.columns.id), None)
+    others = [column for column in columns if column not in {*form.votes, form.score}]
+    return Choice("list", form, columns, _id_columns(sheet.path, others, form, config.columns.id), None)
 
 
 def _form(sheet: Sheet, config: DataConfig) -> tuple[str, Format]:
@@ -72,7 +73,7 @@ def _form(sheet: Sheet, config: DataConfig) -> tuple[str, Format]:
     )
     if found:
         raise DataError(f"{sheet.path}: this may be {' or '.join(found)}", hint)
-    scores = [column for column in SCORE_COLUMNS if column in sheet.columns]
+    scores = [column for column in sheet.columns if column in SCORE_COLUMNS]
     if not scores:
         raise DataError(f"{sheet.path}: columns {', '.join(sheet.columns)}: none is known to hold ratings", hint)
     if len(scores) > 1:
@@ -102,7 +103,7 @@ def _id_columns(path: Path, others: Sequence[str], form: Format, given: str | No
         return (given,)
     if form.id and set(form.id) <= set(others):
         return form.id
-    candidates = [name for name in ID_COLUMNS if name in others] or list(others if len(others) == 1 else ())
+    candidates = [name for name in others if name in ID_COLUMNS] or list(others if len(others) == 1 else ())
     if len(candidates) != 1:
         found = (
             f"more than one column may name the image: {', '.join(candidates)}" if candidates else "no column of ids"
@@ -118,7 +119,7 @@ def _split_column(path: Path, columns: Sequence[str], given: str | None) -> str 
         if given not in columns:
             raise DataError(_no_column(path, "split", given, columns))
         return given
-    found = [name for name in SPLIT_COLUMNS if name in columns]
+    found = [name for name in columns if name in SPLIT_COLUMNS]
     if len(found) > 1:
         raise DataError(
             f"{path}: more than one column may name the split: {', '.join(found)}",
