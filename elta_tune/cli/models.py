@@ -11,7 +11,7 @@ import typer
 from elta_tune.cli.options import DEFAULT_CACHE, MODEL, Cache, Device, Json, Runs, Set
 
 if TYPE_CHECKING:
-    from elta_tune.data.dataset import SplitName
+    from elta_tune.data.splits import SplitName
     from elta_tune.results.evaluate import Evaluation
     from elta_tune.results.kinds import Kind
     from elta_tune.results.predict import Prediction

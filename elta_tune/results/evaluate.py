@@ -10,8 +10,9 @@ from typing import Any
 
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import Progress
-from elta_tune.data.dataset import Split, SplitName, no_progress, open_split
-from elta_tune.data.readers import Ratings, read_ratings
+from elta_tune.data.dataset import Split, no_progress, open_split
+from elta_tune.data.readers import Ratings
+from elta_tune.data.splits import SplitName, read_splits
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
 from elta_tune.results.checkpoint import Checkpoint
@@ -143,8 +144,8 @@ def evaluate_predictions(file: Path, data: DataConfig) -> Evaluation:
 def _yardstick_of_file(file: Path, data: DataConfig, predictions: Predictions) -> Yardstick:
     bins = 10 if predictions.distributions is None else predictions.distributions.shape[1]
     scale, threshold, cuts = (1.0, float(bins)), None, None
-    if (train := data.path("train")) is not None:
-        ratings = read_ratings(train, data)
+    if data.path("train") is not None:
+        ratings = read_splits(data, ["train"])["train"]
         scale, threshold = ratings.scale or scale, ratings.threshold
         cuts = None if ratings.scores is None else metrics.tail_cuts(ratings.scores)
     elif (result := file.with_name("result.json")).is_file():

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
-from elta_tune.data.dataset import SplitName
+from elta_tune.data.splits import SplitName
 from elta_tune.errors import EltaTuneError
 from elta_tune.records import write_json
 from elta_tune.results.checkpoint import load_checkpoint

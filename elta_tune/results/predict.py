@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from elta_tune.config import DataConfig
 from elta_tune.data.batches import Index, in_order, prefetch
 from elta_tune.data.cache import Progress
-from elta_tune.data.decoding import careful, shrink, why_unreadable
 from elta_tune.data.dataset import image_file, no_progress
+from elta_tune.data.decoding import careful, shrink, why_unreadable
 from elta_tune.data.readers import read_unlabelled
 from elta_tune.errors import DataError
 from elta_tune.results.checkpoint import Checkpoint
