@@ -24,14 +24,15 @@ class Scorer(nn.Module):
     def __init__(self, model: AestheticModel, scale: tuple[float, float]) -> None:
         super().__init__()
         self.model, self.scale = model, scale
-        self.register_buffer("mean", model.mean[:, None, None])
-        self.register_buffer("std", model.std[:, None, None])
-        self.mean: Tensor
-        self.std: Tensor
+        # Not `mean`: operators' outputs bear such names in the graph, and each name may be there once.
+        self.register_buffer("pixel_mean", model.mean[:, None, None])
+        self.register_buffer("pixel_std", model.std[:, None, None])
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """RGB of 0…1, (B, 3, S, S) → score (B,) on the data set's scale and, with distributions, shares (B, K)."""
-        _, logits = self.model((image - self.mean) / self.std)
+        _, logits = self.model((image - self.pixel_mean) / self.pixel_std)
         low, high = self.scale
         score = low + (high - low) * (self.model.head.scores(logits) - SCALE[0]) / (SCALE[1] - SCALE[0])
         return (score,) if logits.shape[1] == 1 else (score, logits.softmax(dim=1))
@@ -59,6 +60,7 @@ def write_onnx(checkpoint: Checkpoint, path: Path) -> None:
             output_names=outputs,
             external_data=False,
             verbose=False,
+            optimize=False,  # a runtime optimises for its own machine when it loads the file
         )
     assert program is not None
     program.save(path)

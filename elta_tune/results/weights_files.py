@@ -35,6 +35,9 @@ def read_weights_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         with path.open("rb") as file:
             start = file.read(10)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from error
+    try:
         if start[8:9] == b"{":  # the length of a header in eight bytes, then the header, in JSON
             with safe_open(path, framework="pt") as opened:
                 metadata = dict(opened.metadata() or {})
@@ -42,11 +45,9 @@ def read_weights_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with torch.serialization.safe_globals(NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign file's oddities; what counts is whether it can be read
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}") from error
     except UnpicklingError as error:
         raise _unpickling_refused(path, str(error)) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
         reason = str(error).partition(". ")[0] or type(error).__name__
         raise ModelError(f"{path}: cut short, or no checkpoint: {reason}", "copy the file again") from error
     if not isinstance(content, Mapping):
