@@ -252,10 +252,13 @@ def _sentence(model: type[BaseModel], document: Document, key: str, detail: Erro
     return f"{document.place(key)}: {name}: {rule}" if detail["loc"] or key else f"{document.place(key)}: {rule}"
 
 
-def shown(value: Any) -> str:
-    """A plain value as YAML has it, on one line and not too long."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def shown(value: Any, *, limit: int = 60) -> str:
+    """A plain value as YAML has it, on one line of at most `limit` characters."""
+    if isinstance(value, Mapping | list | tuple):
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
+    else:
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _key(content: Any, detail: ErrorDetails) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from elta_tune.data.decoding import RULE, THUMBNAIL, careful, shrink, why_unreadable
+from elta_tune.data.decoding import RULE, THUMBNAIL, careful, read_content, shrink, why_unreadable
 from elta_tune.errors import DataError
 
 TODO, DECODED, UNREADABLE = 0, 1, 2
@@ -112,7 +112,7 @@ def _build(path: Path, files: Sequence[Path], sizes: Sequence[int], progress: Pr
 
     def store(index: int) -> None:
         try:
-            content = files[index].read_bytes()
+            content = read_content(files[index])
             shrunk = shrink(content, sizes)
         except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
             status[index], reasons[index] = UNREADABLE, why_unreadable(error)

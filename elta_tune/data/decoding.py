@@ -1,4 +1,13 @@
-"""Files into pixels: decoded, upright, RGB, resized. What changes pixels here needs another `RULE`."""
+"""Files into pixels: decoded, upright, RGB, resized. What changes pixels here needs another `RULE`.
+
+grey of 16 bits            scaled to 8, 65535 being white (Pillow alone would clip it at 255)
+grey of 32 bits, floats    refused: no one says what is white
+transparency of any kind   laid on white
+CMYK, YCbCr, Lab, palette  as Pillow converts them; colour profiles are not applied
+several frames             the first
+over 89 million pixels     refused before any is decoded, as Pillow warns of such
+over MAX_BYTES             refused before it is read
+"""
 
 from __future__ import annotations
 
@@ -8,13 +17,16 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat, UnidentifiedImageError
 
-RULE = "2: first frame, EXIF rotation, RGB, Pillow bilinear squash"
+RULE = "3: first frame, EXIF rotation, RGB on white, Pillow bilinear squash"
 """What turns a file into pixels; another rule is another cache."""
+MAX_BYTES = 2**29
+"""Largest file: no image of 89 million pixels needs more."""
 THUMBNAIL = 8
 ROOM = 2.5
 """A JPEG is decoded at ½, ¼ or ⅛ of its size as long as this many times the wanted size remains of it."""
@@ -74,6 +86,18 @@ def careful() -> Iterator[None]:
         yield
 
 
+def read_content(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is larger than MAX_BYTES.
+    """
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"the file has {size / 2**20:.0f} MiB, more than the {MAX_BYTES / 2**20:.0f} of any image")
+    return path.read_bytes()
+
+
 def decode(content: bytes) -> Image.Image:
     """The whole image as one sees it: first frame, rotated as its EXIF says, RGB.
 
@@ -116,6 +140,15 @@ def _decode(content: bytes, enough: int | None) -> Decoded:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """The image as 8-bit RGB, on white where it is transparent."""
+    if image.mode in ("I", "F"):
+        raise ValueError("grey of 32 bits, of which no one says what is white")
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -16,7 +16,7 @@ from elta_tune.config import DataConfig
 from elta_tune.data.batches import Index, in_order, prefetch
 from elta_tune.data.cache import Progress
 from elta_tune.data.dataset import image_file, no_progress
-from elta_tune.data.decoding import careful, shrink, why_unreadable
+from elta_tune.data.decoding import careful, read_content, shrink, why_unreadable
 from elta_tune.data.readers import read_unlabelled
 from elta_tune.errors import DataError
 from elta_tune.results.checkpoint import Checkpoint
@@ -100,7 +100,7 @@ class DecodedFiles:
         try:
             if path is None:
                 raise FileNotFoundError("there is no such file")
-            return shrink(path.read_bytes(), [self.size]).pixels[self.size]
+            return shrink(read_content(path), [self.size]).pixels[self.size]
         except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
             self.reasons[int(position)] = str(error) if path is None else why_unreadable(error)
             return np.zeros((self.size, self.size, 3), np.uint8)
