@@ -34,8 +34,9 @@ from safetensors import SafetensorError
 from elta_tune.errors import StudyError, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
+    from elta_tune.training.learner import Selection
     from elta_tune.training.loop import Predictions
-    from elta_tune.training.self_training import Epoch, Selection
+    from elta_tune.training.self_training import Epoch
 
 
 UMASK = os.umask(0)
@@ -182,8 +183,8 @@ class TrialFolder:
 
     def finish(self, result: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> None:
         """Writes the predictions that a checkpoint has of its best epoch and, last, `result.json`."""
+        from elta_tune.training.learner import from_plain
         from elta_tune.training.loop import Predictions
-        from elta_tune.training.self_training import from_plain
 
         if checkpoint is not None:
             predictions = from_plain(Predictions, checkpoint["best"]["predictions"])

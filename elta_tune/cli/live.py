@@ -35,8 +35,8 @@ class Running:
     def place(self) -> str:
         """``round 1  epoch 2/3``."""
         config, round, epoch = self.job.config, self.last.get("round", 0), self.last.get("epoch", 0)
-        epochs = config.self_training.epochs if round else config.training.epochs
-        return (f"round {round}  " if config.self_training.rounds else "") + f"epoch {epoch}/{epochs}"
+        stage = "head  " if round > config.self_training.rounds else f"round {round}  "
+        return (stage if config.epochs_of(1) else "") + f"epoch {epoch}/{config.epochs_of(round)}"
 
 
 @dataclass

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,21 +17,30 @@ Index = NDArray[np.int64]
 
 
 class ImageSource(Protocol):
-    """N square uint8 images of one size."""
+    """N square uint8 images of one size, or rows of what was computed of each."""
 
     def __len__(self) -> int: ...
 
-    def gather(self, index: Index) -> NDArray[np.uint8]:
+    def gather(self, index: Index) -> NDArray[Any]:
         """Images (B, S, S, 3) by their positions (B,)."""
+        ...
+
+
+class ImageRows(ImageSource, Protocol):
+    """Images of a split."""
+
+    def subset(self, index: Index) -> ImageRows:
+        """Only those at these positions."""
         ...
 
 
 @dataclass(frozen=True)
 class Images:
-    """Some rows of a memory-mapped array (M, S, S, 3)."""
+    """Some rows of a memory-mapped array (M, S, S, 3); `key` names the array for what is derived of it."""
 
     array: NDArray[np.uint8]
     rows: Index
+    key: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,7 +51,7 @@ class Images:
 
     def subset(self, index: Index) -> Images:
         """Only the images at these positions."""
-        return Images(self.array, self.rows[index])
+        return Images(self.array, self.rows[index], self.key)
 
 
 @dataclass(frozen=True)
@@ -54,12 +63,12 @@ class JoinedImages:
     def __len__(self) -> int:
         return sum(len(source) for source in self.sources)
 
-    def gather(self, index: Index) -> NDArray[np.uint8]:
+    def gather(self, index: Index) -> NDArray[Any]:
         """Images (B, S, S, 3) by their positions (B,)."""
         starts = np.cumsum([0, *(len(source) for source in self.sources)])
         owners = np.searchsorted(starts, index, side="right") - 1
         parts = [source.gather(index[owners == k] - starts[k]) for k, source in enumerate(self.sources)]
-        images = np.empty((len(index), *parts[0].shape[1:]), np.uint8)
+        images = np.empty((len(index), *parts[0].shape[1:]), parts[0].dtype)
         for k, part in enumerate(parts):
             images[owners == k] = part
         return images

@@ -78,7 +78,7 @@ def open_cache(root: Path, files: Sequence[Path], sizes: Sequence[int], progress
         return folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.path / "lock"):
+        with locked(folder.path / "lock"):
             if not (folder.path / "complete.json").exists():
                 _build(folder.path, files, sorted(set(sizes)), progress, what)
     except OSError as error:
@@ -95,7 +95,8 @@ def _key(files: Sequence[Path], sizes: Sequence[int]) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file: others who ask for it wait."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

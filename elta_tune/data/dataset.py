@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
-from elta_tune.data.batches import Images
+from elta_tune.data.batches import ImageRows, Images
 from elta_tune.data.cache import DECODED, CacheFolder, Progress, open_cache
 from elta_tune.data.demo import write_demo
 from elta_tune.data.overlap import Member, find_overlaps
@@ -45,7 +45,7 @@ class Split:
     ids: NDArray[np.object_]
     distributions: NDArray[np.float32] | None
     scores: NDArray[np.float64] | None
-    images: Mapping[int, Images]
+    images: Mapping[int, ImageRows]
     left_out: tuple[tuple[str, str], ...]
 
     @property
@@ -226,7 +226,8 @@ def _split(found: Found, folder: CacheFolder) -> Split:
     usable = np.flatnonzero(folder.status() == DECODED)
     rows = found.rows[usable]
     ratings = found.ratings
-    images = {int(path.stem): Images(folder.images(int(path.stem)), usable) for path in folder.path.glob("[0-9]*.npy")}
+    sizes = [int(path.stem) for path in folder.path.glob("[0-9]*.npy")]
+    images = {size: Images(folder.images(size), usable, f"{folder.path.name}/{size}") for size in sizes}
     return Split(
         found.name,
         ratings.file,

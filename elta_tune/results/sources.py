@@ -85,18 +85,23 @@ def trial_checkpoint(trial: TrialFolder, result: dict[str, Any], study: str | No
     """The checkpoint of a trial's best epoch.
 
     Raises:
-        StudyError: its weights are gone.
+        StudyError: its weights are gone, or it has none.
+        ModelError: those of its frozen backbone are gone, or have changed.
     """
     from safetensors.torch import load_file
 
     from elta_tune.results.checkpoint import Checkpoint
+    from elta_tune.training.head import with_frozen_backbone
 
     if not trial.best_file.exists():
         raise StudyError(f"{trial.best_file}: the weights of the trial's best epoch are gone")
-    model = result["model"]
+    if "model" not in result:
+        raise StudyError(f"{trial.path}: the trial failed: {result['reason']}")
+    model, config = result["model"], load_recipe(trial.config_file)
+    state = load_file(trial.best_file)
     return Checkpoint(
-        state_dict=load_file(trial.best_file),
-        config=load_recipe(trial.config_file),
+        state_dict=with_frozen_backbone(state, config, model["bins"]) if config.model.freeze else state,
+        config=config,
         metrics=result["metrics"],
         epoch=result["best_epoch"],
         bins=model["bins"],

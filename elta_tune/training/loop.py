@@ -109,7 +109,7 @@ def train_epoch(
     Raises:
         DivergedError: a loss is not finite.
     """
-    device = model.mean.device
+    device = model.device
     stage = (round, epoch)
     torch.manual_seed(stage_seed(config.seed, "dropout", *stage))  # dropout and drop path take no generator
     crops = stage_generator(config.seed, "crops", *stage)
@@ -192,7 +192,7 @@ def exact_convolutions() -> Iterator[None]:
 @torch.inference_mode()
 def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tuple[float, float]) -> Predictions:
     """Predicts every image of a split, in order, in float32, with the evaluation's own batch size."""
-    device = model.mean.device
+    device = model.device
     images = split.images[config.data.crop]
     model.eval()
     logits: list[Tensor] = []
