@@ -417,7 +417,7 @@ SWITCHES = (
     Switch(("model.dropout",), "model.head", lambda head: head == "mse", "== mse"),
     Switch(("optim.momentum",), "optim.name", lambda name: name == "sgd", "== sgd"),
     Switch(
-        ("simloss.weight", "optim.backbone_lr_factor", "training.precision", "training.retrain_head_epochs"),
+        ("simloss.weight", "optim.backbone_lr_factor", "training.precision"),
         "model.freeze",
         lambda frozen: not frozen,
         "== false",
