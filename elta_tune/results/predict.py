@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ from numpy.typing import NDArray
 from elta_tune.config import DataConfig
 from elta_tune.data.batches import Index, in_order, prefetch
 from elta_tune.data.cache import Progress
-from elta_tune.data.dataset import image_file, no_progress
-from elta_tune.data.decoding import careful, read_content, shrink, why_unreadable
+from elta_tune.data.dataset import no_progress
+from elta_tune.data.builder import available_cores, why_unreadable
+from elta_tune.data.decoding import careful, read_content, shrink
+from elta_tune.data.found import image_file
 from elta_tune.data.readers import read_unlabelled
 from elta_tune.errors import DataError
 from elta_tune.results.checkpoint import Checkpoint
@@ -42,7 +43,7 @@ class ImageFile:
     """An image as the user named it, and where it is, None if nowhere."""
 
     image_id: str
-    path: Path | None
+    path: str | Path | None
 
 
 def list_images(paths: Sequence[Path], images: Path | None = None, data: DataConfig | None = None) -> list[ImageFile]:
@@ -68,7 +69,7 @@ def list_images(paths: Sequence[Path], images: Path | None = None, data: DataCon
             beside = path.parent / "images"
             folder = images or (beside if beside.is_dir() else path.parent)
             names = read_unlabelled(path, data).ids
-            found += [ImageFile(str(name), image_file(folder, str(name))) for name in names]
+            found += [ImageFile(str(name), image_file(str(folder), str(name))) for name in names]
         else:
             found.append(ImageFile(str(path), path))
     if not found:
@@ -100,7 +101,7 @@ class DecodedFiles:
         try:
             if path is None:
                 raise FileNotFoundError("there is no such file")
-            return shrink(read_content(path), [self.size]).pixels[self.size]
+            return shrink(read_content(Path(path)), [self.size]).pixels[self.size]
         except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
             self.reasons[int(position)] = str(error) if path is None else why_unreadable(error)
             return np.zeros((self.size, self.size, 3), np.uint8)
@@ -125,8 +126,7 @@ def predict_images(
     target = device_of(device)
     model = checkpoint.model().to(target)
     batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    with careful(), ThreadPoolExecutor(threads) as workers:
+    with careful(), ThreadPoolExecutor(available_cores()) as workers:
         source = DecodedFiles(files, checkpoint.config.data.crop, workers)
         for index, batch in prefetch(source, batches, target):
             with torch.inference_mode():

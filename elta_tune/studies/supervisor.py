@@ -6,7 +6,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Literal
@@ -85,7 +85,7 @@ class Supervisor:
     _deaths: dict[int, tuple[int, int]] = field(default_factory=dict)
     _failures: list[str] = field(default_factory=list)
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event, None, None]:
         """Runs the study and yields what happens.
 
         Raises:

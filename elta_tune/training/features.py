@@ -7,11 +7,12 @@ frozen backbone's lie beside the cache of images, for all trials of all studies:
     ├── features.npy         (N, D) float32
     └── digest.npy           (16,) uint8: hash of the backbone's weights
 
-The key is a hash of the images' cache, the rows used, the backbone and where its weights come from.
+The key is a hash of the images' bytes, how they are decoded, the backbone and where its weights come from.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -28,8 +29,9 @@ from torch import Tensor
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.batches import Images, ImageSource, Index, in_order, prefetch
-from elta_tune.data.cache import locked
 from elta_tune.data.dataset import Dataset, Split
+from elta_tune.data.decoding import RULE as DECODING
+from elta_tune.data.packs import Images
 from elta_tune.errors import DataError
 from elta_tune.training.loop import exact_convolutions
 from elta_tune.training.model import AestheticModel, check_backbone
@@ -64,6 +66,11 @@ class Features:
     def subset(self, index: Index) -> Features:
         """Only those at these positions."""
         return replace(self, rows=self.rows[index])
+
+    def joined(self, other: Features) -> Features:
+        """These, and those of another after them."""
+        both = np.concatenate([self.array[self.rows], other.array[other.rows]])
+        return replace(self, array=both, rows=np.arange(len(both)))
 
 
 def with_features(dataset: Dataset, config: TrialConfig, compute: Callable[[Split], Features]) -> Dataset:
@@ -149,7 +156,8 @@ def _cached(folder: Path, model: Callable[[], AestheticModel], split: Split, con
     """Two processes that ask at once compute once."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locked(folder.with_name(f".{folder.name}.lock")):
+        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
                 print(f"computing features of {len(split.ids):,} {split.name} images", flush=True)
                 features = compute_features(model(), split, config)
@@ -169,7 +177,7 @@ def _cached(folder: Path, model: Callable[[], AestheticModel], split: Split, con
 def _key(images: Images, config: TrialConfig, device: torch.device) -> str:
     """What decides the features; the device, since sums run in another order on another kind."""
     model = config.model
-    facts: dict[str, Any] = {"rule": RULE, "images": images.key, "crop": config.data.crop, "backbone": model.backbone}
+    facts: dict[str, Any] = {"rule": (RULE, DECODING), "edge": images.edge, "backbone": model.backbone}
     facts |= {"timm": timm.__version__, "device": device.type}
     if model.weights is not None:
         status = model.weights.stat()
@@ -177,5 +185,5 @@ def _key(images: Images, config: TrialConfig, device: torch.device) -> str:
     else:
         facts |= {"pretrained": model.pretrained, "seed": None if model.pretrained else config.seed}
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=12)
-    digest.update(images.rows.tobytes())
+    digest.update(images.digests().tobytes())
     return digest.hexdigest()

@@ -119,13 +119,14 @@ def train_epoch(
     precision = precision_of(config, device)
     started = time.perf_counter()
     model.train()
-    for number, (rows, batch) in enumerate(prefetch(samples.images, order, device)):
+    cropped = prefetch(samples.images, order, device, lambda batch: model.augmented(batch, config.data.crop, crops))
+    for number, (rows, batch) in enumerate(cropped):
         factor = learning_rate_factor(config.optim, epoch - 1 + (number + 1) / len(order), epochs)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         losses = step_losses(
             model,
-            model.augmented(batch, config.data.crop, crops),
+            model.normalized(batch),
             samples.targets[rows].to(device),
             samples.scores[rows].to(device),
             config,

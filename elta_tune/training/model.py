@@ -72,11 +72,11 @@ class AestheticModel(nn.Module):
         return next(self.head.parameters()).device
 
     def augmented(self, images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
-        """Inputs of a training step, (B, 3, crop, crop), from uint8 images (B, S, S, 3) of the cache."""
-        return self.normalized(augment(images, crop, generator))
+        """What a training step sees of uint8 images (B, S, S, 3): random crops (B, crop, crop, 3), half mirrored."""
+        return augment(images, crop, generator)
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Inputs of an evaluation, (B, 3, S, S), from uint8 images (B, S, S, 3) of the cache."""
+        """Inputs of the backbone, (B, 3, S, S), from uint8 images (B, S, S, 3)."""
         return normalize(images, self.mean, self.std)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

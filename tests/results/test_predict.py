@@ -84,7 +84,7 @@ def test_all_formats_hold_the_same_rows_and_reasons(
         rows = parquet.read_table(file).to_pylist()
     *good, broken = rows
     assert broken["image_id"].endswith("broken.jpg")
-    assert broken["reason"] == "not an image of a known format"
+    assert broken["reason"] == "it is no image"
     assert broken["score"] in (None, "")
     scores = [float(row["score"]) for row in good]
     assert scores == sorted(scores, reverse=True)
@@ -101,7 +101,7 @@ def test_best_first_is_by_score_with_the_unreadable_last(trial: TrialFolder, pho
     ranked = best_first(predict_images(load_model(str(trial.path), tmp_path), files))
     readable = [one.score for one in ranked if one.score is not None]
     assert readable == sorted(readable, reverse=True)
-    assert [one.reason for one in ranked[-2:]] == ["not an image of a known format"] * 2
+    assert [one.reason for one in ranked[-2:]] == ["it is no image"] * 2
     assert all(one.reason is None for one in ranked[:-2])
 
 
@@ -110,7 +110,7 @@ def test_standard_output_is_a_line_per_image(trial: TrialFolder, photos: Path, c
     score, name = plain.stdout.splitlines()[0].split()
     assert name == str(photos / "narrow.png")
     assert 1 < float(score) < 5
-    assert plain.stdout.splitlines()[1].endswith("broken.jpg  (not an image of a known format)")
+    assert plain.stdout.splitlines()[1].endswith("broken.jpg  (it is no image)")
     lines = command("predict", trial.path, photos / "narrow.png", "--json").stdout.splitlines()
     assert json.loads(lines[0])["score"] == pytest.approx(float(score), abs=1e-4)
 
