@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.batches import Images, ImageSource, Index, in_order, prefetch
+from elta_tune.data.batches import ImageSource, Index, in_order, prefetch
 from elta_tune.data.dataset import Dataset, Split
 from elta_tune.data.decoding import RULE as DECODING
 from elta_tune.data.packs import Images

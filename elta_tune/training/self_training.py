@@ -38,7 +38,7 @@ from elta_tune.training.loop import (
     to_method_scale,
     train_epoch,
 )
-from elta_tune.training.model import SCALE, check_images, trained_state
+from elta_tune.training.model import SCALE, check_images
 
 
 @dataclass(frozen=True)
