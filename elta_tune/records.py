@@ -148,7 +148,7 @@ class TrialFolder:
         from safetensors.torch import save_file
 
         if epoch.selection is not None:
-            self._write_selection(epoch.selection)
+            write_selection(self.path / "pseudo_labels" / f"round_{epoch.selection.round}.csv", epoch.selection)
         if epoch.is_best:
             metadata = {"step": str(epoch.step)}
             write_aside(self._next_best, lambda aside: save_file(epoch.weights, aside, metadata=metadata))
@@ -209,17 +209,18 @@ class TrialFolder:
         self._next_best.unlink(missing_ok=True)
         remove_leftovers(self.path)
 
-    def _write_selection(self, selection: Selection) -> None:
-        import pandas as pd
 
-        folder = self.path / "pseudo_labels"
-        folder.mkdir(exist_ok=True)
-        columns: dict[str, Any] = {"image_id": selection.ids, "score": selection.scores}
-        columns["confidence"] = selection.sharpened.amax(dim=1).numpy()
-        for kind, distributions in (("sharpened", selection.sharpened), ("raw", selection.raw)):
-            columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
-        table = pd.DataFrame(columns)
-        write_aside(folder / f"round_{selection.round}.csv", lambda aside: table.to_csv(aside, index=False))
+def write_selection(path: Path, selection: Selection) -> None:
+    """Writes `image_id,score,confidence,sharpened_1,…,raw_1,…`; the shares' first is that of the lowest rating."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {"image_id": selection.ids, "score": selection.scores}
+    columns["confidence"] = selection.sharpened.amax(dim=1).numpy()
+    for kind, distributions in (("sharpened", selection.sharpened), ("raw", selection.raw)):
+        columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
+    table = pd.DataFrame(columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda aside: table.to_csv(aside, index=False))
 
 
 def outcome(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import Progress
 from elta_tune.data.dataset import Split, no_progress, open_split
@@ -89,7 +91,8 @@ def evaluate_model(
         DataError: there is no such split, it has no ratings, or its images are missing.
         ModelError: the weights are not the model's.
     """
-    model = checkpoint.model().to(device_of(device))
+    # As the training holds it: in another memory format the sums run in another order.
+    model = checkpoint.model().to(device=device_of(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows, ratings = open_split(data, split, cache, progress)
     if rows.scores is None:
         raise DataError(f"{rows.file}: the {split} split has no ratings to measure by")
@@ -130,7 +133,7 @@ def evaluate_predictions(file: Path, data: DataConfig) -> Evaluation:
     predictions = read_predictions(file)
     if predictions.truth is None:
         raise DataError(f"{file}: there is no column gt with the true scores")
-    yardstick = _yardstick_of_file(file, data, predictions)
+    yardstick = yardstick_of_file(file, data, predictions)
     measured = metrics.evaluate(
         predictions.scores,
         predictions.truth,
@@ -141,7 +144,8 @@ def evaluate_predictions(file: Path, data: DataConfig) -> Evaluation:
     return Evaluation(measured, predictions, {"file": str(file), "rows": len(predictions.ids)})
 
 
-def _yardstick_of_file(file: Path, data: DataConfig, predictions: Predictions) -> Yardstick:
+def yardstick_of_file(file: Path, data: DataConfig, predictions: Predictions) -> Yardstick:
+    """What the predictions in a file are measured by, as `evaluate_predictions` says."""
     bins = 10 if predictions.distributions is None else predictions.distributions.shape[1]
     scale, threshold, cuts = (1.0, float(bins)), None, None
     if data.path("train") is not None:

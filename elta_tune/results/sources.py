@@ -53,7 +53,7 @@ def load_model(reference: str, runs: Path) -> Checkpoint:
 
         return load_model_file(path)
     trial = find_trial(reference, runs)
-    return trial_checkpoint(trial.folder, trial.result(), trial.study)
+    return checkpoint_of_trial(trial.folder, trial.result(), trial.study)
 
 
 def find_trial(reference: str, runs: Path) -> FoundTrial:
@@ -81,24 +81,27 @@ def _study_of(trial: Path) -> str | None:
     return study.name if trial.parent.name == "trials" and study.exists() else None
 
 
-def trial_checkpoint(trial: TrialFolder, result: dict[str, Any], study: str | None) -> Checkpoint:
+def checkpoint_of_trial(trial: TrialFolder, result: dict[str, Any], study: str | None) -> Checkpoint:
     """The checkpoint of a trial's best epoch.
 
     Raises:
-        StudyError: its weights are gone, or it has none.
+        StudyError: its weights are gone or damaged, or it has none.
         ModelError: those of its frozen backbone are gone, or have changed.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from elta_tune.results.checkpoint import Checkpoint
     from elta_tune.training.head import with_frozen_backbone
 
-    if not trial.best_file.exists():
-        raise StudyError(f"{trial.best_file}: the weights of the trial's best epoch are gone")
+    try:
+        state = load_file(trial.best_file)
+    except (OSError, SafetensorError) as error:
+        name = "the trial" if result["trial"] is None else f"trial {result['trial']}"
+        raise StudyError(f"{trial.best_file}: the weights of {name} can't be read: {error}") from error
     if "model" not in result:
         raise StudyError(f"{trial.path}: the trial failed: {result['reason']}")
     model, config = result["model"], load_recipe(trial.config_file)
-    state = load_file(trial.best_file)
     return Checkpoint(
         state_dict=with_frozen_backbone(state, config, model["bins"]) if config.model.freeze else state,
         config=config,

@@ -15,7 +15,7 @@ from elta_tune.errors import ModelError
 from elta_tune.records import TrialFolder
 from elta_tune.results.checkpoint import save_checkpoint
 from elta_tune.results.measure import measure_checkpoint
-from elta_tune.results.sources import trial_checkpoint
+from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.loop import from_method_scale, to_method_scale
 from elta_tune.training.self_training import _samples, check_fits
 from elta_tune.trial import NoReporter, run_trial
@@ -74,7 +74,7 @@ def test_a_trial_learns_scores_and_its_weights_predict_them_again(
     assert "emd_r2" not in result["metrics"]  # nobody gave distributions
     assert result["model"]["scale"] == [0, 100]
 
-    checkpoint = trial_checkpoint(TrialFolder(tmp_path / "trial"), result, None)
+    checkpoint = checkpoint_of_trial(TrialFolder(tmp_path / "trial"), result, None)
     save_checkpoint(checkpoint, tmp_path / "best.ckpt", "ckpt")
     measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
     np.testing.assert_allclose(measured["scores"], predicted, atol=1e-3)

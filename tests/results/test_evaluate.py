@@ -17,7 +17,7 @@ from elta_tune.errors import DataError
 from elta_tune.records import TrialFolder
 from elta_tune.results.checkpoint import save_checkpoint
 from elta_tune.results.evaluate import evaluate_model, evaluate_predictions, table_data
-from elta_tune.results.sources import load_model, trial_checkpoint
+from elta_tune.results.sources import checkpoint_of_trial, load_model
 from elta_tune.trial import NoReporter, run_trial
 
 VECTORS = json.loads((Path(__file__).parents[1] / "data" / "method_vectors.json").read_text())["metrics"]
@@ -46,7 +46,7 @@ def test_an_exported_file_has_the_metrics_of_result_json(
 ) -> None:
     result = trial.result()
     assert result is not None
-    save_checkpoint(trial_checkpoint(trial, result, None), tmp_path / f"best.{kind}", kind)
+    save_checkpoint(checkpoint_of_trial(trial, result, None), tmp_path / f"best.{kind}", kind)
     done = command("evaluate", f"best.{kind}", "--json", "--predictions", "again.csv")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -21,7 +21,7 @@ from elta_tune.errors import ConfigError, ModelError
 from elta_tune.records import TrialFolder
 from elta_tune.results.checkpoint import save_checkpoint
 from elta_tune.results.measure import measure_checkpoint
-from elta_tune.results.sources import trial_checkpoint
+from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.learner import new_model
 from elta_tune.training.seeding import stage_generator
 from elta_tune.training.self_training import Epoch, self_training_rounds
@@ -195,7 +195,7 @@ def test_a_frozen_trial_keeps_its_head_alone_and_is_exported_whole(
     folder = TrialFolder(tmp_path / "trial")
     result = run_trial(config, folder, NoReporter(), cache=cache)
     assert {name.partition(".")[0] for name in load_file(folder.best_file)} == {"head", "backbone_digest"}
-    save_checkpoint(trial_checkpoint(folder, result, None), tmp_path / "best.ckpt", "ckpt")
+    save_checkpoint(checkpoint_of_trial(folder, result, None), tmp_path / "best.ckpt", "ckpt")
     weights_file.write_bytes(b"the exported file needs no other")
     measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
     assert measured["metrics"] == pytest.approx(result["metrics"], abs=1e-5)
@@ -209,10 +209,10 @@ def test_a_frozen_trial_does_not_take_other_weights_for_its_own(
     result = run_trial(config, folder, NoReporter(), cache=cache)
     state = load_file(weights_file)
     save_file({**state, "fc.bias": torch.zeros(3)}, weights_file)  # a classifier that is not used
-    assert trial_checkpoint(folder, result, None).state_dict
+    assert checkpoint_of_trial(folder, result, None).state_dict
     save_file({name: value + 1e-3 * value.is_floating_point() for name, value in state.items()}, weights_file)
     with pytest.raises(ModelError, match="not those that the head was trained on"):
-        trial_checkpoint(folder, result, None)
+        checkpoint_of_trial(folder, result, None)
 
 
 def test_a_retrained_trial_is_exported_as_it_predicted(
@@ -222,7 +222,7 @@ def test_a_retrained_trial_is_exported_as_it_predicted(
     folder = TrialFolder(tmp_path / "trial")
     result = run_trial(config, folder, NoReporter(), cache=cache)
     assert (result["state"], len(folder.epochs())) == ("complete", config.planned_epochs)
-    save_checkpoint(trial_checkpoint(folder, result, None), tmp_path / "best.ckpt", "ckpt")
+    save_checkpoint(checkpoint_of_trial(folder, result, None), tmp_path / "best.ckpt", "ckpt")
     measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
     assert measured["metrics"] == pytest.approx(result["metrics"], abs=1e-5)
     assert open_dataset(config.data, cache).val.file.name == "val.csv"
