@@ -87,7 +87,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         ModelError: it is not one of ours.
     """
-    content, metadata = read_weights_file(path)
+    try:
+        content, metadata = read_weights_file(path)
+    except ModelError as error:
+        reason = error.message.removeprefix(f"{path}: ")
+        raise ModelError(f"{path}: not a checkpoint of elta-tune: {reason}", error.hint) from error
     checkpoint = own_checkpoint(content, metadata, path)
     if checkpoint is None:
         raise ModelError(f"{path}: not a checkpoint of elta-tune: the configuration that trained it is not in it")
