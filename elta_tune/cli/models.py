@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from elta_tune.results.evaluate import Evaluation
     from elta_tune.results.kinds import Kind
     from elta_tune.results.predict import Prediction
+    from elta_tune.results.sharpen import Sharpened
 
 
 def evaluate(
@@ -145,6 +147,83 @@ def export(
     file = exported_file(kind, output, force)
     difference = write_model(load_model(model, runs), file, cast("Kind", kind))
     console.print(f"{file}  (read back: within {difference:.1e})", markup=False, soft_wrap=True)
+
+
+def sharpen(
+    logits: Annotated[
+        Path, typer.Argument(metavar="LOGITS.csv", help="Predictions: image_id, score, score2, score3 …")
+    ],
+    holdout: Annotated[
+        str, typer.Option(metavar="FILE|SHARE", help="Predictions with gt to judge by, or a share of LOGITS.csv.")
+    ] = "0.5",
+    space: Annotated[str, typer.Option(help="Search space, of which sharpening varies.")] = "default.yaml",
+    metric: Annotated[str, typer.Option(help="Of the hold-out's pseudo-labels: balanced, bmae, srcc, …")] = "balanced",
+    trials: Annotated[int, typer.Option(min=1, help="Temperatures and thresholds to try.")] = 200,
+    out: Annotated[Path, typer.Option(help="The pseudo-labels.")] = Path("pseudo_labels.csv"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Searches temperature and threshold of the sharpening on predictions that exist, and writes the pseudo-labels."""
+    from elta_tune.config import load_recipe
+    from elta_tune.documents import find_document
+    from elta_tune.errors import StudyError
+    from elta_tune.records import write_selection
+    from elta_tune.results.sharpen import sharpen_predictions
+    from elta_tune.space import load_space
+
+    if out.exists() and not force:
+        raise StudyError(f"{out}: is there already", "replace it with --force, or name another with --out")
+    fields = ["self_training.rounds=1", "data.demo=null", *(overrides or ())]
+    recipe = load_recipe(find_document("demo.yaml", "trials"), fields)
+    space_file = find_document(space, "search_spaces")
+    judge = _share_or_file(holdout)
+    found = sharpen_predictions(logits, judge, load_space(space_file, recipe), recipe, metric=metric, trials=trials)
+    write_selection(out, found.labels.selection)
+    _tell_sharpening(found, metric, out, as_json)
+
+
+def _share_or_file(text: str) -> Path | float:
+    from elta_tune.errors import ConfigError
+
+    try:
+        share = float(text)
+    except ValueError:
+        return Path(text)
+    if not 0 < share < 1:
+        raise ConfigError(f"--holdout {text}: should be a file, or a share between 0 and 1")
+    return share
+
+
+def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) -> None:
+    from elta_tune.cli.text import console, number, plain_table
+    from elta_tune.cli.text import metric as figure
+
+    labels, selection = found.labels, found.labels.selection
+    if as_json:
+        from elta_tune.records import to_json
+
+        choices = {"best": asdict(found.best), "recipe": found.recipe and asdict(found.recipe)}
+        counts = {"images": selection.pool_size, "selected": len(selection.rows)}
+        pool = {**counts, "spread": labels.spread, "pool_spread": labels.pool_spread, "diagnosis": labels.diagnosis}
+        return print(to_json({**choices, "pool": pool, "pseudo_labels": str(out)}, indent=2))
+    for name, value in found.best.params.items():
+        console.print(f"  {name} = {number(value)}")
+    columns = {"best": found.best} | ({"recipe": found.recipe} if found.recipe else {})
+    table = plain_table(["on the hold-out", *columns], right=list(columns))
+    table.add_row("selected", *(f"{choice.selected:,} of {choice.images:,}" for choice in columns.values()))
+    table.add_row(metric, *(figure(choice.value) for choice in columns.values()))
+    for name in ("srcc", "mae_low", "mae_mid", "mae_high"):
+        table.add_row(name, *(figure(choice.metrics[name]) for choice in columns.values()))
+    console.print(table)
+    told = ", ".join(f"{count:,} of {labels.pool_spread[name]:,} {name}" for name, count in labels.spread.items())
+    console.print(
+        f"{len(selection.rows):,} of {selection.pool_size:,} images are pseudo-labelled: {told}", soft_wrap=True
+    )
+    if labels.diagnosis:
+        figures = ", ".join(f"{name} {figure(labels.diagnosis[name])}" for name in ("mae", "srcc"))
+        console.print(f"against the gt of these images, which was not read for the choice: {figures}", soft_wrap=True)
+    console.print(str(out), markup=False, soft_wrap=True)
 
 
 def _line(prediction: Prediction, as_json: bool) -> str:

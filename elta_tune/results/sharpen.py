@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,17 @@ from elta_tune.config import TrialConfig
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
 from elta_tune.method.sharpening import select, sharpen
-from elta_tune.results.evaluate import Yardstick
+from elta_tune.results.evaluate import Yardstick, yardstick_of_file
+from elta_tune.results.predictions import read_predictions
 from elta_tune.space import SearchSpace
 from elta_tune.training.learner import Selection
 from elta_tune.training.loop import Predictions, to_method_scale
 
-SMALLEST_SHARE = 0.05
+SMALLEST_SHARE = 0.1
 """Of the hold-out's images in either tail, that a choice has to select: pseudo-labels are for the tails."""
-TAILS = ("low", "mid", "high")
+BALANCED = "balanced"
+"""The mean error of pseudo-labels in the low tail, between the tails and in the high tail, averaged over the three: so
+the few of the tails count as much as the many between."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def search_sharpening(
     recipe: TrialConfig,
     yardstick: Yardstick,
     *,
-    metric: str = "bmae",
+    metric: str = BALANCED,
     trials: int = 200,
 ) -> list[Choice]:
     """Tries temperatures and thresholds on predictions whose truth is known.
@@ -111,7 +115,7 @@ def search_sharpening(
     Args:
         holdout: with `truth` and `logits`.
         space: of which `sharpening_space` is searched.
-        metric: of METHOD.md §7, of the selected images' pseudo-labels.
+        metric: of the selected images' pseudo-labels: `balanced`, or one of METHOD.md §7.
 
     Returns:
         The choices, the best first.
@@ -122,12 +126,12 @@ def search_sharpening(
     """
     import optuna
 
-    if metric not in metrics.DIRECTIONS or metric.startswith("emd"):
-        raise ConfigError(f"--metric {metric}: should be one that compares scores, such as bmae, mae or srcc")
+    if metric != BALANCED and (metric not in metrics.DIRECTIONS or metric.startswith("emd")):
+        raise ConfigError(f"--metric {metric}: should be balanced, or one that compares scores: bmae, mae, srcc, …")
     space, found = sharpening_space(space), dict[tuple[Any, ...], Choice]()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    is_error = metrics.DIRECTIONS[metric] == "minimize"
+    is_error = metrics.DIRECTIONS.get(metric, "minimize") == "minimize"
     try:
         study = optuna.create_study(
             direction="minimize" if is_error else "maximize", sampler=optuna.samplers.TPESampler(seed=recipe.seed)
@@ -162,11 +166,16 @@ def measure_choice(holdout: Predictions, config: TrialConfig, yardstick: Yardsti
         if tail[rows].sum() < max(1, math.ceil(SMALLEST_SHARE * tail.sum())):
             return None
     measured = _measured(selection, holdout.truth[rows], config, replace(yardstick, tail_cuts=cuts))
-    value = measured[metric]
+    value = _balanced(measured) if metric == BALANCED else measured[metric]
     if math.isnan(value):
         return None
     params = {name: config.get(name) for name in ("sharpening.temperature", "sharpening.threshold")}
     return Choice(params, value, len(rows), len(holdout.ids), measured)
+
+
+def _balanced(measured: Mapping[str, float]) -> float:
+    errors = [measured[f"mae_{part}"] for part in ("low", "mid", "high") if measured[f"n_{part}"]]
+    return sum(errors) / len(errors)
 
 
 def select_from(pool: Predictions, config: TrialConfig, yardstick: Yardstick, *, round: int) -> Selection:
@@ -210,7 +219,7 @@ def spread(scores: NDArray[np.float64], tail_cuts: tuple[float, float]) -> dict[
     return {"low": int(low.sum()), "mid": int((~low & ~high).sum()), "high": int(high.sum())}
 
 
-def refuse_shared(holdout: Sequence[str], pool: Sequence[str]) -> None:
+def refuse_shared(holdout: Iterable[str], pool: Iterable[str]) -> None:
     """Refuses a pool with images of the hold-out.
 
     Raises:
@@ -240,21 +249,46 @@ def _mean(distributions: Tensor, scale: tuple[float, float]) -> NDArray[np.float
     return np.asarray(distributions.double().numpy() @ bins)
 
 
-def told(choice: Choice, labels: PseudoLabels, paper: Choice | None) -> Mapping[str, Any]:
-    """All that was found, as plain values."""
-    return {
-        "params": choice.params,
-        "holdout": _told(choice),
-        "paper": None if paper is None else {"params": paper.params, **_told(paper)},
-        "pool": {
-            "images": labels.selection.pool_size,
-            "selected": len(labels.selection.rows),
-            "spread": labels.spread,
-            "pool_spread": labels.pool_spread,
-            "diagnosis": labels.diagnosis,
-        },
-    }
+@dataclass(frozen=True)
+class Sharpened:
+    """The best choice, what the recipe's own makes of the hold-out (None: too little of its tails), and the labels."""
+
+    best: Choice
+    recipe: Choice | None
+    labels: PseudoLabels
 
 
-def _told(choice: Choice) -> dict[str, Any]:
-    return {"images": choice.images, "selected": choice.selected, "value": choice.value, "metrics": choice.metrics}
+def sharpen_predictions(
+    file: Path,
+    holdout: Path | float,
+    space: SearchSpace,
+    recipe: TrialConfig,
+    *,
+    metric: str = BALANCED,
+    trials: int = 200,
+) -> Sharpened:
+    """Searches temperature and threshold on a hold-out, and labels the images of a file of predictions with them.
+
+    Args:
+        file: predictions with logits or shares; its `gt`, if it has one, is not read for the choice.
+        holdout: another file of predictions with `gt`; or the share of this one's images whose `gt` is.
+        recipe: scale and tails are those of its `data`, if it names a training file.
+
+    Raises:
+        DataError: a file is wrong, has no `gt` to judge by or nothing to sharpen, or images stand in both.
+        ConfigError: as `search_sharpening`.
+    """
+    pool = read_predictions(file)
+    if isinstance(holdout, Path):
+        known = read_predictions(holdout)
+        refuse_shared(known.ids, pool.ids)
+    else:
+        known, pool = hold_out(pool, holdout)
+    if known.truth is None:
+        named = holdout if isinstance(holdout, Path) else file
+        raise DataError(f"{named}: there is no column gt to judge pseudo-labels by", "name a file: --holdout FILE")
+    yardstick = yardstick_of_file(file, recipe.data, pool)
+    yardstick = replace(yardstick, tail_cuts=yardstick.tail_cuts or metrics.tail_cuts(known.truth))
+    best, *_ = search_sharpening(known, space, recipe, yardstick, metric=metric, trials=trials)
+    own = measure_choice(known, recipe, yardstick, metric)
+    return Sharpened(best, own, label_pool(pool, recipe.replace(best.params), yardstick))
