@@ -117,7 +117,7 @@ def _prepare(plan: StudyPlan, cache: Path, workers: str, devices: str) -> list[S
     check_devices(names)
     slots = plan_slots(names, None if workers == "auto" else int(workers))
     with preparing(console) as progress:
-        dataset = preflight(list(configurations(plan)), cache, progress)
+        dataset = preflight(list(configurations(plan)), cache, progress, names)
     for line in (*dataset.warnings, *filter(None, [plan.note])):
         errors.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
     splits = [split for split in (dataset.train, dataset.val, dataset.test, dataset.pool) if split is not None]
@@ -220,7 +220,7 @@ def train(
         device = available_devices()[0] if device == "auto" else device
         check_devices([device])
         with preparing(console) as progress:
-            preflight([config], cache, progress)
+            preflight([config], cache, progress, [device])
         folder = TrialFolder((out or runs / f"train-{name}").absolute())
         result = run_trial(config, folder, EpochLines(console, config), cache=cache, device=device)
     told = result["reason"] or f"{config.evaluation.metric} {metric(result['value'])} at step {result['best_step']}"

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.batches import ImageSource, Index, in_order, prefetch
-from elta_tune.data.dataset import Dataset, Split
+from elta_tune.data.batches import Index, in_order, prefetch
+from elta_tune.data.cache import Progress
+from elta_tune.data.dataset import Dataset, Split, no_progress
 from elta_tune.data.decoding import RULE as DECODING
 from elta_tune.data.packs import Images
 from elta_tune.errors import DataError
@@ -86,19 +87,26 @@ def with_features(dataset: Dataset, config: TrialConfig, compute: Callable[[Spli
     return replace(dataset, train=train, val=val, test=featured(dataset.test), pool=featured(dataset.pool))
 
 
-def compute_features(model: AestheticModel, split: Split, config: TrialConfig) -> Features:
+@exact_convolutions()
+@torch.inference_mode()
+def compute_features(
+    model: AestheticModel, split: Split, config: TrialConfig, progress: Progress = no_progress
+) -> Features:
     """What a model's backbone says of a split's evaluation crops, in float32."""
+    model.eval()
     images = split.images[config.data.crop]
-    array = _computed(model, images, config.evaluation.batch_size)
+    parts: list[NDArray[np.float32]] = []
+    for index, batch in prefetch(images, in_order(len(images), config.evaluation.batch_size), model.device):
+        parts.append(model.backbone(model.normalized(batch)).float().cpu().numpy())
+        progress(int(index[-1]) + 1, len(images), f"computing features of {split.name} images")
+    array = np.concatenate(parts)
     return Features(array, np.arange(len(array)))
 
 
-@exact_convolutions()
-@torch.inference_mode()
-def _computed(model: AestheticModel, images: ImageSource, batch_size: int) -> NDArray[np.float32]:
-    model.eval()
-    batches = prefetch(images, in_order(len(images), batch_size), model.device)
-    return np.concatenate([model.backbone(model.normalized(batch)).float().cpu().numpy() for _, batch in batches])
+def tell(done: int, total: int, what: str) -> None:
+    """Prints what was done: for the log of a trial."""
+    if done == total:
+        print(f"{what}: {total:,}", flush=True)
 
 
 def backbone_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -122,6 +130,7 @@ def frozen_dataset(
     *,
     device: torch.device,
     cache: Path | None,
+    progress: Progress = tell,
 ) -> Dataset:
     """A data set whose images are the features of a frozen backbone.
 
@@ -144,23 +153,24 @@ def frozen_dataset(
     def compute(split: Split) -> Features:
         images = split.images[config.data.crop]
         if cache is None or not isinstance(images, Images):
-            features = compute_features(model(), split, config)
+            features = compute_features(model(), split, config, progress)
             return replace(features, digest=digest_of(backbone_state(model().state_dict())))
         folder = cache.absolute() / f"features-{_key(images, config, device)}"
-        return _cached(folder, model, split, config)
+        return _cached(folder, model, split, config, progress)
 
     return with_features(dataset, config, compute)
 
 
-def _cached(folder: Path, model: Callable[[], AestheticModel], split: Split, config: TrialConfig) -> Features:
+def _cached(
+    folder: Path, model: Callable[[], AestheticModel], split: Split, config: TrialConfig, progress: Progress
+) -> Features:
     """Two processes that ask at once compute once."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with folder.with_name(f".{folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
-                print(f"computing features of {len(split.ids):,} {split.name} images", flush=True)
-                features = compute_features(model(), split, config)
+                features = compute_features(model(), split, config, progress)
                 aside = Path(tempfile.mkdtemp(prefix=".features-", dir=folder.parent))
                 try:
                     np.save(aside / "features.npy", features.array)

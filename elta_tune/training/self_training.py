@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache import Progress
 from elta_tune.data.dataset import Dataset
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method.scores import mean_score
@@ -94,6 +95,17 @@ def _check_data(config: TrialConfig, dataset: Dataset) -> None:
     ideal = Predictions(val.ids, val.true_scores, val.true_scores, distributions, None)
     if metric not in (known := evaluate(ideal, val, dataset)):
         raise ConfigError(f"evaluation.metric: {metric} is not measured on {val.file}; there are {', '.join(known)}")
+
+
+def compute_frozen(config: TrialConfig, dataset: Dataset, cache: Path, progress: Progress) -> None:
+    """Computes what a trial with a frozen backbone looks for in the cache, on the CPU.
+
+    Raises:
+        DataError: the cache can't be written.
+    """
+    build = partial(new_model, config, dataset, round=0)
+    untested = replace(dataset, test=None)  # no trial opens the test split
+    frozen_dataset(untested, config, build, device=torch.device("cpu"), cache=cache, progress=progress)
 
 
 def self_training_rounds(
