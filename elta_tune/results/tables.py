@@ -97,5 +97,7 @@ def _pyarrow() -> Any:
     try:
         import pyarrow
     except ImportError:
-        raise ConfigError("writing Parquet needs pyarrow", "install it: pip install 'elta-tune[parquet]'") from None
+        raise ConfigError(
+            "writing Parquet needs pyarrow", "install it: uv sync --extra parquet, or pip install 'elta-tune[parquet]'"
+        ) from None
     return pyarrow
