@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from elta_tune.cli import models, results, run, space
+from elta_tune.cli import data, models, results, run, space
 from elta_tune.errors import EltaTuneError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("sharpen")(models.sharpen)
 app.command("list")(results.list_studies)
 app.command("show")(results.show)
 app.add_typer(space.app, name="space")
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:
@@ -41,6 +42,3 @@ def main() -> None:
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # `elta-tune show | head`
-        sys.stderr.close()
-        sys.exit(1)

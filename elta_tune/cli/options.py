@@ -1,10 +1,10 @@
-"""Options that several commands have."""
+"""Options that several commands have, and what `--json` prints."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,3 +22,10 @@ MODEL = typer.Argument(
     metavar="MODEL", help="A checkpoint file, STUDY (its best trial), STUDY:TRIAL or a trial's folder."
 )
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU, else the CPU.")]
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON; what is not a finite number is null."""
+    from elta_tune.records import to_json
+
+    print(to_json(value, indent=2))
