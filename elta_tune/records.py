@@ -6,7 +6,7 @@
     └── trials/0000/                 a trial                        TrialFolder
         ├── config.yaml              complete: re-runs by itself
         ├── metrics.jsonl            a line per epoch
-        ├── best.safetensors         weights of the best epoch
+        ├── best.safetensors         weights of the best epoch; over a frozen backbone, of the head alone
         ├── last.ckpt                to resume; gone when finished
         ├── pseudo_labels/round_1.csv
         ├── predictions.csv          validation, at the best epoch
@@ -34,8 +34,9 @@ from safetensors import SafetensorError
 from elta_tune.errors import StudyError, did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
+    from elta_tune.training.learner import Selection
     from elta_tune.training.loop import Predictions
-    from elta_tune.training.self_training import Epoch, Selection
+    from elta_tune.training.self_training import Epoch
 
 
 UMASK = os.umask(0)
@@ -147,7 +148,7 @@ class TrialFolder:
         from safetensors.torch import save_file
 
         if epoch.selection is not None:
-            self._write_selection(epoch.selection)
+            write_selection(self.path / "pseudo_labels" / f"round_{epoch.selection.round}.csv", epoch.selection)
         if epoch.is_best:
             metadata = {"step": str(epoch.step)}
             write_aside(self._next_best, lambda aside: save_file(epoch.weights, aside, metadata=metadata))
@@ -182,8 +183,8 @@ class TrialFolder:
 
     def finish(self, result: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> None:
         """Writes the predictions that a checkpoint has of its best epoch and, last, `result.json`."""
+        from elta_tune.training.learner import from_plain
         from elta_tune.training.loop import Predictions
-        from elta_tune.training.self_training import from_plain
 
         if checkpoint is not None:
             predictions = from_plain(Predictions, checkpoint["best"]["predictions"])
@@ -208,17 +209,18 @@ class TrialFolder:
         self._next_best.unlink(missing_ok=True)
         remove_leftovers(self.path)
 
-    def _write_selection(self, selection: Selection) -> None:
-        import pandas as pd
 
-        folder = self.path / "pseudo_labels"
-        folder.mkdir(exist_ok=True)
-        columns: dict[str, Any] = {"image_id": selection.ids, "score": selection.scores}
-        columns["confidence"] = selection.sharpened.amax(dim=1).numpy()
-        for kind, distributions in (("sharpened", selection.sharpened), ("raw", selection.raw)):
-            columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
-        table = pd.DataFrame(columns)
-        write_aside(folder / f"round_{selection.round}.csv", lambda aside: table.to_csv(aside, index=False))
+def write_selection(path: Path, selection: Selection) -> None:
+    """Writes `image_id,score,confidence,sharpened_1,…,raw_1,…`; the shares' first is that of the lowest rating."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {"image_id": selection.ids, "score": selection.scores}
+    columns["confidence"] = selection.sharpened.amax(dim=1).numpy()
+    for kind, distributions in (("sharpened", selection.sharpened), ("raw", selection.raw)):
+        columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
+    table = pd.DataFrame(columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda aside: table.to_csv(aside, index=False))
 
 
 def outcome(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:

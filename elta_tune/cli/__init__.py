@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from elta_tune.cli import data, results, run, space
+from elta_tune.cli import data, models, results, run, space
 from elta_tune.errors import EltaTuneError
 
 app = typer.Typer(
@@ -20,6 +20,10 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("train")(run.train)
 app.command("best")(results.best)
+app.command("evaluate")(models.evaluate)
+app.command("predict")(models.predict)
+app.command("export")(models.export)
+app.command("sharpen")(models.sharpen)
 app.command("list")(results.list_studies)
 app.command("show")(results.show)
 app.add_typer(space.app, name="space")

@@ -47,8 +47,8 @@ class Running:
 def place_of(config: TrialConfig, line: Mapping[str, Any]) -> str:
     """Where a line of metrics stands: the round, if there are several, and the epoch within it."""
     round, epoch = line.get("round", 0), line.get("epoch", 0)
-    epochs = config.self_training.epochs if round else config.training.epochs
-    return (f"round {round}  " if config.self_training.rounds else "") + f"epoch {epoch}/{epochs}"
+    stage = "head  " if round > config.self_training.rounds else f"round {round}  "
+    return (stage if config.epochs_of(1) else "") + f"epoch {epoch}/{config.epochs_of(round)}"
 
 
 @dataclass

@@ -18,6 +18,10 @@ Cache = Annotated[
     Path,
     typer.Option(envvar="ELTA_TUNE_CACHE", show_envvar=True, help="Folder of decoded images, shared by all studies."),
 ]
+MODEL = typer.Argument(
+    metavar="MODEL", help="A checkpoint file, STUDY (its best trial), STUDY:TRIAL or a trial's folder."
+)
+Device = Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU, else the CPU.")]
 
 
 def print_json(value: Any) -> None:

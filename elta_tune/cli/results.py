@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 def best(
     study: Study = None,
-    export_as: Annotated[str | None, typer.Option("--export", metavar="FORMAT", help="ckpt or safetensors.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The exported file.", show_default="best.FORMAT")] = None,
+    export_as: Annotated[
+        str | None, typer.Option("--export", metavar="FORMAT", help="ckpt, safetensors, onnx, timm or hf.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The exported file, a folder for hf.", show_default="best.…")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Also measure it on the test split.")] = False,
     as_json: Json = False,
@@ -25,18 +29,14 @@ def best(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """The best trial of a study; --export hands over its checkpoint, measured again."""
-    from elta_tune.errors import ConfigError, StudyError
+    from elta_tune.errors import ConfigError
     from elta_tune.records import open_study
     from elta_tune.results.best import best_result
     from elta_tune.studies.plan import read_plan
 
-    if export_as not in (None, "ckpt", "safetensors"):
-        raise ConfigError(f"--export {export_as}: should be ckpt or safetensors")
     if output is not None and export_as is None:
-        raise ConfigError("--output: needs --export ckpt or --export safetensors")
-    file = None if export_as is None else (output or Path(f"best.{export_as}")).absolute()
-    if file is not None and file.exists() and not force:
-        raise StudyError(f"{file}: is there already", "replace it with --force, or name another with --output")
+        raise ConfigError("--output: needs --export FORMAT")
+    file = None if export_as is None else exported_file(export_as, output, force)
     folder = open_study(study, runs)
     plan = read_plan(folder)
     result = best_result(folder, plan)
@@ -59,6 +59,20 @@ def best(
             measured = measure_trial(folder, result, "test", cache=cache)
             told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
     print_json(told) if as_json else _tell_best(folder, told)
+
+
+def exported_file(kind: str, output: Path | None, force: bool) -> Path:
+    """Where an export goes, before anything is done for it."""
+    from elta_tune.errors import ConfigError, StudyError, did_you_mean
+    from elta_tune.results.kinds import DEFAULT_NAMES
+
+    if kind not in DEFAULT_NAMES:
+        known = ", ".join(DEFAULT_NAMES)
+        raise ConfigError(f"--export {kind}: should be one of {known}{did_you_mean(kind, DEFAULT_NAMES)}")
+    file = (output or Path(DEFAULT_NAMES[kind])).absolute()
+    if file.exists() and not force:
+        raise StudyError(f"{file}: is there already", "replace it with --force, or name another with --output")
+    return file
 
 
 def _recipe_result(folder: StudyFolder) -> dict[str, Any] | None:

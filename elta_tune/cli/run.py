@@ -125,7 +125,7 @@ def _prepare(plan: StudyPlan, cache: Path, workers: str, devices: str) -> list[S
     check_devices(names)
     slots = plan_slots(names, None if workers == "auto" else int(workers))
     with preparing(console) as progress:
-        dataset = preflight(list(configurations(plan)), cache, progress)
+        dataset = preflight(list(configurations(plan)), cache, progress, names)
     for line in (*dataset.warnings, *filter(None, [plan.note])):
         errors.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
     splits = [split for split in (dataset.train, dataset.val, dataset.test, dataset.pool) if split is not None]
@@ -200,9 +200,16 @@ def _study_argument(folder: StudyFolder) -> str:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file, or the name of a recipe that ships.")],
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A file, or the name of a recipe that ships.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STUDY[:TRIAL]", help="Train the configuration of a trial again, or the best."),
+    ] = None,
     overrides: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the trial.", show_default="runs/train-RECIPE")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the trial.", show_default="runs/train-NAME")] = None,
+    runs: Runs = Path("runs"),
     device: Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU, else the CPU.")] = "auto",
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
@@ -211,9 +218,8 @@ def train(
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import console, duration, metric
     from elta_tune.config import load_recipe
-    from elta_tune.documents import find_document
 
-    file = find_document(recipe, "trials")
+    file, name = _recipe(recipe, source, runs)
     config = load_recipe(file, overrides or ())
     with _to_be_continued():
         from elta_tune.records import TrialFolder
@@ -224,8 +230,8 @@ def train(
         device = available_devices()[0] if device == "auto" else device
         check_devices([device])
         with preparing(console) as progress:
-            preflight([config], cache, progress)
-        folder = TrialFolder((out or Path("runs") / f"train-{file.stem}").absolute())
+            preflight([config], cache, progress, [device])
+        folder = TrialFolder((out or runs / f"train-{name}").absolute())
         result = run_trial(config, folder, EpochLines(console, config), cache=cache, device=device)
     told = result["reason"] or f"{config.evaluation.metric} {metric(result['value'])} at step {result['best_step']}"
     told = f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder.path}"
@@ -233,3 +239,18 @@ def train(
     if result["state"] == "failed":
         console.print("to train it anew, remove that folder or choose another with --out")
         raise typer.Exit(1)
+
+
+def _recipe(recipe: str | None, source: str | None, runs: Path) -> tuple[Path, str]:
+    """The file to train and a short name for it."""
+    from elta_tune.documents import find_document
+    from elta_tune.errors import ConfigError
+    from elta_tune.results.sources import find_trial
+
+    if (recipe is None) == (source is None):
+        raise ConfigError("train: name either a recipe, or --from STUDY[:TRIAL]")
+    if recipe is not None:
+        file = find_document(recipe, "trials")
+        return file, file.stem
+    trial = find_trial(str(source), runs)
+    return trial.folder.config_file, trial.name

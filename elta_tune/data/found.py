@@ -42,7 +42,7 @@ def find_files(config: DataConfig, name: SplitName, ratings: Ratings) -> Found:
         DataError: there is no folder of images.
     """
     folder = images_folder(config, ratings)
-    files = [_image_file(folder, name_) for name_ in ratings.ids]
+    files = [image_file(folder, name_) for name_ in ratings.ids]
     there = np.array([file is not None for file in files], dtype=bool)
     missing = tuple((str(name_), _why_missing(folder, name_)) for name_ in ratings.ids[~there])
     return Found(name, ratings, [file for file in files if file is not None], np.flatnonzero(there), missing)
@@ -115,7 +115,7 @@ def too_few(ratings: Ratings, missing: LeftOut, config: DataConfig) -> DataError
     )
 
 
-def _image_file(folder: str, name: str) -> str | None:
+def image_file(folder: str, name: str) -> str | None:
     """An image by its id. Links are followed, wherever they lead: many keep their data sets that way."""
     if _leads_out(folder, name):
         return None

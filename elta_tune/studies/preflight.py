@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from elta_tune.config import TrialConfig
@@ -10,7 +10,7 @@ from elta_tune.data.cache import Progress
 from elta_tune.data.dataset import Dataset, prepare
 from elta_tune.studies.plan import StudyPlan
 from elta_tune.training.model import check_backbone
-from elta_tune.training.self_training import check_fits
+from elta_tune.training.self_training import check_fits, compute_frozen
 
 
 def configurations(plan: StudyPlan) -> Iterator[TrialConfig]:
@@ -21,8 +21,14 @@ def configurations(plan: StudyPlan) -> Iterator[TrialConfig]:
             yield from (plan.recipe.replace({name: value}) for value in parameter.probes())
 
 
-def preflight(configs: Sequence[TrialConfig], cache: Path, progress: Progress) -> Dataset:
+def preflight(
+    configs: Sequence[TrialConfig], cache: Path, progress: Progress, devices: Collection[str] = ()
+) -> Dataset:
     """Prepares the data that the configurations share, and builds each model once.
+
+    Args:
+        devices: where the trials will run. On the CPU alone, a frozen backbone's features are computed here, with all
+            cores; the memory of a GPU is left to the trials, the first of which computes them.
 
     Raises:
         DataError: a rating file, an image or a batch size.
@@ -33,4 +39,6 @@ def preflight(configs: Sequence[TrialConfig], cache: Path, progress: Progress) -
     dataset = prepare(configs[0].data, cache, progress)
     for config in configs:
         check_fits(config, dataset)
+        if config.model.freeze and set(devices) == {"cpu"}:
+            compute_frozen(config, dataset, cache, progress)
     return dataset
