@@ -349,15 +349,18 @@ class SearchSpace(Section):
     def guesses(self, recipe: TrialConfig) -> list[dict[str, Any]]:
         """The parameters of the first trials: the recipe as it stands, then the space's own guesses."""
         own = {name: recipe.get(name) for name in self.parameters}
-        return [self.suggest(_Fixed({**own, **guess}), recipe) for guess in ({}, *self.enqueue)]
+        return [self.choose({**own, **guess}, recipe) for guess in ({}, *self.enqueue)]
+
+    def choose(self, values: Mapping[str, Any], recipe: TrialConfig) -> dict[str, Any]:
+        """The parameters that exist in a trial, taken from `values`."""
+        return self.suggest(_Fixed(values), recipe)
 
     def grid(self, recipe: TrialConfig) -> list[dict[str, Any]]:
         """Every combination, each once, what does not exist in it left out; the spaces's last parameter runs first."""
         points: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
         axes = [[(name, value) for value in axis.grid() or ()] for name, axis in self.parameters.items()]
         for combination in itertools.product(*axes):
-            chosen = _Fixed(dict(combination))
-            point = self.suggest(chosen, recipe)
+            point = self.choose(dict(combination), recipe)
             points.setdefault(tuple(point.items()), point)
         return list(points.values())
 
