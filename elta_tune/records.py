@@ -19,7 +19,6 @@ Files are written aside and renamed; `metrics.jsonl` is appended, and a torn las
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elta_tune.errors import StudyError
+from elta_tune.locks import Held, hold, is_held
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
     from elta_tune.training.loop import Predictions
@@ -163,13 +163,13 @@ class TrialFolder:
         write_json(self.result_file, result)
         self.clear()
 
-    def fail(self, number: int, params: Mapping[str, Any], reason: str) -> None:
-        """Writes the `result.json` of a trial that could not write its own."""
+    def fail(self, number: int, params: Mapping[str, Any], reason: str, **facts: Any) -> None:
+        """Writes the `result.json` of a trial that could not write its own; `facts` are what else it tells."""
         epochs = self.epochs()
         nothing: dict[str, Any] = dict.fromkeys(("value", "best_step", "best_round", "best_epoch"))
         result: dict[str, Any] = {"trial": number, "state": "failed", "reason": reason, **nothing, "metrics": {}}
         result |= {"params": dict(params), "rounds": [], "seconds": epochs[-1]["elapsed"] if epochs else 0.0}
-        self.finish(result, None)
+        self.finish(result | facts, None)
 
     def clear(self) -> None:
         """Removes what only a resume needs."""
@@ -248,35 +248,26 @@ class StudyFolder:
         return sum(result["state"] in ("complete", "pruned") for result in self.results())
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the study for one supervisor.
+    def lock(self) -> Iterator[int]:
+        """Holds the study for one supervisor; yields the lock's descriptor, which a child may inherit.
 
         Raises:
             StudyError: another one holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.lock_file.open("a+") as file:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                owner = file.read().strip() or "another process"
+                descriptor = stack.enter_context(hold(self.lock_file))
+            except Held as held:
+                owner = f"process {held.owner}" if held.owner else "another process"
                 raise StudyError(
                     f"study {self.name} is already running ({owner})",
                     f"watch it: elta-tune show {self.name}; or start another with --name",
                 ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()}")
-            file.flush()
-            yield
+            yield descriptor
 
     def is_running(self) -> bool:
         """Whether a supervisor holds the study now."""
-        try:
-            with self.lock():
-                return False
-        except StudyError:
-            return True
+        return is_held(self.lock_file)
 
 
 def find_studies(runs: Path) -> list[StudyFolder]:

@@ -62,6 +62,7 @@ def run_trial(
     device: str = "cpu",
     number: int | None = None,
     params: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a recipe to its end, or goes on where the folder's checkpoint stands.
 
@@ -70,6 +71,7 @@ def run_trial(
     Args:
         cache: folder of the decoded images.
         number, params: what a study calls the trial and what it varies, for `result.json`.
+        facts: what else `result.json` tells.
 
     Returns:
         The content of `result.json`: state is complete, pruned or failed (loss not finite, memory used up).
@@ -104,7 +106,7 @@ def run_trial(
     checkpoint = folder.checkpoint()
     result |= _outcome(config, checkpoint) | {"params": dict(params or {}), "rounds": _rounds(folder, config)}
     result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
-    result["environment"] = environment(device)
+    result |= {"environment": environment(device), **(facts or {})}
     result["model"] = {"bins": None if dataset.bins is None else method_bins(dataset).tolist(), "scale": dataset.scale}
     folder.finish(result, None if checkpoint is None else from_plain(Predictions, checkpoint["best"]["predictions"]))
     return folder.result() or result

@@ -120,6 +120,8 @@ class Board:
             told.append("stopping after the running epochs (Ctrl-C again kills)")
         elif self.stopping == "timeout":
             told.append("time is up: stopping after the running epochs")
+        elif self.stopping == "now":
+            told.append("stopping; each trial goes on from its last epoch (Ctrl-C again kills)")
         else:
             left = self.seconds_left
             told += [f"about {duration(left)} left"] if left else []

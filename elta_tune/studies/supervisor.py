@@ -54,9 +54,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Stopping:
-    """The study was asked to stop, or its time is up; running trials save their epoch first."""
+    """The study was asked to stop, or its time is up; running trials save their epoch first, unless they stop now."""
 
-    reason: Literal["interrupted", "timeout"]
+    reason: Literal["interrupted", "timeout", "now"]
 
 
 Event = Started | Reported | Retried | Finished | Tick | Stopping

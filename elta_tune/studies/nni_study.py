@@ -1,0 +1,304 @@
+"""The NNI back end: NNI's node decides what runs; this starts it, watches it, and tells the same events as Optuna's."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from elta_tune.errors import ConfigError, StudyError
+from elta_tune.executors import Job, Reported
+from elta_tune.records import StudyFolder
+from elta_tune.studies.nni_channel import NodeGone
+from elta_tune.studies.nni_node import NniFolder, Node, Workers, end, kill, start_node
+from elta_tune.studies.nni_space import decode, to_nni
+from elta_tune.studies.plan import StudyPlan
+from elta_tune.studies.supervisor import FAILURES_IN_A_ROW, Event, Finished, Started, Stopping, Tick
+
+TUNERS = {"tpe": "TPE", "random": "Random", "grid": "GridSearch", "evolution": "Evolution"}
+"""NNI's tuners by a space's samplers."""
+PRUNERS = {"median": "Medianstop", "none": None}
+"""NNI's assessors by a space's pruners."""
+UNDER_WAY = ("WAITING", "RUNNING")
+FAILED = ("FAILED", "USER_CANCELED", "SYS_CANCELED")
+PAUSE = 0.5
+"""Seconds between looks at node and the trials."""
+
+
+def check_plan(plan: StudyPlan) -> None:
+    """Refuses what NNI can't do, before anything starts.
+
+    Raises:
+        ConfigError: every such field at once.
+    """
+    space = plan.space
+    problems = []
+    if space.sampler.name not in TUNERS:
+        problems.append(f"sampler.name: NNI has no {space.sampler.name}; it has {', '.join(TUNERS)}")
+    if space.pruner.name not in PRUNERS:
+        problems.append(f"pruner.name: NNI has no {space.pruner.name}; it has {', '.join(PRUNERS)}")
+    if plan.budget.timeout is not None:
+        problems.append("budget.timeout: NNI only stops starting trials when time is up; give a number of trials")
+    try:
+        to_nni(space, plan.recipe)
+    except ConfigError as error:
+        problems.append(error.message)
+    if problems:
+        raise ConfigError("\n".join(["--backend nni:", *problems]), "change the space, or use --backend optuna")
+
+
+def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[str, Any]:
+    """NNI's configuration of a study."""
+    nni, objective = NniFolder(folder), plan.space.objective
+    own = {"study": str(folder.path), "optimize_mode": objective.towards}
+    trial = {
+        # `exec`: NNI stops a trial by a signal to the shell's process alone.
+        "trialCommand": f"exec {shlex.join([sys.executable, '-m', 'elta_tune.studies.nni_trial', str(folder.path)])}",
+        "trialCodeDirectory": str(folder.path),
+    }
+    config: dict[str, Any] = {
+        "experimentName": folder.name,
+        "experimentType": "hpo",
+        "searchSpace": to_nni(plan.space, plan.recipe),
+        **trial,
+        "trialConcurrency": len(workers.slots),
+        "maxTrialNumber": plan.budget.trials,
+        "useAnnotation": False,
+        "debug": False,
+        "logLevel": "info",
+        "experimentWorkingDirectory": str(nni.path),
+        "tuner": {
+            "className": "elta_tune.studies.nni_tuner.make_tuner",
+            "codeDirectory": str(nni.path),
+            "classArgs": {**own, "workers": len(workers.slots), "tuner": TUNERS[plan.space.sampler.name]},
+        },
+        # Not NNI's scheduling of GPUs: a trial takes a slot itself.
+        "trainingService": {"platform": "local", **trial, "debug": False, "reuseMode": False},
+    }
+    if PRUNERS[plan.space.pruner.name]:
+        maker = "elta_tune.studies.nni_tuner.make_assessor"
+        config["assessor"] = {"className": maker, "codeDirectory": str(nni.path), "classArgs": own}
+    return config
+
+
+def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int, lock: int) -> Node:
+    """Starts or resumes the experiment; what a killed node left running is ended first.
+
+    Args:
+        lock: descriptor of the study's lock.
+
+    Raises:
+        StudyError: NNI does not start, or is not guarded.
+    """
+    nni = NniFolder(folder)
+    end(nni)
+    nni.create()
+    nni.write_workers(workers)
+    config = experiment(folder, plan, workers)
+    nni.config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    node = start_node(nni, "resume" if has_experiment(nni) else "create", port, lock)
+    try:
+        node.rest.post("experiment", config)
+    except NodeGone as error:
+        kill(nni)
+        raise StudyError(f"NNI did not take the experiment: {error}", f"look into {nni.node_log}") from error
+    return node
+
+
+def view(folder: StudyFolder, port: int, lock: int) -> Node:
+    """Starts NNI's web UI on a study that does not run.
+
+    Raises:
+        StudyError: NNI never ran it, does not start, or is not guarded.
+    """
+    nni = NniFolder(folder)
+    if not has_experiment(nni):
+        raise StudyError(f"study {folder.name} has nothing to show in NNI's web UI", f"elta-tune show {folder.name}")
+    end(nni)
+    node = start_node(nni, "view", port, lock)
+    try:
+        node.rest.post("experiment", {})
+    except NodeGone as error:
+        kill(nni)
+        raise StudyError(f"NNI did not open the experiment: {error}", f"look into {nni.node_log}") from error
+    return node
+
+
+def has_experiment(nni: NniFolder) -> bool:
+    """Whether NNI has begun the experiment, and can resume or show it."""
+    if not nni.database.exists():
+        return False
+    with closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=ro", uri=True)) as database:
+        tables = database.execute("select name from sqlite_master where name = 'ExperimentProfile'").fetchall()
+        return bool(tables) and database.execute("select 1 from ExperimentProfile limit 1").fetchone() is not None
+
+
+@dataclass(frozen=True)
+class NniJob:
+    """A trial as NNI knows it."""
+
+    id: str
+    number: int
+    status: str
+    parameters: Mapping[str, Any]
+    message: str | None
+
+
+def recorded_jobs(nni: NniFolder) -> list[NniJob]:
+    """The trials in NNI's database, which is only read once node is gone: a reader may lock out its writes."""
+    if not has_experiment(nni):
+        return []
+    query = (
+        "select trialJobId, event, data, sequenceId, message from TrialJobEvent where trialJobId != '' order by rowid"
+    )
+    jobs: dict[str, dict[str, Any]] = {}
+    with closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=ro", uri=True)) as database:
+        for id, event, data, number, message in database.execute(query):
+            job = jobs.setdefault(id, {"trialJobId": id, "hyperParameters": []})
+            job |= {"status": "USER_CANCELED" if event == "USER_TO_CANCEL" else event, "message": message}
+            job["sequenceId"] = job.get("sequenceId") if number is None else number
+            job["hyperParameters"] += [data] if data else []
+    return _jobs(jobs.values())
+
+
+def _jobs(told: Any) -> list[NniJob]:
+    known = [job for job in told if job.get("hyperParameters") and job.get("sequenceId") is not None]
+    jobs = [
+        NniJob(
+            job["trialJobId"],
+            job["sequenceId"],
+            job["status"],
+            json.loads(job["hyperParameters"][0])["parameters"],
+            job.get("message"),
+        )
+        for job in known
+    ]
+    return sorted(jobs, key=lambda job: job.number)
+
+
+@dataclass
+class NniWatcher:
+    """Follows a study that NNI runs; `events()` is the whole of it, and ends node with all that it started.
+
+    After it, `stopped` says that somebody stopped it; None means that the budget is used (or the grid).
+    """
+
+    folder: StudyFolder
+    plan: StudyPlan
+    node: Node | None
+    workers: Workers
+    stopped: Literal["interrupted"] | None = None
+    interrupted: threading.Event = field(default_factory=threading.Event)
+    _heard: dict[int, int] = field(default_factory=dict)
+    _done: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.nni = NniFolder(self.folder)
+        self._done |= {result["trial"] for result in self.folder.results()}
+
+    def interrupt(self) -> None:
+        """Asks for a stop: trials that run go on from their last epoch at the next start."""
+        self.interrupted.set()
+
+    def events(self) -> Iterator[Event]:
+        """Watches until node has ended, and yields what happens.
+
+        Raises:
+            StudyError: NNI ended for another reason than the budget: a dead tuner, failures in a row, a kill.
+        """
+        assert self.node is not None
+        jobs: list[NniJob] = []
+        try:
+            while True:
+                if self.interrupted.is_set() and self.stopped is None:
+                    self.stopped = "interrupted"
+                    yield Stopping("now")
+                    self.node.process.terminate()
+                if not self.node.is_alive:
+                    break
+                jobs = self._ask() or jobs
+                news = list(self._news(jobs))
+                yield from news or [Tick()]
+                time.sleep(PAUSE)
+        except KeyboardInterrupt:
+            kill(self.nni)
+            raise
+        finally:
+            end(self.nni)
+        yield from self._news(recorded_jobs(self.nni))
+        self._explain()
+
+    def reconcile(self) -> None:
+        """Gives every trial that died while nobody watched its `result.json`."""
+        for _ in self._news(recorded_jobs(self.nni)):
+            pass
+
+    def _ask(self) -> list[NniJob]:
+        assert self.node is not None
+        try:
+            return _jobs(self.node.rest.get("trial-jobs"))
+        except NodeGone:
+            return []  # it ends
+
+    def _news(self, jobs: list[NniJob]) -> Iterator[Event]:
+        for job in jobs:
+            if job.number not in self._done and job.status not in ("UNKNOWN", "ADD_RESUMED"):
+                yield from self._news_of(job)
+
+    def _news_of(self, nni_job: NniJob) -> Iterator[Event]:
+        number, trial = nni_job.number, self.folder.trial(nni_job.number)
+        if number not in self._heard:
+            job = self._job(nni_job)
+            self._heard[number] = len(trial.epochs())
+            yield Started(job, resumed=self._heard[number] > 0)
+        for line in trial.epochs()[self._heard[number] :]:
+            self._heard[number] += 1
+            yield Reported(number, line["step"], line)
+        if nni_job.status in FAILED and trial.result() is None:
+            job = self._job(nni_job)
+            trial.create(job.config.to_yaml())
+            reason = nni_job.message or "the process ended without a result"
+            trial.fail(number, job.params, reason, nni_trial_id=nni_job.id)
+        if (result := trial.result()) is not None:
+            self._done.add(number)
+            yield Finished(result)
+
+    def _job(self, job: NniJob) -> Job:
+        params = decode(self.plan.space, self.plan.recipe, job.parameters)
+        config = self.plan.recipe.replace(params, source=f"trial {job.number}")
+        return Job(job.number, config, params, self.folder.trial(job.number).path, self.workers.cache)
+
+    def _explain(self) -> None:
+        """Says why node ended, unless it is as it should be."""
+        told = self.nni.ended()
+        if self.stopped or (told is not None and told["reason"] == "done"):
+            return
+        again = "`elta-tune run` goes on with the study"
+        if told is None:
+            raise StudyError("NNI's node process was ended from outside", again)
+        if told["reason"] == "failures":
+            logs = self.folder.path / "trials"
+            raise StudyError(
+                f"{FAILURES_IN_A_ROW} trials in a row failed alike: {told['detail']}", f"look into {logs}; {again}"
+            )
+        if told["reason"] == "tuner":
+            raise StudyError(f"NNI's tuner died{last_error(self.nni)}", f"look into {self.nni.dispatcher_log}; {again}")
+        raise StudyError(
+            f"NNI stopped: {told['detail']}{last_error(self.nni)}", f"look into {self.nni.node_log}; {again}"
+        )
+
+
+def last_error(nni: NniFolder) -> str:
+    """What the tuner last complained of, as ``: ValueError: …``, or nothing."""
+    if not nni.dispatcher_log.exists():
+        return ""
+    lines = nni.dispatcher_log.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if "ERROR" in line or line.partition(":")[0].endswith("Error")]
+    return f": {errors[-1]}" if errors else ""
