@@ -5,22 +5,32 @@ The defaults are those of ELTA's released code (METHOD.md §6); `trials/*.yaml` 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core.core_schema import ValidationInfo
 
-from elta_tune.documents import Document, Section, field_names, parse, read_document
+from elta_tune.documents import Document, NotYaml, Section, field_error, field_names, parse, read_document, read_value
 from elta_tune.errors import ConfigError, did_you_mean
+from elta_tune.method.metrics import DIRECTIONS
 
-AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=1)]
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
-RATING_PATHS = ("train", "val", "test", "pool", "images")
+RATING_PATHS = ("ratings", "train", "val", "test", "pool", "images")
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DemoConfig(Section):
@@ -34,9 +44,9 @@ class DemoConfig(Section):
     """Images that only `best --test` opens."""
     pool: Count = 250
     """Images without votes, for self-training."""
-    size: Annotated[int, Field(ge=16)] = 56
+    size: Annotated[int, Field(ge=16, le=4096)] = 56
     """Edge of the square images, in pixels."""
-    seed: Count = 0
+    seed: Seed = 0
     """Another seed makes other photographs."""
 
 
@@ -45,6 +55,27 @@ class ColumnsConfig(Section):
 
     id: str | None = None
     """Column that names the image."""
+    score: str | None = None
+    """Column of the score; it comes before votes."""
+    split: str | None = None
+    """Column that says train, val or test; none: take no notice of one."""
+
+
+class SplitConfig(Section):
+    """Parts of the training images that are held out, alike in their scores from tail to tail."""
+
+    val: Fraction = 0.1
+    """Share that chooses the best epoch and trial; 0 if there is a file of it."""
+    test: Fraction = 0.1
+    """Share for the final test; 0 if there is a file of it, or none is wanted."""
+    seed: Seed = 0
+    """Another seed holds out others; the recipe's own seed does not matter here."""
+
+    @model_validator(mode="after")
+    def _leaves_some(self) -> SplitConfig:
+        if self.val + self.test >= 1:
+            raise ValueError(f"val and test should leave images to train on, not {self.val} and {self.test}")
+        return self
 
 
 class DataConfig(Section):
@@ -54,6 +85,8 @@ class DataConfig(Section):
     """Folder that holds train.csv, val.csv, test.csv, perhaps pool.csv, and images/."""
     demo: DemoConfig | None = None
     """Use the built-in data instead of a root."""
+    ratings: Path | None = None
+    """One rating file of all splits, which a column of it or `split` tells apart; relative to `root`."""
     train: Path | None = None
     """Rating file to train on; relative to `root` (default: train.csv there)."""
     val: Path | None = None
@@ -67,10 +100,16 @@ class DataConfig(Section):
     format: str = "auto"
     """Reader of the rating files; `auto` tells it from the columns."""
     columns: ColumnsConfig = ColumnsConfig()
+    split: SplitConfig | None = None
+    """Take validation and test images out of the training file, where there are no files of them."""
     scale: tuple[float, float] | None = None
     """Lowest and highest possible rating (default: the format's own)."""
     threshold: float | None = None
     """A MOS above it counts as beautiful in `accuracy` (default: the format's own)."""
+    spread: Positive | None = None
+    """Spread scores over bins, so that `emd` can learn them: a Gaussian of this standard deviation, on their scale."""
+    bins: Annotated[int, Field(ge=2, le=1000)] = 10
+    """Bins over which scores are spread, from the lowest to the highest rating."""
     max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.005
     """Largest share of a split's images that may be missing or unreadable."""
     resize: Size = 300
@@ -78,28 +117,47 @@ class DataConfig(Section):
     crop: Size = 256
     """Random crop of it that is trained on, and the size of evaluation."""
 
-    @model_validator(mode="before")
+    @field_validator(*RATING_PATHS)
     @classmethod
-    def _absolute_paths(cls, content: Any) -> Any:
-        if not isinstance(content, Mapping):
-            return content
-        base = Path(content.get("root") or "").expanduser().resolve()
-        named = {name: content[name] for name in RATING_PATHS if isinstance(content.get(name), str | Path)}
-        return {**content, **{name: (base / Path(value).expanduser()).resolve() for name, value in named.items()}}
+    def _below_root(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return None if path is None else _absolute((info.data.get("root") or Path()) / os.path.expanduser(path))
+
+    @field_validator("scale")
+    @classmethod
+    def _rising(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale and scale[0] >= scale[1]:
+            raise ValueError(f"should rise, not {list(scale)}")
+        return scale
+
+    @field_validator("crop")
+    @classmethod
+    def _within_resize(cls, crop: int, info: ValidationInfo) -> int:
+        if crop > info.data.get("resize", crop):
+            raise ValueError(f"should be at most data.resize ({info.data['resize']})")
+        return crop
 
     @model_validator(mode="after")
-    def _check(self) -> DataConfig:
-        if self.crop > self.resize:
-            raise ValueError(f"crop should be at most resize ({self.resize}), not {self.crop}")
-        if self.demo and (self.root or self.train):
-            raise ValueError("demo and root exclude each other; the recipe own.yaml is the start for your own data")
-        if self.scale and self.scale[0] >= self.scale[1]:
-            raise ValueError(f"scale should rise, not {list(self.scale)}")
+    def _one_source(self) -> DataConfig:
+        given = [f"data.{name}" for name in ("root", *RATING_PATHS) if getattr(self, name) is not None]
+        if self.demo and given:
+            rule = f"the built-in data exclude {', '.join(given)}; the recipe own.yaml is the start for your own data"
+            raise field_error("demo", rule)
+        return self
+
+    @model_validator(mode="after")
+    def _told_once(self) -> DataConfig:
+        for name in ("val", "test"):
+            if self.split and getattr(self.split, name) > 0 and getattr(self, name) is not None:
+                raise field_error(name, f"this file and data.split.{name} both say it; set data.split.{name} to 0")
+        if self.ratings and self.train:
+            raise field_error("ratings", "this file and data.train both hold the training images; name one")
         return self
 
     def path(self, name: Literal["train", "val", "test", "pool", "images"]) -> Path | None:
         """Where a rating file or the images are, or None for what is neither named nor found in `root`."""
         given: Path | None = getattr(self, name)
+        if given is None and name in ("train", "val", "test"):
+            given = self.ratings
         if given is not None:
             return given
         if self.root is None:
@@ -201,26 +259,60 @@ class TrainingConfig(Section):
 
     epochs: Size = 20
     """Epochs of round 0, on the labels."""
-    batch_size: Size = 48
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 48
+    """Images per step; the method compares them with each other, so there are two at least."""
     emd_reduction: Literal["batch", "sample"] = "batch"
     """Root of the mean over the batch (released code) or per sample (NIMA)."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the forward pass; auto: bfloat16 or float16 on CUDA, else float32."""
 
 
-class EvaluationConfig(Section):
-    """Validation, and which metric chooses the best epoch."""
+UNDIRECTED = ("std_ratio", "bias_low", "bias_mid", "bias_high")
+"""Metrics without a better side of their own."""
+
+
+class Objective(Section):
+    """A validation metric, and where it should go."""
+
+    metric: str = "srcc"
+    direction: Literal["maximize", "minimize"] | None = None
+    """Left out, the metric's own: srcc rises, mae falls."""
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        known = (*DIRECTIONS, *UNDIRECTED)
+        if metric not in known:
+            raise ValueError(f"should be a metric of the validation{did_you_mean(metric, known)}: {', '.join(known)}")
+        return metric
+
+    @field_validator("direction", mode="before")
+    @classmethod
+    def _its_own(cls, direction: Any, info: ValidationInfo) -> Any:
+        return DIRECTIONS.get(info.data.get("metric", "")) if direction is None else direction
+
+    @model_validator(mode="after")
+    def _directed(self) -> Self:
+        if self.direction is None:
+            raise field_error("direction", f"{self.metric} has no better side of its own: say maximize or minimize")
+        return self
+
+    @property
+    def towards(self) -> Literal["maximize", "minimize"]:
+        """The direction, which is never null once all is checked."""
+        return "maximize" if self.direction == "maximize" else "minimize"
+
+
+class EvaluationConfig(Objective):
+    """Validation, and which metric chooses the best epoch: a space's objective overrules it."""
 
     batch_size: Size = 128
-    metric: str = "srcc"
-    """A space's objective overrules it."""
-    direction: Literal["maximize", "minimize"] = "maximize"
 
 
 class TrialConfig(Section):
     """One complete recipe."""
 
-    seed: Count = 0
+    seed: Seed = 0
     """Seed of everything random in the training, the same for every trial of a study."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -233,20 +325,24 @@ class TrialConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _check(self) -> TrialConfig:
+    def _fitting(self) -> TrialConfig:
         if self.model.head == "mse" and self.self_training.rounds > 0:
-            raise ValueError(
-                "self_training.rounds: a head that predicts scores has no distribution to sharpen; "
-                "it needs model.head: emd, or rounds: 0"
-            )
+            rule = "a head that predicts scores has no distribution to sharpen; it needs model.head: emd, or rounds: 0"
+            raise field_error("self_training.rounds", rule)
+        if self.model.head == "mse" and self.evaluation.metric.startswith("emd"):
+            rule = f"a head that predicts scores has no {self.evaluation.metric}; it needs model.head: emd"
+            raise field_error("evaluation.metric", rule)
+        if self.optim.warmup_epochs > self.training.epochs:
+            rule = f"should be at most training.epochs ({self.training.epochs}), not {self.optim.warmup_epochs:g}"
+            raise field_error("optim.warmup_epochs", rule)
         return self
 
     def get(self, name: str) -> Any:
-        """The value of a dotted field."""
+        """The value of a dotted field as a document has it: paths are text, and all is null in a section that is."""
         value: Any = self
         for part in name.split("."):
-            value = getattr(value, part)
-        return value
+            value = None if value is None else getattr(value, part)
+        return str(value) if isinstance(value, Path) else value
 
     def replace(self, values: Mapping[str, Any], *, source: str = "recipe") -> TrialConfig:
         """The recipe with other values of dotted fields, checked; `source` is named in errors.
@@ -254,7 +350,7 @@ class TrialConfig(Section):
         Raises:
             ConfigError: a field is unknown or a value does not fit it.
         """
-        return parse(TrialConfig, Document(source, _with(self.model_dump(mode="json"), values, source)))
+        return parse(TrialConfig, Document(source, _with(self.model_dump(mode="json"), values)))
 
     def to_yaml(self) -> str:
         """The complete document, every default written out."""
@@ -297,6 +393,7 @@ SWITCHES = (
     Switch(("model.dropout",), "model.head", lambda head: head == "mse", "== mse"),
     Switch(("optim.momentum",), "optim.name", lambda name: name == "sgd", "== sgd"),
     Switch(("model.pretrained",), "model.weights", lambda weights: weights is None, "== null"),
+    Switch(("data.bins",), "data.spread", lambda spread: spread is not None, "!= null"),
 )
 
 
@@ -313,8 +410,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> TrialConfig:
     """
     document = read_document(path)
     values = dict(_override(text) for text in overrides)
-    # Overrides first name fields that exist; then the whole is checked once, so that --set may mend the file.
-    content = _with(document.content, values, "--set")
+    # The whole is checked at once, so that --set may mend the file.
+    content = _with(document.content, values)
     return parse(TrialConfig, replace(document, content=content, overridden=frozenset(values)))
 
 
@@ -323,22 +420,23 @@ def _override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: should look like section.field=value")
     try:
-        return key.strip(), yaml.safe_load(value) if value.strip() else None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is no YAML: {' '.join(str(error).split())}") from error
+        return key.strip(), read_value(value)
+    except NotYaml as error:
+        raise ConfigError(f"--set {text}: the value is not YAML: {error}", "quote it: --set 'key=\"value\"'") from error
 
 
-def _with(content: Mapping[str, Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    sections = {name.rpartition(".")[0] for name in FIELDS if "." in name}
+def _with(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with other values of dotted keys; what is no mapping stays, for `parse` to refuse."""
     result: dict[str, Any] = dict(content)
     for name, value in values.items():
-        if name not in FIELDS and name not in sections:
-            raise ConfigError(f"{source}: {name}: there is no such field{did_you_mean(name, FIELDS)}")
         *parents, leaf = name.split(".")
         target = result
         for part in parents:
             child = target.get(part)
-            target[part] = dict(child) if isinstance(child, Mapping) else {}
+            if not isinstance(child, Mapping | None):
+                break
+            target[part] = dict(child or {})
             target = target[part]
-        target[leaf] = value
+        else:
+            target[leaf] = value
     return result

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -15,6 +18,26 @@ from pydantic_core.core_schema import ValidationInfo
 from elta_tune.errors import ConfigError, did_you_mean
 
 Model = TypeVar("Model", bound="Section")
+
+RULES = {
+    "bool_parsing": "should be true or false",
+    "bool_type": "should be true or false",
+    "dict_type": "should hold `key: value` lines",
+    "extra_forbidden": "there is no such field",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "int_from_float": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_parsing_size": "should be a whole number of fewer digits",
+    "int_type": "should be a whole number",
+    "missing": "is missing",
+    "model_type": "should hold `key: value` lines",
+    "path_type": "should be a path",
+    "string_type": "should be text",
+    "too_short": "should not be empty",
+    "tuple_type": "should be a list",
+}
+"""What pydantic's kinds of errors mean to who writes YAML; of the others its own words are shown."""
 
 
 class Section(BaseModel):
@@ -28,9 +51,49 @@ class Section(BaseModel):
     @classmethod
     def _no_boolean_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = str(cls.model_fields[info.field_name or ""].annotation)
-        if isinstance(value, bool) and "bool" not in annotation and "Any" not in annotation:
+        items = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(item, bool) for item in items) and "bool" not in annotation and "Any" not in annotation:
             raise PydanticCustomError("boolean", "should not be true or false")
         return value
+
+
+def field_error(name: str, text: str) -> PydanticCustomError:
+    """What a check of a whole section raises about one of its fields."""
+    return PydanticCustomError("field", "{text}", {"field": name, "text": text})
+
+
+class NotYaml(ValueError):
+    """A text can't be read as YAML; `line` counts from 1, None where it is not known."""
+
+    def __init__(self, problem: str, line: int | None = None) -> None:
+        super().__init__(problem)
+        self.line = line
+
+
+class Loader(yaml.SafeLoader):
+    """YAML as it is meant: `1e-5` is a number, every key is text (`on:` and `1:` too), a wrong scalar has its line."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Takes every key as text, except `<<`."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                key.tag = "tag:yaml.org,2002:str"
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Makes PyYAML's own failures on scalars (2020-13-45, !!int x) errors of the document."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, OverflowError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"{shown(node.value)} can't be read as {kind}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
+
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +106,14 @@ class Document:
     overridden: frozenset[str] = frozenset()
 
     def place(self, key: str) -> str:
-        """``file:line`` of a dotted key, or of its nearest parent that is in the file."""
-        if key in self.overridden:
+        """`--set`, or ``file:line`` of a dotted key or of its nearest parent that is in the file."""
+        if any(f"{key}.".startswith(f"{name}.") for name in self.overridden):
             return "--set"
+        touched = any(name.startswith(f"{key}.") for name in self.overridden)
         while key and key not in self.lines:
             key = key.rpartition(".")[0]
-        return f"{self.name}:{self.lines[key]}" if key else self.name
+        place = f"{self.name}:{self.lines[key]}" if key else self.name
+        return f"{place} and --set" if touched else place
 
 
 def find_document(name: str, folder: str) -> Path:
@@ -57,11 +122,11 @@ def find_document(name: str, folder: str) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     package = Path(__file__).parent
     shipped = [place for place in (package / "shipped" / folder, package.parent / folder) if place.is_dir()]
     places = [Path(), Path(folder), *shipped] if path.name == name else [Path()]
-    found = next((place / path for place in places if (place / path).is_file()), None)
+    found = next((place / path for place in places if os.path.isfile(place / path)), None)
     if found is not None:
         return found
     known = sorted({file.name for place in places[1:] for file in place.glob("*.yaml")})
@@ -70,35 +135,70 @@ def find_document(name: str, folder: str) -> Path:
 
 
 def read_document(path: Path) -> Document:
-    """Reads a YAML mapping.
+    """Reads a YAML mapping; an empty file is an empty one.
 
     Raises:
-        ConfigError: the file can't be read, is no YAML, is no mapping or holds a key twice.
+        ConfigError: the file can't be read, is no YAML, is no mapping or holds keys twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        content, keys = _read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a YAML document: {' '.join(str(error).split())}") from error
-    if node is not None and not isinstance(node, yaml.MappingNode):
-        raise ConfigError(f"{path}: should hold `key: value` lines, not a {type(content).__name__}")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a YAML document: it should be UTF-8 text") from error
+    except NotYaml as error:
+        place = f"{path}:{error.line}" if error.line else f"{path}"
+        raise ConfigError(f"{place}: not a YAML document: {error}") from error
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{path}: should hold `key: value` lines")
     lines: dict[str, int] = {}
-    for key, line in _keys(node) if node is not None else ():
+    problems = []
+    for key, line in keys:
         if key in lines:
-            raise ConfigError(f"{path}:{line}: {key} stands here twice (first in line {lines[key]})")
-        lines[key] = line
+            problems.append(f"{path}:{line}: {key} stands here twice (first in line {lines[key]})")
+        lines.setdefault(key, line)
+    if problems:
+        raise ConfigError("\n".join(problems))
     return Document(str(path), content or {}, lines)
 
 
-def _keys(node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, int]]:
-    for key, value in node.value:
-        name = f"{prefix}{key.value}"
+def read_value(text: str) -> Any:
+    """The value of a YAML text such as what follows `--set key=`.
+
+    Raises:
+        NotYaml: it is none.
+    """
+    return _read_yaml(text)[0]
+
+
+def _read_yaml(text: str) -> tuple[Any, list[tuple[str, int]]]:
+    """The content of a YAML text, and its dotted keys with their lines."""
+    try:
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, []
+        return loader.construct_document(node), list(_keys(node))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        problem = ", ".join(filter(None, (error.context, error.problem)))
+        raise NotYaml(problem, mark.line + 1 if mark else None) from error
+    except yaml.YAMLError as error:
+        raise NotYaml(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise NotYaml("it is nested too deeply, or an alias (*name) stands within what it names") from error
+
+
+def _keys(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        children = [(f"{prefix}{key.value}", key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = [(f"{prefix}{index}", item, item) for index, item in enumerate(node.value)]
+    else:
+        return
+    for name, key, value in children:
         yield name, key.start_mark.line + 1
-        if isinstance(value, yaml.MappingNode):
-            yield from _keys(value, f"{name}.")
+        yield from _keys(value, f"{name}.")
 
 
 def parse(model: type[Model], document: Document) -> Model:
@@ -110,15 +210,18 @@ def parse(model: type[Model], document: Document) -> Model:
     try:
         return model.model_validate(document.content)
     except ValidationError as error:
-        problems = [_sentence(model, document, detail) for detail in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(problems))) from None
+        # Where a field takes several types pydantic tells of each: the last, which is the widest, is shown.
+        problems = {_key(document.content, detail): detail for detail in error.errors()}
+        raise ConfigError(
+            "\n".join(_sentence(model, document, key, detail) for key, detail in problems.items())
+        ) from None
 
 
 def field_names(model: type[BaseModel]) -> dict[str, Any]:
     """Dotted names of all leaves of a tree of sections, each with its field."""
     leaves: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        section = _section(info.annotation)
+        section = next(_sections(info.annotation), None)
         if section is None:
             leaves[name] = info
         else:
@@ -126,36 +229,67 @@ def field_names(model: type[BaseModel]) -> dict[str, Any]:
     return leaves
 
 
-def _section(annotation: Any) -> type[Section] | None:
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((item for item in candidates if isinstance(item, type) and issubclass(item, Section)), None)
+def _sections(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that an annotation names, however deep within unions, tuples and mappings."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for item in get_args(annotation):
+        yield from _sections(item)
 
 
-def _sentence(model: type[BaseModel], document: Document, detail: ErrorDetails) -> str:
-    key = ".".join(_location(document.content, detail))
-    place = document.place(key)
-    if detail["type"] == "extra_forbidden":
-        suggestion = did_you_mean(key, _known_keys(model))
-        return f"{place}: {key}: there is no such field{suggestion}"
-    if detail["type"] == "missing":
-        return f"{place}: {key}: is missing"
-    message = detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+def _sentence(model: type[BaseModel], document: Document, key: str, detail: ErrorDetails) -> str:
+    rule = RULES.get(detail["type"]) or detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
     given = detail["input"]
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool | None) else ""
-    return f"{place}: {key}: {message}{shown}" if key else f"{place}: {message}"
+    if detail["type"] == "extra_forbidden":
+        rule += _suggestion(model, key, detail)
+    elif isinstance(given, str | int | float | None) and not isinstance(given, bool) and detail["type"] != "missing":
+        rule += f", not {shown(given)}"
+    name = key if key.isprintable() else repr(key)
+    return f"{document.place(key)}: {name}: {rule}" if key else f"{document.place(key)}: {rule}"
 
 
-def _location(content: Any, detail: ErrorDetails) -> Iterator[str]:
-    """The parts of pydantic's location that a user wrote, or left out: it adds the kinds of a union's members."""
+def shown(value: Any) -> str:
+    """A plain value as YAML has it, on one line and not too long."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _key(content: Any, detail: ErrorDetails) -> str:
+    """The dotted key that a user wrote, or left out: pydantic's location also has the kinds of a union's members."""
+    parts = []
     for part in detail["loc"]:
-        if isinstance(content, Mapping) and (part in content or detail["type"] == "missing"):
-            yield str(part)
-            content = content.get(part)
-        elif isinstance(content, list | tuple) and isinstance(part, int):
-            yield str(part)
+        inside = part in content if isinstance(content, Mapping) else _is_index(content, part)
+        if inside:
             content = content[part]
+            parts.append(str(part))
+    if detail["type"] == "missing":
+        parts.append(str(detail["loc"][-1]))
+    if detail["type"] == "field":
+        parts.append(detail["ctx"]["field"])
+    return ".".join(parts)
 
 
-def _known_keys(model: type[BaseModel]) -> list[str]:
-    names = list(field_names(model))
-    return names + sorted({name.rpartition(".")[0] for name in names if "." in name})
+def _is_index(content: Any, part: str | int) -> bool:
+    return isinstance(content, list | tuple) and isinstance(part, int) and part < len(content)
+
+
+def _suggestion(model: type[BaseModel], key: str, detail: ErrorDetails) -> str:
+    """A field of like name: of the same section, or of the whole document."""
+    models = [model]
+    for part in detail["loc"][:-1]:
+        fields = [each.model_fields[part] for each in models if part in each.model_fields]
+        models = [section for info in fields for section in _sections(info.annotation)] if fields else models
+    leaf, known = str(detail["loc"][-1]), list(field_names(model))
+    if leaf in known:
+        return f": it belongs below `{leaf.rpartition('.')[0]}:`"
+    section = key.removesuffix(leaf)
+    return suggest_field(key, [*known, *(f"{section}{name}" for each in models for name in each.model_fields)])
+
+
+def suggest_field(key: str, known: Iterable[str]) -> str:
+    """`did_you_mean` for dotted names: their last parts are compared, then where they stand."""
+    places: dict[str, list[str]] = {}
+    for name in known:
+        places.setdefault(name.rpartition(".")[2], []).append(name)
+    near = difflib.get_close_matches(key.rpartition(".")[2], places, n=1)
+    return f" — did you mean {difflib.get_close_matches(key, places[near[0]], n=1, cutoff=0)[0]!r}?" if near else ""

@@ -8,251 +8,40 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
-from elta_tune.config import FIELDS, Switch, TrialConfig, switch_of
-from elta_tune.documents import Document, Section, parse, read_document
-from elta_tune.errors import ConfigError, did_you_mean
-from elta_tune.method.metrics import DIRECTIONS
-
-Choice = bool | int | float | str | None
-Get = Callable[[str], Any]
+from elta_tune.config import FIELDS, Objective, TrialConfig, switch_of
+from elta_tune.documents import Document, Section, field_error, parse, read_document, shown, suggest_field
+from elta_tune.errors import ConfigError
+from elta_tune.parameters import CategoricalParameter, Choice, Condition, Parameter, Suggester
 
 FIXED_SECTIONS = ("seed", "data", "evaluation")
 """What is measured, and with which random numbers, is the same for all trials of a study."""
 
-OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    ">": operator.gt,
-    "<": operator.lt,
-    "in": lambda value, options: value in options,
-}
+RELATIVE = re.compile(r"(\d+\.?\d*(?:[eE][+-]?\d+)?)x")
+"""`0.2x`: a fifth of the recipe's value."""
 
-
-class Suggester(Protocol):
-    """What a back end's trial can do (Optuna's `Trial` as it is)."""
-
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float:
-        """A number between two bounds."""
-        ...
-
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
-        """An integer between two bounds."""
-        ...
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of some values."""
-        ...
-
-
-@dataclass(frozen=True)
-class Condition:
-    """`field operator value`, e.g. ``self_training.rounds > 0``."""
-
-    field: str
-    operator: str
-    value: Any
-
-    @classmethod
-    def parse(cls, text: str) -> Condition:
-        """Reads ``field operator value``."""
-        found = re.fullmatch(r"\s*([\w.]+)\s*(>=|<=|==|!=|>|<|\bin\b)\s*(.+?)\s*", text)
-        if not found:
-            raise ValueError("should look like `self_training.rounds > 0`")
-        return cls(found[1], found[2], yaml.safe_load(found[3]))
-
-    def holds(self, value: Any) -> bool:
-        """Whether the field's value fulfils it."""
-        try:
-            return OPERATORS[self.operator](value, self.value)
-        except TypeError:  # null is neither above nor below anything
-            return False
-
-
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-class Conditional(Section):
-    """What all kinds of parameters share."""
-
-    when: Annotated[tuple[str, ...], BeforeValidator(_as_list)] = ()
-    """Conditions that must all hold for the parameter to exist, e.g. `self_training.rounds > 0`."""
-
-    @field_validator("when")
-    @classmethod
-    def _readable(cls, when: tuple[str, ...]) -> tuple[str, ...]:
-        for text in when:
-            Condition.parse(text)
-        return when
-
-    @property
-    def conditions(self) -> list[Condition]:
-        """`when`, read."""
-        return [Condition.parse(text) for text in self.when]
-
-    def is_active(self, get: Get) -> bool:
-        """Whether the parameter exists, given the values of other fields."""
-        return all(condition.holds(get(condition.field)) for condition in self.conditions)
-
-
-class FloatParameter(Conditional):
-    """A real number between two bounds, both inclusive."""
-
-    type: Literal["float"]
-    low: float
-    high: float
-    """`0.2x` is a fifth of the recipe's value, here and in `low`."""
-    log: bool = False
-    step: Annotated[float, Field(gt=0)] | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> FloatParameter:
-        _check_range(self.low, self.high, self.log)
-        if self.step is not None and self.log:
-            raise ValueError("log and step exclude each other")
-        return self
-
-    def suggest(self, trial: Suggester, name: str) -> float:
-        """Asks a trial for a value."""
-        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
-
-    def contains(self, value: Any) -> bool:
-        """Whether a trial may have the value."""
-        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value <= self.high:
-            return False
-        steps = (value - self.low) / self.step if self.step else 0.0
-        return math.isclose(steps, round(steps), abs_tol=1e-8)
-
-    def probes(self) -> list[Any]:
-        """Values that show whether the field takes all of the range: its ends and an odd point between."""
-        return [self.low, self.high] if self.step else [self.low, self.low + 0.382 * (self.high - self.low), self.high]
-
-    def grid(self) -> list[Any] | None:
-        """All values, or None where they can't be counted."""
-        if self.step is None:
-            return [self.low] if self.low == self.high else None
-        count = int((self.high - self.low) / self.step + 1e-8) + 1
-        return [self.low + index * self.step for index in range(count)]
-
-    def __str__(self) -> str:
-        return f"{self.low:g} … {self.high:g}" + (" (log)" if self.log else "") + _when(self)
-
-
-class IntParameter(Conditional):
-    """An integer between two bounds, both inclusive."""
-
-    type: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-    step: Annotated[int, Field(ge=1)] = 1
-
-    @model_validator(mode="after")
-    def _check(self) -> IntParameter:
-        _check_range(self.low, self.high, self.log)
-        if self.step != 1 and self.log:
-            raise ValueError("log and step exclude each other")
-        return self
-
-    def suggest(self, trial: Suggester, name: str) -> int:
-        """Asks a trial for a value."""
-        return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
-
-    def contains(self, value: Any) -> bool:
-        """Whether a trial may have the value."""
-        return isinstance(value, int) and not isinstance(value, bool) and value in self.grid()
-
-    def probes(self) -> list[Any]:
-        """Values that show whether the field takes all of the range."""
-        return [self.low, self.grid()[-1]]
-
-    def grid(self) -> range:
-        """All values."""
-        return range(self.low, self.high + 1, self.step)
-
-    def __str__(self) -> str:
-        return f"{self.low} … {self.high}" + (f" by {self.step}" if self.step != 1 else "") + _when(self)
-
-
-class CategoricalParameter(Conditional):
-    """One of some values; null is one too."""
-
-    type: Literal["categorical"]
-    choices: Annotated[tuple[Choice, ...], Field(min_length=1)]
-
-    def suggest(self, trial: Suggester, name: str) -> Any:
-        """Asks a trial for a value."""
-        return trial.suggest_categorical(name, self.choices)
-
-    def contains(self, value: Any) -> bool:
-        """Whether a trial may have the value."""
-        return value in self.choices
-
-    def probes(self) -> list[Any]:
-        """Values that show whether the field takes all of the range."""
-        return list(self.choices)
-
-    def grid(self) -> list[Any]:
-        """All values."""
-        return list(self.choices)
-
-    def __str__(self) -> str:
-        return ", ".join("null" if choice is None else f"{choice}" for choice in self.choices) + _when(self)
-
-
-def _kind(value: Any) -> Any:
-    return value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
-
-
-Parameter = Annotated[
-    Annotated[FloatParameter, Tag("float")]
-    | Annotated[IntParameter, Tag("int")]
-    | Annotated[CategoricalParameter, Tag("categorical")],
-    Discriminator(_kind, custom_error_type="kind", custom_error_message="type should be float, int or categorical"),
-]
-
-
-def _when(parameter: Conditional) -> str:
-    return f"  when {' and '.join(parameter.when)}" if parameter.when else ""
-
-
-def _check_range(low: float, high: float, log: bool) -> None:
-    if low > high:
-        raise ValueError(f"low ({low}) should be at most high ({high})")
-    if log and low <= 0:
-        raise ValueError(f"low should be above 0 on a log scale, not {low}")
+LARGEST_GRID = 10_000
+"""Combinations that a grid study may have: all of them are queued when it starts."""
 
 
 def _seconds(value: Any) -> Any:
     units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([smhd]?)\s*", value) if isinstance(value, str) else None
-    return float(found[1]) * units[found[2]] if found else value
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d+\.?\d*)\s*([smhd]?)\s*", value)
+    if not found:
+        raise ValueError("should be a time such as 90s, 30m, 8h or 2d")
+    return float(found[1]) * units[found[2]]
 
 
-Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
 """Seconds, or text as 90s, 30m, 8h, 2d."""
 
 
@@ -266,38 +55,6 @@ def parse_duration(text: str, source: str) -> float:
         return TypeAdapter(Duration).validate_python(text)
     except ValidationError:
         raise ConfigError(f"{source} {text}: should be a time above 0 such as 90s, 30m, 8h or 2d") from None
-
-
-UNDIRECTED = ("std_ratio", "bias_low", "bias_mid", "bias_high")
-"""Metrics without a better side of their own."""
-
-
-class Objective(Section):
-    """What the study optimises: a validation metric of the exported checkpoint."""
-
-    metric: str = "srcc"
-    direction: Literal["maximize", "minimize"] | None = None
-    """Left out, the metric's own: srcc rises, mae falls."""
-
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, metric: str) -> str:
-        known = (*DIRECTIONS, *UNDIRECTED)
-        if metric not in known:
-            raise ValueError(f"should be a validation metric{did_you_mean(metric, known)}: {', '.join(known)}")
-        return metric
-
-    @model_validator(mode="after")
-    def _check(self) -> Objective:
-        if self.direction is None and self.metric in UNDIRECTED:
-            raise ValueError(f"direction: {self.metric} has no better side of its own: say maximize or minimize")
-        return self
-
-    @property
-    def towards(self) -> Literal["maximize", "minimize"]:
-        """The direction in force."""
-        direction = self.direction or DIRECTIONS.get(self.metric)
-        return "maximize" if direction == "maximize" else "minimize"
 
 
 class Budget(Section):
@@ -316,6 +73,12 @@ class SamplerConfig(Section):
     startup_trials: Annotated[int, Field(ge=1)] | None = None
     """Random trials before `tpe` or `gp` learn (default: a third of the budget, 4 to 10)."""
 
+    @model_validator(mode="after")
+    def _live(self) -> SamplerConfig:
+        if self.startup_trials is not None and self.name not in ("tpe", "gp"):
+            raise field_error("startup_trials", f"has no effect on {self.name}, only on tpe and gp")
+        return self
+
 
 class PrunerConfig(Section):
     """Who stops hopeless trials."""
@@ -325,6 +88,12 @@ class PrunerConfig(Section):
     """Trials that end before `median` prunes any (default: a third of the budget, 3 to 8)."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of a trial's epochs that it may always run."""
+
+    @model_validator(mode="after")
+    def _live(self) -> PrunerConfig:
+        if self.startup_trials is not None and self.name != "median":
+            raise field_error("startup_trials", f"has no effect on {self.name}, only on median")
+        return self
 
 
 class SearchSpace(Section):
@@ -337,6 +106,15 @@ class SearchSpace(Section):
     pruner: PrunerConfig = PrunerConfig()
     enqueue: tuple[dict[str, Choice], ...] = ()
     """Further first guesses, each the recipe with some changes."""
+
+    def measured(self, recipe: TrialConfig) -> TrialConfig:
+        """The recipe with the space's objective choosing its best epoch.
+
+        Raises:
+            ConfigError: the recipe does not have that metric.
+        """
+        objective = self.objective
+        return recipe.replace({"evaluation.metric": objective.metric, "evaluation.direction": objective.towards})
 
     def suggest(self, trial: Suggester, recipe: TrialConfig) -> dict[str, Any]:
         """Asks a trial for the value of each parameter that exists in it, in the order of the file."""
@@ -356,9 +134,9 @@ class SearchSpace(Section):
         return self.suggest(_Fixed(values), recipe)
 
     def grid(self, recipe: TrialConfig) -> list[dict[str, Any]]:
-        """Every combination, each once, what does not exist in it left out; the spaces's last parameter runs first."""
+        """Every combination, each once, what does not exist in it left out; the space's last parameter runs first."""
         points: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
-        axes = [[(name, value) for value in axis.grid() or ()] for name, axis in self.parameters.items()]
+        axes = [[(name, value) for value in axis.grid()] for name, axis in self.parameters.items()]
         for combination in itertools.product(*axes):
             point = self.choose(dict(combination), recipe)
             points.setdefault(tuple(point.items()), point)
@@ -399,9 +177,11 @@ def load_space(path: Path, recipe: TrialConfig) -> SearchSpace:
     problems = list(_bad_names(document))
     try:
         space = _with_field_types(parse(SearchSpace, document), recipe)
-        problems += _problems(space, recipe)
     except ConfigError as error:
         raise ConfigError("\n".join([*_placed(document, problems), error.message])) from None
+    problems += _problems(space, recipe)
+    if not problems:  # else its combinations can't be built
+        problems += _bad_combinations(space, space.measured(recipe))
     if problems:
         raise ConfigError("\n".join(_placed(document, problems)))
     return space
@@ -415,7 +195,7 @@ def hold_without_pool(space: SearchSpace, recipe: TrialConfig) -> tuple[SearchSp
     """Holds self-training at 0 rounds where there is no pool, drops what hangs on it, and says so in one line."""
     if recipe.data.has_pool:
         return space, recipe, None
-    dead = [name for name in space.parameters if name.partition(".")[0] in ("self_training", "sharpening")]
+    dead = [name for name, parameter in space.parameters.items() if _needs_rounds(name, parameter)]
     if not dead and recipe.self_training.rounds == 0:
         return space, recipe, None
     note = "no pool: self_training.rounds is held at 0" + (f"; not varied: {', '.join(dead)}" if dead else "")
@@ -424,16 +204,23 @@ def hold_without_pool(space: SearchSpace, recipe: TrialConfig) -> tuple[SearchSp
     return space.without(dead), recipe.replace({"self_training.rounds": 0}), note
 
 
+def _needs_rounds(name: str, parameter: Parameter) -> bool:
+    conditions = [condition for condition in parameter.conditions if condition.field == "self_training.rounds"]
+    return name.partition(".")[0] in ("self_training", "sharpening") or not all(each.holds(0) for each in conditions)
+
+
 def _with_relative_bounds(document: Document, recipe: TrialConfig) -> Document:
-    """`low: 0.2x` becomes a fifth of the recipe's value."""
+    """`low: 0.2x` becomes a fifth of the recipe's value; where that is no number the bound stays, and is refused."""
     parameters = document.content.get("parameters")
     if not isinstance(parameters, dict):
         return document
 
     def absolute(name: str, bound: Any) -> Any:
-        factor = re.fullmatch(r"([\d.eE+-]+)x", bound) if isinstance(bound, str) else None
-        value = recipe.get(name) if factor and name in FIELDS else None
-        return float(f"{float(factor[1]) * value:.6g}") if factor and isinstance(value, int | float) else bound
+        factor = RELATIVE.fullmatch(bound) if isinstance(bound, str) else None
+        value = recipe.get(name) if name in FIELDS else 1  # an unknown name is told by itself
+        if factor is None or isinstance(value, bool) or not isinstance(value, int | float):
+            return bound
+        return float(f"{float(factor[1]) * value:.12g}")  # 0.1 · 5e-4 is 5e-5
 
     resolved = {
         name: {key: absolute(name, value) for key, value in body.items()} if isinstance(body, dict) else body
@@ -443,25 +230,33 @@ def _with_relative_bounds(document: Document, recipe: TrialConfig) -> Document:
 
 
 def _with_field_types(space: SearchSpace, recipe: TrialConfig) -> SearchSpace:
-    """Choices as the field's own type: YAML's 1e-5 is text, 1 is no float."""
+    """Choices and guesses as the field's own type: 1 becomes 1.0 in a field of real numbers."""
 
-    def typed(name: str, parameter: Any) -> Any:
+    def typed(name: str, value: Any) -> Any:
+        built = _built(recipe, name, value) if name in FIELDS else None
+        return built.get(name) if isinstance(built, TrialConfig) else value  # what is wrong is told by `_problems`
+
+    def chosen(name: str, parameter: Parameter) -> Parameter:
         if not isinstance(parameter, CategoricalParameter):
             return parameter
-        values = [_built(recipe, name, choice) for choice in parameter.choices]
-        if any(isinstance(value, ConfigError) for value in values):
-            return parameter  # told by `_problems`
-        return parameter.model_copy(update={"choices": tuple(value.get(name) for value in values)})
+        choices = tuple(typed(name, choice) for choice in parameter.choices)
+        return parameter.model_copy(update={"choices": choices})
 
-    parameters = {name: typed(name, parameter) for name, parameter in space.parameters.items()}
-    return space.model_copy(update={"parameters": parameters})
+    parameters = {name: chosen(name, parameter) for name, parameter in space.parameters.items()}
+    enqueue = tuple({name: typed(name, value) for name, value in guess.items()} for guess in space.enqueue)
+    return space.model_copy(update={"parameters": parameters, "enqueue": enqueue})
 
 
-def _built(recipe: TrialConfig, name: str, value: Any) -> Any:
+def _built(recipe: TrialConfig, name: str, value: Any) -> TrialConfig | str:
+    """The recipe with another value of a field, or what is wrong with that."""
     try:
         return recipe.replace({name: value})
     except ConfigError as error:
-        return error
+        return error.message.partition(": ")[2].removeprefix(f"{name}: ")
+
+
+def _is_fixed(name: str) -> bool:
+    return name.partition(".")[0] in FIXED_SECTIONS
 
 
 def _bad_names(document: Document) -> Iterator[tuple[str, str]]:
@@ -469,76 +264,124 @@ def _bad_names(document: Document) -> Iterator[tuple[str, str]]:
     parameters = document.content.get("parameters")
     for name in parameters if isinstance(parameters, dict) else ():
         if name not in FIELDS:
-            yield f"parameters.{name}", f"a recipe has no such field{did_you_mean(str(name), FIELDS)}"
-        elif name.partition(".")[0] in FIXED_SECTIONS:
+            yield f"parameters.{name}", f"a recipe has no such field{suggest_field(name, FIELDS)}"
+        elif _is_fixed(name):
             rule = "decides what is measured; it is the same for all trials, so set it in the recipe"
             yield f"parameters.{name}", rule
 
 
 def _problems(space: SearchSpace, recipe: TrialConfig) -> Iterator[tuple[str, str]]:
-    """Dotted keys of a space and what is wrong with their content."""
+    """Dotted keys of a space and what is wrong with their content, each looked at by itself."""
+    try:
+        recipe = space.measured(recipe)
+    except ConfigError as error:
+        yield "objective.metric", error.message.rpartition("evaluation.metric: ")[2]
+    varied = {name: one for name, one in space.parameters.items() if name in FIELDS and not _is_fixed(name)}
+    bad_values = {name: list(_bad_values(recipe, name, parameter)) for name, parameter in varied.items()}
     seen: list[str] = []
-    for name, parameter in space.parameters.items():
-        key = f"parameters.{name}"
-        if name not in FIELDS or name.partition(".")[0] in FIXED_SECTIONS:
-            continue
-        yield from ((key, text) for text in _bad_values(recipe, name, parameter))
-        yield from ((f"{key}.when", text) for text in _bad_conditions(parameter, seen, space))
-        if text := _dead(space, recipe, name, parameter):
-            yield key, text
+    for name, parameter in varied.items():
+        bad_conditions = list(_bad_conditions(parameter, seen, space))
+        yield from ((f"parameters.{name}", text) for text in bad_values[name])
+        yield from ((f"parameters.{name}.when", text) for text in bad_conditions)
+        decisive = _decisive_fields(name, parameter)
+        if not bad_conditions and not any(bad_values.get(field) for field in decisive):
+            yield from ((f"parameters.{name}", text) for text in _dead(space, recipe, name, parameter))
         seen.append(name)
     for number, guess in enumerate(space.enqueue):
         for name, value in guess.items():
             if name not in space.parameters:
-                yield "enqueue", f"guess {number + 1}: {name} is not varied{did_you_mean(name, space.parameters)}"
+                yield f"enqueue.{number}.{name}", f"is not varied{suggest_field(name, space.parameters)}"
             elif not space.parameters[name].contains(value):
-                yield "enqueue", f"guess {number + 1}: {name}: {value!r} is outside {space.parameters[name]}"
+                yield f"enqueue.{number}.{name}", f"{shown(value)} is outside {space.parameters[name]}"
     if space.sampler.name == "grid":
-        for name, parameter in space.parameters.items():
-            if parameter.grid() is None:
-                yield f"parameters.{name}", "the grid sampler needs a step or choices"
+        yield from _bad_grid(space)
 
 
-def _bad_values(recipe: TrialConfig, name: str, parameter: Any) -> Iterator[str]:
+def _bad_values(recipe: TrialConfig, name: str, parameter: Parameter) -> Iterator[str]:
     choices = getattr(parameter, "choices", ())
     if len(set(choices)) < len(choices):
         yield f"a choice stands twice in {list(choices)}"
-    for value in parameter.probes():
-        built = _built(recipe, name, value)
-        if isinstance(built, ConfigError):
-            yield str(built).partition(": ")[2].removeprefix(f"{name}: ")
-            return
-    if not parameter.contains(recipe.get(name)):
-        yield f"the recipe's own value {recipe.get(name)!r} is outside {parameter}; trial 0 is the recipe"
+    built = [_built(recipe, name, value) for value in parameter.probes()]
+    problems = list(dict.fromkeys(each for each in built if isinstance(each, str)))
+    yield from problems
+    if not problems and not parameter.contains(recipe.get(name)):
+        yield f"the recipe's own value {shown(recipe.get(name))} is outside {parameter}; trial 0 is the recipe"
 
 
-def _bad_conditions(parameter: Any, seen: list[str], space: SearchSpace) -> Iterator[str]:
+def _bad_conditions(parameter: Parameter, seen: Sequence[str], space: SearchSpace) -> Iterator[str]:
     for condition in parameter.conditions:
         if condition.field not in FIELDS:
-            yield f"a recipe has no field {condition.field}{did_you_mean(condition.field, FIELDS)}"
+            yield f"a recipe has no field {condition.field}{suggest_field(condition.field, FIELDS)}"
         elif condition.field in space.parameters and condition.field not in seen:
             yield f"{condition.field} should stand above what depends on it"
 
 
-def _dead(space: SearchSpace, recipe: TrialConfig, name: str, parameter: Any) -> str | None:
-    """Why some trial could not feel the parameter, or None."""
-    switch: Switch | None = switch_of(name)
-    if switch is None:
-        return None
-    varied = space.parameters.get(switch.switch)
-    values = list(varied.grid() or varied.probes()) if varied else [recipe.get(switch.switch)]
-    if varied and varied.when:
-        values.append(recipe.get(switch.switch))
-    conditions = [condition for condition in parameter.conditions if condition.field == switch.switch]
-    reachable = [value for value in values if all(condition.holds(value) for condition in conditions)]
-    off = [value for value in reachable if not switch.is_on(value)]
-    if not reachable:
-        return f"its condition never holds: {switch.switch} is {values[0]!r} in the recipe and not varied"
-    if off and varied:
-        return f"has no effect where {switch.switch} is {off[0]!r}; add `when: {switch.switch} {switch.rule}`"
-    if off:
-        return (
-            f"has no effect while {switch.switch} is {off[0]!r} in the recipe; "
-            f"vary {switch.switch} too, or switch it on with --set {switch.switch}=…"
-        )
+def _decisive_fields(name: str, parameter: Parameter) -> list[str]:
+    """The fields that decide whether a parameter exists and acts."""
+    switch = switch_of(name)
+    return list(dict.fromkeys([*(each.field for each in parameter.conditions), *([switch.switch] if switch else ())]))
+
+
+def _dead(space: SearchSpace, recipe: TrialConfig, name: str, parameter: Parameter) -> Iterator[str]:
+    """Why no trial, or not every trial that has it, could feel the parameter."""
+    switch = switch_of(name)
+    for field in _decisive_fields(name, parameter):
+        varied = space.parameters.get(field)
+        conditions = [condition for condition in parameter.conditions if condition.field == field]
+        reachable = _reachable(varied, recipe.get(field), conditions)
+        off = [value for value in reachable if switch and switch.switch == field and not switch.is_on(value)]
+        if not reachable:
+            found = f"varies over {varied}" if varied else f"is {shown(recipe.get(field))} in the recipe and not varied"
+            yield f"its condition never holds: {field} {found}"
+        elif off and varied and switch:
+            yield f"has no effect where {field} is {shown(off[0])}; add `when: {field} {switch.rule}`"
+        elif off:
+            yield (
+                f"has no effect while {field} is {shown(off[0])} in the recipe; "
+                f"vary {field} too, or switch it on with --set {field}=…"
+            )
+
+
+def _reachable(varied: Parameter | None, own: Any, conditions: Sequence[Condition]) -> list[Any]:
+    """Values that a field can have in trials where the conditions on it hold."""
+    values = [own]
+    if varied is not None:
+        marks = [each.value for each in conditions]
+        flat = itertools.chain.from_iterable(mark if isinstance(mark, list) else [mark] for mark in marks)
+        values = [*varied.telling(flat), *([own] if varied.when else ())]
+    return [value for value in values if all(condition.holds(value) for condition in conditions)]
+
+
+def _bad_grid(space: SearchSpace) -> Iterator[tuple[str, str]]:
+    counts = {name: parameter.count for name, parameter in space.parameters.items()}
+    for name, count in counts.items():
+        if count is None:
+            yield f"parameters.{name}", "the grid sampler needs a step or choices"
+    if (size := math.prod(count or 1 for count in counts.values())) > LARGEST_GRID:
+        yield "sampler.name", f"a grid of {size:,} combinations is too large: {LARGEST_GRID:,} are the most"
+
+
+def _bad_combinations(space: SearchSpace, recipe: TrialConfig) -> Iterator[tuple[str, str]]:
+    """Pairs of parameters, and guesses, of which each value fits by itself and together they do not."""
+    own = {name: recipe.get(name) for name in space.parameters}
+    for first, second in itertools.combinations(space.parameters, 2):
+        for pair in itertools.product(space.parameters[first].probes(), space.parameters[second].probes()):
+            point = space.suggest(_Fixed({**own, first: pair[0], second: pair[1]}), recipe)
+            if text := _clash(recipe, point):
+                where = f"where {first} is {shown(pair[0])} and {second} is {shown(pair[1])}"
+                yield f"parameters.{second}", f"{where}: {text}"
+                break
+    for number, (guess, point) in enumerate(zip(space.enqueue, space.guesses(recipe)[1:], strict=True)):
+        for name in guess:
+            if name not in point:
+                yield f"enqueue.{number}.{name}", "does not exist in this guess: its `when` does not hold there"
+        if text := _clash(recipe, point):
+            yield f"enqueue.{number}", text
+
+
+def _clash(recipe: TrialConfig, point: Mapping[str, Any]) -> str | None:
+    try:
+        recipe.replace(point)
+    except ConfigError as error:
+        return error.message.partition(": ")[2]
     return None

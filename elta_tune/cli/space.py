@@ -23,7 +23,7 @@ def check(
     overrides: Set = None,
 ) -> None:
     """Checks a space against a recipe, and shows what it varies."""
-    from rich.markup import escape
+    from rich.text import Text
 
     from elta_tune.cli.text import console, number, plain_table
     from elta_tune.config import load_recipe
@@ -37,12 +37,13 @@ def check(
     plan = make_plan(load_space(space_file, config), config)
     table = plain_table(["parameter", "recipe", "varies over"])
     for name, parameter in plan.space.parameters.items():
-        table.add_row(name, number(config.get(name)), escape(str(parameter)))
+        table.add_row(name, Text(number(config.get(name))), Text(str(parameter)))
     console.print(table)
     if plan.note:
-        console.print(escape(plan.note))
+        console.print(Text(f"note: {plan.note}"))
     objective, budget = plan.space.objective, plan.space.budget
     console.print(
-        f"{space_file} fits {recipe_file}: {objective.towards} {objective.metric}, {budget.trials} trials, "
-        f"{plan.space.sampler.name} sampler, {plan.space.pruner.name} pruner"
+        f"{objective.towards} {objective.metric}; {budget.trials} trials; {plan.space.sampler.name} sampler; "
+        f"{plan.space.pruner.name.replace('none', 'no')} pruner"
     )
+    console.print(Text(f"{space_file} fits {recipe_file}"), soft_wrap=True)

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +20,11 @@ from elta_tune.data.batches import Images
 from elta_tune.data.cache import DECODED, CacheFolder, Progress, open_cache
 from elta_tune.data.demo import write_demo
 from elta_tune.data.overlap import Member, find_overlaps
-from elta_tune.data.readers import Ratings, read_ratings, read_unlabelled
+from elta_tune.data.readers import Ratings
+from elta_tune.data.splits import SPLITS, SplitName, read_splits
 from elta_tune.errors import DataError
 from elta_tune.method.metrics import tail_cuts
 
-SplitName = Literal["train", "val", "test", "pool"]
-SPLITS: tuple[SplitName, ...] = ("train", "val", "test", "pool")
 DEMO_VERSION = 1
 """Another number makes the demo's images anew: raise it when `demo.py` draws others."""
 SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
@@ -37,12 +35,13 @@ SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 class Split:
     """One split, without the images that are missing or unreadable (`left_out`: id and reason).
 
-    `ids` (N,); `distributions` (N, K) and `scores` (N,) on the data set's own scale, None for a pool; `images` by
-    edge in pixels.
+    `origin` says which rows of `file` these are; `ids` (N,); `distributions` (N, K) and `scores` (N,) on the data set's
+    own scale, None for a pool; `images` by edge in pixels.
     """
 
     name: str
     file: Path
+    origin: str
     ids: NDArray[np.object_]
     distributions: NDArray[np.float32] | None
     scores: NDArray[np.float64] | None
@@ -65,7 +64,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The splits that were asked for. `bins` (K,) are the ratings of a distribution's columns."""
+    """The splits that were asked for.
+
+    `bins` (K,) are the ratings of a distribution's columns; `is_spread` where distributions were made from scores.
+    """
 
     train: Split
     val: Split
@@ -75,6 +77,7 @@ class Dataset:
     scale: tuple[float, float]
     threshold: float
     tail_cuts: tuple[float, float]
+    is_spread: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -100,7 +103,7 @@ def prepare(config: DataConfig, cache: Path, progress: Progress = no_progress) -
         DataError: a file is missing or wrong, too many images are missing, or splits overlap.
     """
     config = _with_demo(config, cache, progress)
-    found = {name: item for name in SPLITS if (item := _find(config, name)) is not None}
+    found = {name: _find(config, name, ratings) for name, ratings in read_splits(config).items()}
     folders = {name: _open(item, config, cache, progress) for name, item in found.items()}
     members = [
         Member(name, item.ratings.file, item.ratings.ids[item.rows], folders[name]) for name, item in found.items()
@@ -116,8 +119,7 @@ def open_dataset(config: DataConfig, cache: Path, splits: Sequence[str] = ("trai
         DataError: a file is missing or wrong, or too many images are missing.
     """
     config = _with_demo(config, cache, no_progress)
-    wanted = [name for name in SPLITS if name in splits]
-    found = {name: item for name in wanted if (item := _find(config, name)) is not None}
+    found = {name: _find(config, name, ratings) for name, ratings in read_splits(config, splits).items()}
     folders = {name: _open(item, config, cache, no_progress) for name, item in found.items()}
     return _dataset(config, found, folders)
 
@@ -144,17 +146,9 @@ def _with_demo(config: DataConfig, cache: Path, progress: Progress) -> DataConfi
     return config.model_copy(update={"demo": None, "root": folder})
 
 
-def _find(config: DataConfig, name: SplitName) -> Found | None:
-    """A split's rating file and images, or None for a test or a pool that is not there."""
-    file = config.path(name)
-    if file is None:
-        if name in ("test", "pool"):
-            return None
-        raise DataError(
-            f"data.{name}: no rating file, and no data.root to look in",
-            "say where your images and ratings are: --set data.root=FOLDER",
-        )
-    ratings = read_unlabelled(file, config) if name == "pool" else read_ratings(file, config)
+def _find(config: DataConfig, name: SplitName, ratings: Ratings) -> Found:
+    """Looks for the images of a split."""
+    file = ratings.file
     images = file if file.is_dir() else config.path("images")
     if images is None or not images.is_dir():
         raise DataError(
@@ -206,6 +200,7 @@ def _split(found: Found, folder: CacheFolder) -> Split:
     return Split(
         found.name,
         ratings.file,
+        ratings.origin,
         ratings.ids[rows],
         None if ratings.distributions is None else ratings.distributions[rows],
         None if ratings.scores is None else ratings.scores[rows],
@@ -216,15 +211,12 @@ def _split(found: Found, folder: CacheFolder) -> Split:
 
 def _dataset(config: DataConfig, found: Mapping[SplitName, Found], folders: Mapping[SplitName, CacheFolder]) -> Dataset:
     splits = {name: _split(item, folders[name]) for name, item in found.items()}
-    train, val = found["train"].ratings, found["val"].ratings
-    for other in (item.ratings for name, item in found.items() if name in ("val", "test")):
-        if train.bins is not None and other.bins is not None and len(train.bins) != len(other.bins):
-            raise DataError(
-                f"{other.file}: has {len(other.bins)} bins of ratings, but {train.file} has {len(train.bins)}"
-            )
-    scores = splits["train"].scores
-    if scores is None or train.scale is None or train.threshold is None or val.scores is None:
-        raise DataError(f"{train.file}, {val.file}: need ratings")
+    train = found["train"].ratings
+    for other in (found[name].ratings for name in ("val", "test") if name in found):
+        _refuse_other_ratings(train, other)
+    scores = splits["train"].true_scores
+    assert train.scale is not None
+    assert train.threshold is not None
     return Dataset(
         splits["train"],
         splits["val"],
@@ -234,4 +226,21 @@ def _dataset(config: DataConfig, found: Mapping[SplitName, Found], folders: Mapp
         train.scale,
         train.threshold,
         tail_cuts(scores),
+        train.is_spread,
     )
+
+
+def _refuse_other_ratings(train: Ratings, other: Ratings) -> None:
+    """Predictions and truth have to be on one scale and, where both have distributions, in the same bins."""
+    if train.scale != other.scale:
+        raise DataError(
+            f"{other.file}: its scale is {_span(other.scale)}, but that of {train.file} {_span(train.scale)}",
+            "if both are on the same, say it: --set data.scale=[lowest,highest]",
+        )
+    if train.bins is not None and other.bins is not None and not np.array_equal(train.bins, other.bins):
+        told = [f"{len(bins)} bins of ratings, {_span(bins)}" for bins in (other.bins, train.bins)]
+        raise DataError(f"{other.file}: has {told[0]}, but {train.file} has {told[1]}")
+
+
+def _span(values: Sequence[float] | NDArray[np.float64] | None) -> str:
+    return "unknown" if values is None else f"{values[0]:g}…{values[-1]:g}"

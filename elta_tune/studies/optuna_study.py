@@ -150,8 +150,9 @@ class OptunaStudy:
 
 
 def build_sampler(plan: StudyPlan, seed: int) -> optuna.samplers.BaseSampler:
-    """The space's sampler."""
-    config, startup = plan.space.sampler, plan.sampler_startup
+    """The space's sampler. Start-up trials fit the budget: Optuna's 10 would make a short study a random search."""
+    config = plan.space.sampler
+    startup = config.startup_trials or min(10, max(4, plan.budget.trials // 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if config.name == "tpe":
@@ -165,9 +166,11 @@ def build_sampler(plan: StudyPlan, seed: int) -> optuna.samplers.BaseSampler:
 
 def build_pruner(plan: StudyPlan) -> optuna.pruners.BasePruner:
     """The space's pruner; steps are epochs, counted from 1 across self-training rounds."""
-    config, warmup = plan.space.pruner, plan.pruner_warmup
+    config, epochs = plan.space.pruner, plan.recipe.training.epochs
+    warmup = math.ceil(config.warmup * epochs)
+    startup = config.startup_trials or min(8, max(3, plan.budget.trials // 3))
     if config.name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=plan.pruner_startup, n_warmup_steps=warmup)
+        return optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
     if config.name == "successive_halving":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, warmup))
     if config.name == "hyperband":

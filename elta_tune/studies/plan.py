@@ -52,9 +52,7 @@ class StudyPlan:
 
 def make_plan(space: SearchSpace, recipe: TrialConfig) -> StudyPlan:
     """Joins a space and a recipe: the objective chooses each trial's best epoch; no pool, no self-training."""
-    objective = space.objective
-    recipe = recipe.replace({"evaluation.metric": objective.metric, "evaluation.direction": objective.towards})
-    return StudyPlan(*hold_without_pool(space, recipe))
+    return StudyPlan(*hold_without_pool(space, space.measured(recipe)))
 
 
 def raise_budget(own: Budget, trials: int | None, timeout: float | None) -> Budget:
@@ -65,8 +63,9 @@ def raise_budget(own: Budget, trials: int | None, timeout: float | None) -> Budg
     """
     if trials is not None and trials < own.trials:
         raise StudyError(f"--trials {trials}: the study's budget is {own.trials} already, and may only be raised")
-    if timeout is not None and own.timeout is not None and timeout < own.timeout:
-        raise StudyError(f"--timeout {timeout:g}: the study's is {own.timeout:g} s already, and may only be raised")
+    if timeout is not None and timeout < (own.timeout or math.inf):
+        limit = f"{own.timeout:g} s already" if own.timeout else "without limit"
+        raise StudyError(f"--timeout {timeout:g}: the study's time is {limit}, and may only be raised")
     return Budget(trials=trials or own.trials, timeout=timeout or own.timeout)
 
 

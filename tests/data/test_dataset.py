@@ -124,11 +124,22 @@ def test_an_exact_name_comes_before_one_with_a_suffix(tmp_path: Path) -> None:
     assert dataset.train.images[16].gather(np.arange(2))[:, 0, 0, 0].tolist() == [0, 1]
 
 
-def test_splits_of_other_bins_are_refused(tmp_path: Path) -> None:
+def test_splits_of_other_bins_or_another_scale_are_refused(tmp_path: Path) -> None:
     ids = write_root(tmp_path, {"train": 2, "val": 2})
     write_rated(tmp_path, "val", ids["val"], bins=5)
-    with pytest.raises(DataError, match=r"val\.csv: has 5 bins of ratings, but .*train\.csv has 3"):
+    with pytest.raises(DataError, match=r"val\.csv: its scale is 1…5, but that of .*train\.csv 1…3"):
         prepare(config(tmp_path), tmp_path / "cache")
+    with pytest.raises(DataError, match=r"val\.csv: has 5 bins of ratings, 1…5, but .*train\.csv has 3 bins"):
+        prepare(config(tmp_path, scale=[1, 5]), tmp_path / "cache")
+
+
+def test_a_model_of_distributions_may_be_judged_by_scores(tmp_path: Path) -> None:
+    write_root(tmp_path, {"train": 2, "val": 2})
+    (tmp_path / "val.csv").write_text("image_id,MOS\nval0.png,1.25\nval1.png,2\n")
+    dataset = prepare(config(tmp_path, scale=[1, 3]), tmp_path / "cache")
+    assert dataset.train.distributions is not None
+    assert dataset.val.distributions is None
+    assert dataset.val.true_scores.tolist() == [1.25, 2]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +160,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, spoil: object, named: str) -
 
 
 def test_without_any_data_the_setting_is_named() -> None:
-    with pytest.raises(DataError, match="data.train") as error:
+    with pytest.raises(DataError, match=r"data\.train") as error:
         open_dataset(DataConfig(), Path("cache"))
     assert "--set data.root" in str(error.value.hint)
 

@@ -1,0 +1,216 @@
+"""The forms in which rating files are found, as data. To read another one, add it to `FORMATS`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import softmax
+
+from elta_tune.data.readers.tables import SPACES, Sheet, Table
+from elta_tune.errors import DataError
+
+
+class Labels(NamedTuple):
+    """What a table says of N images: `votes` (N, K), of which each row has some, or `scores` (N,).
+
+    `rows` (N,) of the table name the images; None: all rows do.
+    """
+
+    votes: NDArray[np.float64] | None = None
+    scores: NDArray[np.float64] | None = None
+    rows: NDArray[np.int64] | None = None
+
+
+def read_labels(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+    """A row for each image, with its votes or its score."""
+    if not form.votes:
+        assert form.score is not None
+        return Labels(scores=table.numbers(form.score)[:, 0])
+    votes = table.numbers(*form.votes)
+    for position, name in enumerate(form.votes):
+        table.refuse(votes[:, position] < 0, name, "is below 0")
+    table.refuse(votes.sum(axis=1) == 0, form.votes[0], "no votes in this row", quoted=False)
+    return Labels(votes)
+
+
+def read_lists(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+    """A row for each image, whose votes are a list in one cell."""
+    (name,) = form.votes
+    votes = np.zeros((len(ids), len(form.bins)))
+    wrong = np.zeros(len(ids), bool)
+    for row, cell in enumerate(table.frame[name]):
+        try:
+            votes[row] = np.array(cell if isinstance(cell, list) else [], dtype=np.float64)
+            wrong[row] = len(cell) != len(form.bins)
+        except (TypeError, ValueError):
+            wrong[row] = True
+    wrong |= ~np.isfinite(votes).all(axis=1) | (votes < 0).any(axis=1) | (votes.sum(axis=1) == 0)
+    table.refuse(wrong, name, f"is no list of {len(form.bins)} numbers of votes")
+    return Labels(votes)
+
+
+def count_votes(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+    """A row for each vote: counts them, in the order in which the images come first."""
+    assert form.score is not None
+    ratings, bins = table.numbers(form.score)[:, 0], np.array(form.bins)
+    columns = np.searchsorted(bins, ratings).clip(max=len(bins) - 1)
+    table.refuse(bins[columns] != ratings, form.score, f"is none of the ratings {bins[0]:g}…{bins[-1]:g}")
+    images = pd.factorize(ids)[0]  # numbered as they come
+    first = np.unique(images, return_index=True)[1]
+    votes = np.zeros((len(first), len(bins)))
+    np.add.at(votes, (images, columns), 1)
+    return Labels(votes, rows=first)
+
+
+def read_predictions(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+    """What a model predicted: distributions or, if a row is none, the logits of them."""
+    values = table.numbers(*form.votes)
+    if (values < 0).any() or np.abs(values.sum(axis=1) - 1).max() > 0.01:
+        values = softmax(values, axis=1)
+    return Labels(values)
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of tables.
+
+    Attributes:
+        columns: what a table must have to be of this form; without a header, all its columns in their order.
+        unless: columns that make it another form.
+        only: whether a table of this form has no other columns.
+        header: whether the first line names the columns.
+        separator, kind: of the file, where they tell the form.
+        id: columns that name the image, joined by "/"; if they are not there, one that is called like an id.
+        votes: columns that count votes, or give their shares.
+        bins: the rating of each, and with that the scale.
+        score: column of scores, where there are no votes.
+        scales: lowest and highest possible score; the first one that holds all of them; () where files differ.
+        threshold: a MOS above it counts as beautiful; None is the middle of the scale.
+        read: takes the labels from the cells.
+    """
+
+    columns: tuple[str, ...]
+    unless: tuple[str, ...] = ()
+    only: bool = False
+    header: bool = True
+    separator: str | None = None
+    kind: Literal["json"] | None = None
+    id: tuple[str, ...] = ()
+    votes: tuple[str, ...] = ()
+    bins: tuple[float, ...] = ()
+    score: str | None = None
+    scales: tuple[tuple[float, float], ...] = ()
+    threshold: float | None = None
+    read: Callable[[Table, Format, pd.Series[str]], Labels] = read_labels
+
+    def fits(self, sheet: Sheet) -> bool:
+        """Whether a sheet is of this form."""
+        if self.kind not in (None, sheet.kind) or self.separator not in (None, sheet.separator):
+            return False
+        if not self.header:
+            return not sheet.has_header and len(sheet.columns) == len(self.columns)
+        found = {name for name in sheet.columns if not name.startswith("unnamed ")}
+        return (
+            found >= set(self.columns) and not found & set(self.unless) and (not self.only or found == {*self.columns})
+        )
+
+
+def counts(sheet: Sheet) -> Format | None:
+    """`count_1, …, count_K` of any K.
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    numbers = sorted(int(name[6:]) for name in sheet.columns if re.fullmatch(r"count_[1-9]\d{0,3}", name))
+    if len(numbers) < 2:
+        return None
+    missing = next((number for number in range(1, numbers[-1]) if number not in numbers), None)
+    if missing is not None:
+        raise DataError(f"{sheet.path}: there is no column count_{missing}, but count_{numbers[-1]} is there")
+    votes = tuple(f"count_{number}" for number in numbers)
+    return Format(votes, votes=votes, bins=tuple(map(float, numbers)))
+
+
+AVA_BINS = tuple(float(rating) for rating in range(1, 11))
+AVA_VOTES = tuple(f"score{rating + 1}" for rating in range(1, 11))
+"""The AVA tables that ELTA, TANet and EAT share: score2 counts the ratings of 1."""
+PARA_BINS = tuple(rating / 2 for rating in range(2, 11))
+PARA_VOTES = tuple(f"aestheticScore_{rating}" for rating in PARA_BINS)
+KONIQ_VOTES = ("c1", "c2", "c3", "c4", "c5")
+
+FORMATS: Mapping[str, Format | Callable[[Sheet], Format | None]] = {
+    "ava": Format(AVA_VOTES, unless=("gt",), id=("image_id",), votes=AVA_VOTES, bins=AVA_BINS, threshold=5.0),
+    "ava_txt": Format(
+        ("row", "image_id", *AVA_VOTES, "tag1", "tag2", "challenge_id"),
+        header=False,
+        separator=SPACES,
+        id=("image_id",),
+        votes=AVA_VOTES,
+        bins=AVA_BINS,
+        threshold=5.0,
+    ),
+    "ava_idealo": Format(
+        ("image_id", "label"),
+        kind="json",
+        id=("image_id",),
+        votes=("label",),
+        bins=AVA_BINS,
+        threshold=5.0,
+        read=read_lists,
+    ),
+    "ava_nima": Format(
+        ("image_id", *AVA_VOTES), header=False, id=("image_id",), votes=AVA_VOTES, bins=AVA_BINS, threshold=5.0
+    ),
+    "predictions": Format(
+        ("image_id", "gt", "score", *AVA_VOTES),
+        id=("image_id",),
+        votes=AVA_VOTES,
+        bins=AVA_BINS,
+        threshold=5.0,
+        read=read_predictions,
+    ),
+    "artimuse": Format(("image", "gt_score"), kind="json", id=("image",), score="gt_score"),
+    "tad66k": Format(("image", "score"), only=True, id=("image",), score="score", scales=((0, 10),)),
+    "para": Format(
+        ("imageName", "sessionId", *PARA_VOTES), id=("sessionId", "imageName"), votes=PARA_VOTES, bins=PARA_BINS
+    ),
+    "para_prompt_det": Format(
+        ("ImageFile", "Composition", "Score"), id=("ImageFile",), score="Score", scales=((1, 5),)
+    ),
+    "aadb": Format(("name", "score"), header=False, separator=SPACES, id=("name",), score="score", scales=((0, 1),)),
+    "koniq10k": Format(
+        ("image_name", "MOS", "MOS_zscore"), unless=KONIQ_VOTES, id=("image_name",), score="MOS", scales=((1, 5),)
+    ),
+    "koniq10k_votes": Format(
+        ("image_name", *KONIQ_VOTES), id=("image_name",), votes=KONIQ_VOTES, bins=(1.0, 2.0, 3.0, 4.0, 5.0)
+    ),
+    "spaq": Format(("MOS", "Brightness"), score="MOS", scales=((0, 10), (0, 100))),
+    "eva": Format(
+        ("image_id", "user_id", "score"),
+        id=("image_id",),
+        score="score",
+        bins=tuple(float(rating) for rating in range(11)),
+        read=count_votes,
+    ),
+    "icaa17k": Format(("ID", "color", "MOS"), id=("ID",), score="MOS"),
+    "agiqa3k": Format(("name", "prompt", "mos_quality"), id=("name",), score="mos_quality", scales=((0, 5),)),
+    "pyiqa": Format(("mos", "official_split"), score="mos"),
+    "counts": counts,
+}
+"""Each form by the name that `data.format` gives it; a function where the columns are not always the same."""
+
+
+def fitting(sheet: Sheet) -> dict[str, Format]:
+    """The forms that a sheet may be of."""
+    found: dict[str, Format] = {}
+    for name, entry in FORMATS.items():
+        form = (entry if entry.fits(sheet) else None) if isinstance(entry, Format) else entry(sheet)
+        if form is not None:
+            found[name] = form
+    return found

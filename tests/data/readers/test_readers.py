@@ -1,0 +1,211 @@
+"""Rating files are read as they are found; what is wrong is named by file, line, column and rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from elta_tune.config import DataConfig
+from elta_tune.data.readers import read_ratings, read_unlabelled
+from elta_tune.errors import EltaTuneError
+
+AVA = "image_id," + ",".join(f"score{k}" for k in range(2, 12))
+COUNTS = "image_id,count_1,count_2,count_3"
+
+
+def written(tmp_path: Path, *lines: str, name: str = "ratings.csv", encoding: str = "utf-8") -> Path:
+    """A file of these lines."""
+    file = tmp_path / name
+    file.write_bytes("".join(f"{line}\n" for line in lines).encode(encoding))
+    return file
+
+
+def refusal(file: Path, **fields: object) -> EltaTuneError:
+    """Why a file is refused."""
+    with pytest.raises(EltaTuneError) as error:
+        read_ratings(file, DataConfig.model_validate(fields))
+    return error.value
+
+
+def test_ava_score2_counts_the_ratings_of_one(tmp_path: Path) -> None:
+    file = written(tmp_path, AVA, "953417,0,0,0,5,32,50,23,10,3,1", "0007,1,0,0,0,0,0,0,0,0,3")
+    ratings = read_ratings(file, DataConfig())
+    assert ratings.ids.tolist() == ["953417", "0007"]
+    mos = (4 * 5 + 5 * 32 + 6 * 50 + 7 * 23 + 8 * 10 + 9 * 3 + 10 * 1) / 124
+    np.testing.assert_allclose(ratings.scores, [mos, (1 + 30) / 4])
+    np.testing.assert_allclose(ratings.distributions[0], np.array([0, 0, 0, 5, 32, 50, 23, 10, 3, 1]) / 124, rtol=1e-6)
+    assert ratings.bins.tolist() == list(range(1, 11))
+    assert ratings.scale == (1.0, 10.0)
+    assert ratings.threshold == 5.0
+
+
+def test_ava_columns_may_stand_in_any_order_among_others(tmp_path: Path) -> None:
+    header = "tag1,score11," + ",".join(f"score{k}" for k in range(2, 11)) + ",score,image_id"
+    ratings = read_ratings(written(tmp_path, header, "9,1,1,0,0,0,0,0,0,0,0,99,a.jpg"), DataConfig())
+    assert ratings.ids.tolist() == ["a.jpg"]
+    assert ratings.scores.tolist() == [5.5]
+
+
+@pytest.mark.parametrize("bins", [2, 3, 9, 10, 13])
+def test_vote_counts_of_any_number_of_bins(tmp_path: Path, bins: int) -> None:
+    header = ",".join(["image_id", *(f"count_{k}" for k in range(1, bins + 1))])
+    ratings = read_ratings(written(tmp_path, header, "a," + ",".join(map(str, range(bins)))), DataConfig())
+    # Rating k has k − 1 votes.
+    mos = sum(k * (k - 1) for k in range(1, bins + 1)) / sum(range(bins))
+    assert ratings.scores.tolist() == pytest.approx([mos])
+    assert ratings.bins.tolist() == list(range(1, bins + 1))
+    assert ratings.scale == (1, bins)
+    assert ratings.threshold == (1 + bins) / 2
+
+
+def test_counts_and_probabilities_are_the_same_distribution(tmp_path: Path) -> None:
+    counts = read_ratings(written(tmp_path, COUNTS, "a,1,4,5"), DataConfig())
+    shares = read_ratings(written(tmp_path, COUNTS, "a,.1,0.4,5e-1"), DataConfig())
+    assert counts.scores == pytest.approx(shares.scores)
+    np.testing.assert_allclose(counts.distributions, shares.distributions)
+    np.testing.assert_allclose(counts.distributions, [[0.1, 0.4, 0.5]], rtol=1e-6)
+    assert counts.distributions.dtype == np.float32
+
+
+def test_scale_and_threshold_can_be_set(tmp_path: Path) -> None:
+    file = written(tmp_path, COUNTS, "a,1,4,5")
+    ratings = read_ratings(file, DataConfig(threshold=2.5))
+    assert (ratings.scale, ratings.threshold) == ((1, 3), 2.5)
+
+
+def test_ids_are_text(tmp_path: Path) -> None:
+    ids = ["00001", "1", "1.0", "1e3", "NA", "nan", "null", "true", "été.jpg", "a, b", 'say "hi"', "inf", " padded "]
+    cells = ['"' + name.replace('"', '""') + '"' for name in ids]
+    ratings = read_ratings(written(tmp_path, COUNTS, *(f"{cell},1,1,1" for cell in cells)), DataConfig())
+    assert ratings.ids.tolist() == [*ids[:-1], "padded"]
+    assert all(type(name) is str for name in ratings.ids)
+
+
+@pytest.mark.parametrize("name", ["image_id", "image", "image_name", "Image name", "imageName", "ID", "Image", "file"])
+def test_the_id_column_has_many_names(tmp_path: Path, name: str) -> None:
+    ratings = read_ratings(written(tmp_path, f"{name},count_1,count_2", "x,1,1"), DataConfig())
+    assert ratings.ids.tolist() == ["x"]
+
+
+def test_the_id_column_may_be_named(tmp_path: Path) -> None:
+    file = written(tmp_path, "image_id,photo,count_1,count_2", "7,x,1,1")
+    ratings = read_ratings(file, DataConfig.model_validate({"columns": {"id": "photo"}}))
+    assert ratings.ids.tolist() == ["x"]
+    error = refusal(file, columns={"id": "phto"})
+    assert "data.columns.id" in error.message
+    assert "'photo'" in error.message
+
+
+def test_a_byte_order_mark_windows_lines_and_blank_lines_are_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "ratings.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + f"{COUNTS}\r\n1,1,1,0\r\n\r\n2,1,0,1\r\n\r\n".encode())
+    ratings = read_ratings(file, DataConfig())
+    assert ratings.ids.tolist() == ["1", "2"]
+    assert ratings.scores.tolist() == [1.5, 2.0]
+
+
+BAD_ROWS = {
+    "a word": ("x,1,two,3", "count_2", "'two' is not a number"),
+    "nothing": ("x,1,,3", "count_2", "is empty"),
+    "not a number": ("x,1,nan,3", "count_2", "'nan' is not a number"),
+    "infinity": ("x,1,inf,3", "count_2", "'inf' is not a number"),
+    "below zero": ("x,1,-2,3", "count_2", "'-2' is below 0"),
+    "no votes": ("x,0,0,0", "count_1", "no votes"),
+    "no id": (",1,2,3", "image_id", "no image id"),
+    "an id of spaces": ("  ,1,2,3", "image_id", "no image id"),
+    "an id twice": ("a,1,2,3", "image_id", "'a' stands in an earlier row too"),
+    "too few cells": ("x,1,2", "count_3", "is empty"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_ROWS)
+@pytest.mark.parametrize(
+    ("before", "line"),
+    [
+        (["a,1,2,3"], 3),
+        (["a,1,2,3", "b,1,2,3", "c,1,2,3"], 5),
+        (["a,1,2,3", '"two\nlines",1,2,3', '"\n\nfour\n",3,2,1'], 9),
+        (["a,1,2,3", "", "   ", "b,1,2,3"], 6),
+    ],
+    ids=["second", "fourth", "after quoted newlines", "after blank lines"],
+)
+def test_a_bad_row_is_named_by_file_line_column_and_rule(
+    tmp_path: Path, bad: str, before: list[str], line: int
+) -> None:
+    row, column, rule = BAD_ROWS[bad]
+    file = written(tmp_path, COUNTS, *before, row, "last,1,1,1")
+    assert refusal(file).message.startswith(f"{file}:{line}: {column}: {rule}")
+
+
+def test_further_bad_rows_are_counted(tmp_path: Path) -> None:
+    file = written(tmp_path, COUNTS, "a,1,2,3", "b,x,2,3", "c,1,2,3", "d,y,2,3", "e,z,2,3")
+    message = refusal(file).message
+    assert message.startswith(f"{file}:3: count_1: 'x' is not a number")
+    assert "2 more rows" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"", "is empty"),
+        (COUNTS.encode() + b"\n", "no rows"),
+        (b"\xff\xfe\x00\x01,\x00\n" * 3, "can't be read"),
+        (COUNTS.encode() + b"\na,1,2,3,4,5\n", "cells"),
+        (b"image_id,beauty,charm\na,1,2\n", "beauty, charm"),
+        (b"image_id,count_1,count_3\na,1,2\n", "count_2"),
+        (b"image_id,image,count_1,count_2\na,b,1,2\n", "image_id, image"),
+    ],
+    ids=["empty", "header alone", "binary", "longer rows", "unknown columns", "a gap in the counts", "two ids"],
+)
+def test_a_file_that_is_no_table_of_ratings_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
+    file = tmp_path / "ratings.csv"
+    file.write_bytes(content)
+    message = refusal(file).message
+    assert str(file) in message
+    assert named in message
+
+
+def test_a_missing_file_says_what_to_set(tmp_path: Path) -> None:
+    error = refusal(tmp_path / "train.csv")
+    assert "no such file" in error.message
+    assert "--set data.root" in str(error.hint)
+
+
+def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    error = refusal(written(tmp_path, COUNTS, "a,1,2,3"), format="count")
+    assert "data.format" in error.message
+    assert "'counts'" in error.message
+
+
+def test_a_format_that_was_named_must_fit(tmp_path: Path) -> None:
+    assert "data.format" in refusal(written(tmp_path, COUNTS, "a,1,2,3"), format="ava").message
+
+
+def test_a_pools_ratings_are_not_looked_at(tmp_path: Path) -> None:
+    file = written(tmp_path, COUNTS, "a,1,x,3", "b,,,", "c,-1,0,0")
+    pool = read_unlabelled(file, DataConfig())
+    assert pool.ids.tolist() == ["a", "b", "c"]
+    assert pool.scores is None
+    assert pool.distributions is None
+
+
+def test_a_pool_may_have_one_column_alone(tmp_path: Path) -> None:
+    assert read_unlabelled(written(tmp_path, "photo", "a", "b"), DataConfig()).ids.tolist() == ["a", "b"]
+
+
+def test_the_real_ava_has_its_mean(shared: Path) -> None:
+    ratings = read_ratings(shared / "data" / "ava" / "ava_labels.csv", DataConfig())
+    assert len(ratings.ids) == 255_502
+    assert ratings.scores.mean() == pytest.approx(5.383, abs=5e-4)
+    assert ratings.scores.std() == pytest.approx(0.731, abs=5e-4)
+
+
+def test_real_votes_of_five_bins_and_their_pool(shared: Path) -> None:
+    folder = shared / "data" / "sopho"
+    ratings = read_ratings(folder / "train.csv", DataConfig())
+    assert ratings.ids[0] == "0606.jpg"
+    assert ratings.scores[0] == pytest.approx((2 * 1 + 3 * 9 + 4 * 8 + 5 * 3) / 21)
+    assert len(ratings.ids) == 640
+    assert len(read_unlabelled(folder / "pool.csv", DataConfig()).ids) == 103
