@@ -69,7 +69,7 @@ class Budget(Section):
 class SamplerConfig(Section):
     """Who proposes parameters."""
 
-    name: Literal["tpe", "random", "grid", "gp", "qmc"] = "tpe"
+    name: Literal["tpe", "random", "grid", "gp", "qmc", "evolution"] = "tpe"
     startup_trials: Annotated[int, Field(ge=1)] | None = None
     """Random trials before `tpe` or `gp` learn (default: a third of the budget, 4 to 10)."""
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from elta_tune.cli import results, run, space
+from elta_tune.cli import nni, results, run, space, stop
 from elta_tune.errors import EltaTuneError
 
 app = typer.Typer(
@@ -17,6 +17,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("run")(run.run)
+app.command("stop")(stop.stop)
+app.command("ui")(nni.ui)
 app.command("train")(run.train)
 app.command("best")(results.best)
 app.command("list")(results.list_studies)

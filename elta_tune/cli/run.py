@@ -30,6 +30,13 @@ def run(
     runs: Runs = Path("runs"),
     workers: Annotated[str, typer.Option(help="Trials at a time; auto: one per device.")] = "auto",
     devices: Annotated[str, typer.Option(help="cpu, cuda:0,cuda:1, mps; auto: every GPU, else the CPU.")] = "auto",
+    backend: Annotated[
+        str | None, typer.Option(help="optuna or nni.", show_default="the study's own; of a new one: optuna")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of NNI's web UI.", show_default="the first free from 8080 on")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave NNI running, and return.")] = False,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Starts a study, or goes on with it: trials run the full ELTA training, up to the study's budget."""
@@ -39,6 +46,7 @@ def run(
     from elta_tune.errors import ConfigError
     from elta_tune.records import StudyFolder
     from elta_tune.space import load_space, parse_duration
+    from elta_tune.studies.backends import check_plan, choose_backend
     from elta_tune.studies.plan import make_plan, settle
 
     recipe_file, space_file = find_document(recipe, "trials"), find_document(space, "search_spaces")
@@ -48,19 +56,28 @@ def run(
     if Path(name).name != name:
         raise ConfigError(f"--name {name}: should be a plain name; --runs says in which folder")
     folder = StudyFolder((runs / name).absolute())
+    backend = choose_backend(folder, backend)
+    if backend != "nni" and (port is not None or detach):
+        raise ConfigError(f"{'--detach' if detach else '--port'}: is for --backend nni")
     budget = (trials, None if timeout is None else parse_duration(timeout, "--timeout"))
     plan = settle(folder, asked, *budget)
+    check_plan(plan, backend)
+    files = {"space_file": str(space_file), "recipe_file": str(recipe_file)}
+    if backend == "nni":
+        from elta_tune.cli import nni
+
+        return nni.run(nni.Command(folder, asked, budget, cache, workers, devices, port, detach, files))
     if folder.ended() >= plan.budget.trials:
         console.print(f"study {name} is finished: {folder.ended()} of {plan.budget.trials} trials\n")
-        return _tell_outcome(folder, plan)
-    slots = _prepare(plan, cache, workers, devices)
+        return tell_outcome(folder, plan)
+    slots = prepare(plan, cache, workers, devices)
     with folder.lock():
         plan = settle(folder, asked, *budget)  # now that nobody else can change it
-        _supervise(folder, plan, cache, slots, {"space_file": str(space_file), "recipe_file": str(recipe_file)})
+        _supervise(folder, plan, cache, slots, files)
 
 
-def _prepare(plan: StudyPlan, cache: Path, workers: str, devices: str) -> list[Slot]:
-    """Finds out whether the study can run at all, while the forkserver imports what trials need."""
+def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: bool = True) -> list[Slot]:
+    """Finds out whether the study can run at all, while the forkserver (if `fork`) imports what trials need."""
     from rich.text import Text
 
     from elta_tune.cli.live import preparing
@@ -70,7 +87,8 @@ def _prepare(plan: StudyPlan, cache: Path, workers: str, devices: str) -> list[S
 
     if workers != "auto" and not workers.isdecimal():
         raise ConfigError(f"--workers {workers}: should be a number, or auto")
-    start_forkserver(main="elta_tune.cli")
+    if fork:
+        start_forkserver(main="elta_tune.cli")
     with console.status("starting") if console.is_terminal else nullcontext():
         from elta_tune.studies.preflight import configurations, preflight
         from elta_tune.training.devices import available_devices, check_devices
@@ -115,17 +133,17 @@ def _supervise(folder: StudyFolder, plan: StudyPlan, cache: Path, slots: list[Sl
             for event in supervisor.events():
                 view.show(event)
     except KeyboardInterrupt:
-        console.print(f"\nkilled; to go on, each trial from its last epoch:\n  {_this_command()}")
+        console.print(f"\nkilled; to go on, each trial from its last epoch:\n  {this_command()}")
         raise typer.Exit(130) from None
-    _tell_outcome(folder, plan)
+    tell_outcome(folder, plan)
     if supervisor.stopped == "interrupted":
-        console.print(f"stopped; to go on:\n  {_this_command()}")
+        console.print(f"stopped; to go on:\n  {this_command()}")
         raise typer.Exit(130)
     if supervisor.stopped == "timeout":
         console.print("the time of the study is used up; to go on: the same command with a larger --timeout")
 
 
-def _tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
+def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     """The best trials, where everything lies, and what to type next."""
     from rich.text import Text
 
@@ -137,17 +155,17 @@ def _tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
         return
     objective = plan.space.objective.metric
     console.print(trial_table((ranking or results)[:SHOWN], objective))
-    console.print(Text(f"\n{counts(results)}; all of them: elta-tune show {_study_argument(folder)}"), soft_wrap=True)
+    console.print(Text(f"\n{counts(results)}; all of them: elta-tune show {study_argument(folder)}"), soft_wrap=True)
     if not ranking:
         return
     best, first = ranking[0], next((result for result in ranking if result["trial"] == 0), None)
     gain = f"; trial 0, the recipe as it stands: {metric(first['value'])}" if first else ""
     console.print(Text(f"best: trial {best['trial']}, {objective} {metric(best['value'])}{gain}"))
     console.print(Text(f"folder: {folder.path}"), soft_wrap=True)
-    console.print(f"next:\n  elta-tune best {_study_argument(folder)} --export ckpt")
+    console.print(f"next:\n  elta-tune best {study_argument(folder)} --export ckpt")
 
 
-def _study_argument(folder: StudyFolder) -> str:
+def study_argument(folder: StudyFolder) -> str:
     """How the other commands find the study."""
     import os
     import shlex
@@ -156,7 +174,8 @@ def _study_argument(folder: StudyFolder) -> str:
     return shlex.quote(folder.name if default else os.path.relpath(folder.path))
 
 
-def _this_command() -> str:
+def this_command() -> str:
+    """The command line, to be typed again."""
     import shlex
     import sys
 
@@ -192,7 +211,7 @@ def train(
     try:
         result = run_trial(config, folder, EpochLines(console), cache=cache, device=device)
     except KeyboardInterrupt:
-        console.print(f"\nstopped; to go on:\n  {_this_command()}")
+        console.print(f"\nstopped; to go on:\n  {this_command()}")
         raise typer.Exit(130) from None
     told = result["reason"] or f"{config.evaluation.metric} {metric(result['value'])} at step {result['best_step']}"
     console.print(f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder.path}", markup=False)

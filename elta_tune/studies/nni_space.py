@@ -13,7 +13,8 @@ from typing import Any
 
 from elta_tune.config import TrialConfig
 from elta_tune.errors import ConfigError, StudyError
-from elta_tune.space import CategoricalParameter, FloatParameter, IntParameter, Parameter, SearchSpace
+from elta_tune.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter
+from elta_tune.space import SearchSpace
 
 Tree = dict[str, Any]
 """NNI's `search_space`, or one branch of a nested choice, which has a `_name`."""
@@ -61,7 +62,7 @@ def _on_steps(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, Any]:
         parameter = space.parameters[name]
         if not isinstance(parameter, FloatParameter) or parameter.step is None:
             return value
-        return min(parameter.grid() or (), key=lambda own: abs(own - value))
+        return min(parameter.grid(), key=lambda own: abs(own - value))
 
     return {name: nearest(name, value) for name, value in params.items()}
 
@@ -102,7 +103,7 @@ def _specification(parameter: Parameter) -> dict[str, Any]:
     if isinstance(parameter, CategoricalParameter):
         return {"_type": "choice", "_value": list(parameter.choices)}
     if parameter.step != (None if isinstance(parameter, FloatParameter) else 1):
-        return {"_type": "choice", "_value": list(parameter.grid() or ())}
+        return {"_type": "choice", "_value": list(parameter.grid())}
     if isinstance(parameter, FloatParameter):
         return {"_type": "loguniform" if parameter.log else "uniform", "_value": [parameter.low, parameter.high]}
     if parameter.log:
@@ -111,15 +112,15 @@ def _specification(parameter: Parameter) -> dict[str, Any]:
 
 
 def _branch_values(name: str, parameter: Parameter, dependent: str) -> list[Any]:
-    values = None if isinstance(parameter, IntParameter) and parameter.log else parameter.grid()
-    if values is None:
+    values = list(parameter.grid())
+    if not values or (isinstance(parameter, IntParameter) and parameter.log):
         raise ConfigError(
             f"parameters.{dependent}.when: NNI can only let it depend on listed values, not on {name}: {parameter}",
             f"give {name} choices or a step without log; or use the Optuna back end: --backend optuna",
         )
     if len({_label(value) for value in values}) < len(values):
-        raise ConfigError(f"parameters.{name}: NNI can't tell its choices apart by their text: {list(values)}")
-    return list(values)
+        raise ConfigError(f"parameters.{name}: NNI can't tell its choices apart by their text: {values}")
+    return values
 
 
 def _label(value: Any) -> str:
@@ -167,7 +168,7 @@ def _indexed(tree: Tree, params: Mapping[str, Any]) -> dict[str, Any]:
 def _flat(space: SearchSpace, parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for name, value in parameters.items():
         if isinstance(value, Mapping):
-            labels = {_label(own): own for own in space.parameters[name].grid() or ()}
+            labels = {_label(own): own for own in space.parameters[name].grid()}
             yield name, labels[value["_name"]]
             yield from _flat(space, {key: inner for key, inner in value.items() if key != "_name"})
         else:

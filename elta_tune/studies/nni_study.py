@@ -6,14 +6,13 @@ import json
 import shlex
 import sqlite3
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from elta_tune.errors import ConfigError, StudyError
+from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Reported
 from elta_tune.records import StudyFolder
 from elta_tune.studies.nni_channel import NodeGone
@@ -24,34 +23,9 @@ from elta_tune.studies.supervisor import FAILURES_IN_A_ROW, Event, Finished, Sta
 
 TUNERS = {"tpe": "TPE", "random": "Random", "grid": "GridSearch", "evolution": "Evolution"}
 """NNI's tuners by a space's samplers."""
-PRUNERS = {"median": "Medianstop", "none": None}
-"""NNI's assessors by a space's pruners."""
-UNDER_WAY = ("WAITING", "RUNNING")
 FAILED = ("FAILED", "USER_CANCELED", "SYS_CANCELED")
 PAUSE = 0.5
 """Seconds between looks at node and the trials."""
-
-
-def check_plan(plan: StudyPlan) -> None:
-    """Refuses what NNI can't do, before anything starts.
-
-    Raises:
-        ConfigError: every such field at once.
-    """
-    space = plan.space
-    problems = []
-    if space.sampler.name not in TUNERS:
-        problems.append(f"sampler.name: NNI has no {space.sampler.name}; it has {', '.join(TUNERS)}")
-    if space.pruner.name not in PRUNERS:
-        problems.append(f"pruner.name: NNI has no {space.pruner.name}; it has {', '.join(PRUNERS)}")
-    if plan.budget.timeout is not None:
-        problems.append("budget.timeout: NNI only stops starting trials when time is up; give a number of trials")
-    try:
-        to_nni(space, plan.recipe)
-    except ConfigError as error:
-        problems.append(error.message)
-    if problems:
-        raise ConfigError("\n".join(["--backend nni:", *problems]), "change the space, or use --backend optuna")
 
 
 def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[str, Any]:
@@ -82,7 +56,7 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[s
         # Not NNI's scheduling of GPUs: a trial takes a slot itself.
         "trainingService": {"platform": "local", **trial, "debug": False, "reuseMode": False},
     }
-    if PRUNERS[plan.space.pruner.name]:
+    if plan.space.pruner.name == "median":  # NNI's Medianstop
         maker = "elta_tune.studies.nni_tuner.make_assessor"
         config["assessor"] = {"className": maker, "codeDirectory": str(nni.path), "classArgs": own}
     return config
@@ -195,17 +169,14 @@ class NniWatcher:
     node: Node | None
     workers: Workers
     stopped: Literal["interrupted"] | None = None
-    interrupted: threading.Event = field(default_factory=threading.Event)
+    interrupted: bool = False
+    """Set from outside, it asks for a stop: trials that run go on from their last epoch at the next start."""
     _heard: dict[int, int] = field(default_factory=dict)
     _done: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.nni = NniFolder(self.folder)
         self._done |= {result["trial"] for result in self.folder.results()}
-
-    def interrupt(self) -> None:
-        """Asks for a stop: trials that run go on from their last epoch at the next start."""
-        self.interrupted.set()
 
     def events(self) -> Iterator[Event]:
         """Watches until node has ended, and yields what happens.
@@ -217,7 +188,7 @@ class NniWatcher:
         jobs: list[NniJob] = []
         try:
             while True:
-                if self.interrupted.is_set() and self.stopped is None:
+                if self.interrupted and self.stopped is None:
                     self.stopped = "interrupted"
                     yield Stopping("now")
                     self.node.process.terminate()

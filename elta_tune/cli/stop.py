@@ -1,0 +1,67 @@
+"""`elta-tune stop`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elta_tune.cli.options import Runs, Study
+
+if TYPE_CHECKING:
+    from elta_tune.records import StudyFolder
+
+PAUSE = 0.2
+"""Seconds between looks whether the study has ended."""
+
+
+def stop(study: Study = None, runs: Runs = Path("runs")) -> None:
+    """Ends a study that runs in another terminal, or detached, as Ctrl-C does there."""
+    from elta_tune.cli.text import console
+    from elta_tune.records import open_study
+    from elta_tune.studies.backends import backend_of
+
+    folder = open_study(study, runs)
+    stopped = _stop_nni(folder) if backend_of(folder) == "nni" else _stop_process(folder.lock_file, folder.name)
+    console.print(f"study {folder.name} is stopped" if stopped else f"study {folder.name} is not running")
+
+
+def _stop_process(lock: Path, name: str) -> bool:
+    """Asks the process that holds a lock to end, and waits until it has; returns whether there was one."""
+    from elta_tune.cli.text import console
+    from elta_tune.errors import StudyError
+    from elta_tune.locks import is_held, owner
+
+    if not is_held(lock):
+        return False
+    process = owner(lock)
+    if process is None:
+        raise StudyError(f"{lock}: is held by a process that did not leave its number", "end it yourself")
+    console.print(f"stopping study {name} (process {process})")
+    try:
+        os.kill(process, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        raise StudyError(f"study {name} runs as process {process} of another user", "that user can stop it") from None
+    while is_held(lock) and owner(lock) == process:
+        time.sleep(PAUSE)
+    return True
+
+
+def _stop_nni(folder: StudyFolder) -> bool:
+    from elta_tune.cli.text import console
+    from elta_tune.studies.nni_node import NniFolder, Workers, end, members
+    from elta_tune.studies.nni_study import NniWatcher
+    from elta_tune.studies.plan import read_plan
+
+    nni = NniFolder(folder)
+    watched = _stop_process(nni.attached_lock, folder.name)
+    left = bool(members(nni))
+    if left and not watched:
+        console.print(f"stopping study {folder.name}")
+    end(nni)
+    NniWatcher(folder, read_plan(folder), None, Workers([], Path())).reconcile()
+    return watched or left
