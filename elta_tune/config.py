@@ -15,7 +15,17 @@ import yaml
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
-from elta_tune.documents import Document, NotYaml, Section, field_error, field_names, parse, read_document, read_value
+from elta_tune.documents import (
+    Document,
+    NotYaml,
+    Section,
+    field_error,
+    field_names,
+    parse,
+    read_document,
+    read_value,
+    shown,
+)
 from elta_tune.errors import ConfigError, did_you_mean
 from elta_tune.method.metrics import DIRECTIONS
 
@@ -350,7 +360,7 @@ class TrialConfig(Section):
         Raises:
             ConfigError: a field is unknown or a value does not fit it.
         """
-        return parse(TrialConfig, Document(source, _with(self.model_dump(mode="json"), values)))
+        return parse(TrialConfig, Document(source, _with(self.model_dump(mode="json"), values, source)))
 
     def to_yaml(self) -> str:
         """The complete document, every default written out."""
@@ -393,7 +403,6 @@ SWITCHES = (
     Switch(("model.dropout",), "model.head", lambda head: head == "mse", "== mse"),
     Switch(("optim.momentum",), "optim.name", lambda name: name == "sgd", "== sgd"),
     Switch(("model.pretrained",), "model.weights", lambda weights: weights is None, "== null"),
-    Switch(("data.bins",), "data.spread", lambda spread: spread is not None, "!= null"),
 )
 
 
@@ -411,7 +420,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> TrialConfig:
     document = read_document(path)
     values = dict(_override(text) for text in overrides)
     # The whole is checked at once, so that --set may mend the file.
-    content = _with(document.content, values)
+    content = _with(document.content, values, "--set")
     return parse(TrialConfig, replace(document, content=content, overridden=frozenset(values)))
 
 
@@ -425,8 +434,8 @@ def _override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text}: the value is not YAML: {error}", "quote it: --set 'key=\"value\"'") from error
 
 
-def _with(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The content with other values of dotted keys; what is no mapping stays, for `parse` to refuse."""
+def _with(content: Mapping[str, Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The content with other values of dotted keys, of which `source` is named in errors."""
     result: dict[str, Any] = dict(content)
     for name, value in values.items():
         *parents, leaf = name.split(".")
@@ -434,9 +443,8 @@ def _with(content: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
         for part in parents:
             child = target.get(part)
             if not isinstance(child, Mapping | None):
-                break
+                raise ConfigError(f"{source}: {name}: there are no fields below {part}, which is {shown(child)}")
             target[part] = dict(child or {})
             target = target[part]
-        else:
-            target[leaf] = value
+        target[leaf] = value
     return result

@@ -109,11 +109,15 @@ class Document:
         """`--set`, or ``file:line`` of a dotted key or of its nearest parent that is in the file."""
         if any(f"{key}.".startswith(f"{name}.") for name in self.overridden):
             return "--set"
-        touched = any(name.startswith(f"{key}.") for name in self.overridden)
+        line = self.line(key)
+        place = f"{self.name}:{line}" if line else self.name
+        return f"{place} and --set" if any(name.startswith(f"{key}.") for name in self.overridden) else place
+
+    def line(self, key: str) -> int:
+        """The line of a dotted key or of its nearest parent, or 0."""
         while key and key not in self.lines:
             key = key.rpartition(".")[0]
-        place = f"{self.name}:{self.lines[key]}" if key else self.name
-        return f"{place} and --set" if touched else place
+        return self.lines.get(key, 0)
 
 
 def find_document(name: str, folder: str) -> Path:
@@ -178,7 +182,8 @@ def _read_yaml(text: str) -> tuple[Any, list[tuple[str, int]]]:
         node = loader.get_single_node()
         if node is None:
             return None, []
-        return loader.construct_document(node), list(_keys(node))
+        keys = list(_keys(node))  # before `<<` is resolved, which writes into the nodes
+        return loader.construct_document(node), keys
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = ", ".join(filter(None, (error.context, error.problem)))
@@ -212,9 +217,8 @@ def parse(model: type[Model], document: Document) -> Model:
     except ValidationError as error:
         # Where a field takes several types pydantic tells of each: the last, which is the widest, is shown.
         problems = {_key(document.content, detail): detail for detail in error.errors()}
-        raise ConfigError(
-            "\n".join(_sentence(model, document, key, detail) for key, detail in problems.items())
-        ) from None
+        ordered = sorted(problems.items(), key=lambda item: document.line(item[0]))
+        raise ConfigError("\n".join(_sentence(model, document, key, detail) for key, detail in ordered)) from None
 
 
 def field_names(model: type[BaseModel]) -> dict[str, Any]:
@@ -244,8 +248,8 @@ def _sentence(model: type[BaseModel], document: Document, key: str, detail: Erro
         rule += _suggestion(model, key, detail)
     elif isinstance(given, str | int | float | None) and not isinstance(given, bool) and detail["type"] != "missing":
         rule += f", not {shown(given)}"
-    name = key if key.isprintable() else repr(key)
-    return f"{document.place(key)}: {name}: {rule}" if key else f"{document.place(key)}: {rule}"
+    name = key if key and key.isprintable() else repr(key)
+    return f"{document.place(key)}: {name}: {rule}" if detail["loc"] or key else f"{document.place(key)}: {rule}"
 
 
 def shown(value: Any) -> str:

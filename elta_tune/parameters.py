@@ -147,8 +147,9 @@ class FloatParameter(Conditional):
         return math.isclose(steps, round(steps), abs_tol=1e-8)
 
     def probes(self) -> list[Any]:
-        """Values that show whether the field takes all of the range: its ends and an odd point between."""
-        return [self.low, self.high] if self.step else [self.low, self.low + 0.382 * (self.high - self.low), self.high]
+        """Values that show whether the field takes all of the range: its ends and an odd point, or step, between."""
+        between = self.step or 0.382 * (self.high - self.low)
+        return list(dict.fromkeys([self.low, self.low + between, self.high]))
 
     def telling(self, marks: Iterable[Any]) -> list[Any]:
         """Values of which at least one is on either side of each mark, and between any two."""

@@ -13,7 +13,8 @@
         ├── log.txt
         └── result.json              written last; its absence means unfinished
 
-Files are written aside and renamed; `metrics.jsonl` is appended, and a torn last line dropped.
+Files are written aside and renamed; `metrics.jsonl` is appended, and a torn last line dropped. What a killed process
+left aside is removed by the next one.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elta_tune.errors import StudyError
+from safetensors import SafetensorError
+
+from elta_tune.errors import StudyError, did_you_mean
 from elta_tune.locks import Held, hold, is_held
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
@@ -36,18 +40,34 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads f
 
 UMASK = os.umask(0)
 os.umask(UMASK)  # it can only be read by setting it
+ASIDE = ".aside"
+"""Ends the name of a file that is being written."""
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under another name, makes it durable and renames it: readers see the old file or the new."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes a file under another name, makes it durable and renames it: readers see the old file or the new.
+
+    Raises:
+        OSError: it can't be written; the old file is untouched.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
     try:
-        write(aside)
+        try:
+            write(aside)
+        except (RuntimeError, SafetensorError) as error:  # how torch and safetensors say that a disk is full
+            free = shutil.disk_usage(path.parent).free // 2**20
+            raise OSError(f"{path}: can't be written, with {free} MiB free there: {error}") from error
         aside.chmod(0o666 & ~UMASK)  # safetensors writes for the owner alone
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     finally:
+        aside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what killed processes were writing aside in a folder and below; none may be writing there now."""
+    for aside in folder.rglob(f".*{ASIDE}"):
         aside.unlink(missing_ok=True)
 
 
@@ -90,8 +110,10 @@ class TrialFolder:
 
         Raises:
             StudyError: the folder holds another configuration.
+            OSError: it can't be made.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.path)
         if not self.config_file.exists():
             write_aside(self.config_file, lambda aside: aside.write_text(config_yaml, encoding="utf-8"))
         elif self.config_file.read_text(encoding="utf-8") != config_yaml:
@@ -105,12 +127,15 @@ class TrialFolder:
         return result
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; null is NaN in them."""
+        """The lines of `metrics.jsonl`; what was not a finite number is None in them."""
+        return [json.loads(line) for line in self._whole_lines().splitlines()]
+
+    def _whole_lines(self) -> bytes:
+        """`metrics.jsonl` up to its last newline: what follows was torn by a kill, and its checkpoint has it again."""
         if not self.metrics_file.exists():
-            return []
-        lines = self.metrics_file.read_text(encoding="utf-8").split("\n")
-        # What follows the last newline was torn by a kill: that epoch's checkpoint has it again.
-        return [json.loads(line) for line in lines[:-1]]
+            return b""
+        content = self.metrics_file.read_bytes()
+        return content[: content.rfind(b"\n") + 1]
 
     def save(self, epoch: Epoch, record: dict[str, Any]) -> None:
         """Saves the checkpoint of an epoch, its selection, and its weights if they are the best.
@@ -133,12 +158,11 @@ class TrialFolder:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends an epoch to `metrics.jsonl`, unless it is there."""
-        done = self.epochs()
-        if any(line["step"] == record["step"] for line in done):
+        whole = self._whole_lines()
+        if any(json.loads(line)["step"] == record["step"] for line in whole.splitlines()):
             return
-        with self.metrics_file.open("a+b") as file:
-            torn = file.seek(0, os.SEEK_END) - sum(len(line) for line in _whole_lines(self.metrics_file))
-            file.truncate(file.tell() - torn)
+        with self.metrics_file.open("ab") as file:
+            file.truncate(len(whole))
             file.write((to_json(record) + "\n").encode())
 
     def checkpoint(self) -> dict[str, Any] | None:
@@ -156,45 +180,58 @@ class TrialFolder:
             self._next_best.replace(self.best_file) if belongs else self._next_best.unlink()
         return {**checkpoint, "best_weights": load_file(self.best_file)}
 
-    def finish(self, result: Mapping[str, Any], predictions: Predictions | None) -> None:
-        """Writes the predictions and, last, `result.json`."""
-        if predictions is not None:
+    def finish(self, result: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> None:
+        """Writes the predictions that a checkpoint has of its best epoch and, last, `result.json`."""
+        from elta_tune.training.loop import Predictions
+        from elta_tune.training.self_training import from_plain
+
+        if checkpoint is not None:
+            predictions = from_plain(Predictions, checkpoint["best"]["predictions"])
             write_aside(self.predictions_file, lambda aside: write_predictions(aside, predictions))
         write_json(self.result_file, result)
         self.clear()
 
     def fail(self, number: int, params: Mapping[str, Any], reason: str, **facts: Any) -> None:
-        """Writes the `result.json` of a trial that could not write its own; `facts` are what else it tells."""
+        """Writes the `result.json` of a trial that could not write its own, with what its checkpoint has.
+
+        Args:
+            facts: what else it tells.
+        """
+        try:
+            checkpoint = self.checkpoint()
+        except Exception:  # a checkpoint that can't be read may be the very fault
+            checkpoint = None
         epochs = self.epochs()
-        nothing: dict[str, Any] = dict.fromkeys(("value", "best_step", "best_round", "best_epoch"))
-        result: dict[str, Any] = {"trial": number, "state": "failed", "reason": reason, **nothing, "metrics": {}}
+        result: dict[str, Any] = {"trial": number, "state": "failed", "reason": reason, **outcome(checkpoint)}
         result |= {"params": dict(params), "rounds": [], "seconds": epochs[-1]["elapsed"] if epochs else 0.0}
-        self.finish(result | facts, None)
+        self.finish(result | facts, checkpoint)
 
     def clear(self) -> None:
         """Removes what only a resume needs."""
         self.last_file.unlink(missing_ok=True)
         self._next_best.unlink(missing_ok=True)
+        remove_leftovers(self.path)
 
     def _write_selection(self, selection: Selection) -> None:
         import pandas as pd
 
         folder = self.path / "pseudo_labels"
         folder.mkdir(exist_ok=True)
-        bins = range(1, selection.raw.shape[1] + 1)
-        columns: dict[str, Any] = {
-            "image_id": selection.ids,
-            "score": selection.scores,
-            "confidence": selection.sharpened.amax(dim=1).numpy() if len(selection.rows) else [],
-        }
-        columns |= {f"sharpened_{k}": selection.sharpened[:, k - 1].numpy() for k in bins}
-        columns |= {f"raw_{k}": selection.raw[:, k - 1].numpy() for k in bins}
+        columns: dict[str, Any] = {"image_id": selection.ids, "score": selection.scores}
+        columns["confidence"] = selection.sharpened.amax(dim=1).numpy()
+        for kind, distributions in (("sharpened", selection.sharpened), ("raw", selection.raw)):
+            columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
         table = pd.DataFrame(columns)
         write_aside(folder / f"round_{selection.round}.csv", lambda aside: table.to_csv(aside, index=False))
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+def outcome(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a trial reached, for `result.json`: its best epoch, whose weights are in the folder."""
+    if checkpoint is None:
+        return {**dict.fromkeys(("value", "best_step", "best_round", "best_epoch")), "metrics": {}}
+    best = checkpoint["best"]
+    place = {f"best_{name}": best[name] for name in ("step", "round", "epoch")}
+    return {"value": best["value"], **place, "metrics": best["metrics"]}
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
@@ -291,13 +328,8 @@ def open_study(name: str | None, runs: Path) -> StudyFolder:
         if StudyFolder(path).exists():
             return StudyFolder(path.absolute())
     names = [study.name for study in studies]
-    from elta_tune.errors import did_you_mean
-
-    raise StudyError(f"there is no study {name!r} in {runs}{did_you_mean(name, names)}", _listing(names))
-
-
-def _listing(names: Sequence[str]) -> str | None:
-    return f"there are: {', '.join(names)}" if names else None
+    listing = f"there are: {', '.join(names)}" if names else None
+    raise StudyError(f"there is no study {name!r} in {runs}{did_you_mean(name, names)}", listing)
 
 
 def _last_change(study: StudyFolder) -> float:

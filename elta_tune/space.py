@@ -188,7 +188,8 @@ def load_space(path: Path, recipe: TrialConfig) -> SearchSpace:
 
 
 def _placed(document: Document, problems: Iterable[tuple[str, str]]) -> list[str]:
-    return [f"{document.place(key)}: {key}: {text}" for key, text in problems]
+    ordered = sorted(problems, key=lambda problem: document.line(problem[0]))
+    return [f"{document.place(key)}: {key}: {text}" for key, text in ordered]
 
 
 def hold_without_pool(space: SearchSpace, recipe: TrialConfig) -> tuple[SearchSpace, TrialConfig, str | None]:

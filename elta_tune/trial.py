@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import Dataset, Split, open_dataset
 from elta_tune.errors import OutOfMemoryError, TrialError
-from elta_tune.records import TrialFolder
+from elta_tune.records import TrialFolder, outcome
 from elta_tune.training.devices import device_of
-from elta_tune.training.loop import Predictions
-from elta_tune.training.self_training import Epoch, from_plain, method_bins, self_training_rounds
+from elta_tune.training.self_training import Epoch, method_bins, self_training_rounds
 
 PACKAGES = ("elta-tune", "torch", "timm", "optuna", "numpy", "pandas", "scipy", "pillow")
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+"""CUDA and MPS; the CPU; cuBLAS and cuDNN."""
 
 
 class TrialPruned(Exception):
@@ -88,28 +92,42 @@ def run_trial(
     resume = folder.checkpoint()
     started = time.monotonic() - (resume["record"]["elapsed"] if resume else 0.0)
     state, reason = "complete", None
-    epoch: Epoch | None = None
     try:
-        if resume is not None:
-            _report(folder, reporter, resume["record"])
-        for epoch in self_training_rounds(config, dataset, device_of(device), resume=resume):
-            record = _record(epoch, time.monotonic() - started)
-            folder.save(epoch, record)
-            _report(folder, reporter, record)
+        with _out_of_memory_told():
+            if resume is not None:
+                _report(folder, reporter, resume["record"])
+            for epoch in self_training_rounds(config, dataset, device_of(device), resume=resume):
+                record = _record(epoch, time.monotonic() - started)
+                folder.save(epoch, record)
+                _report(folder, reporter, record)
     except TrialPruned:
         state, reason = "pruned", "worse than other trials at this step"
     except TrialError as error:
         state, reason = "failed", error.message
-    except (RuntimeError, MemoryError) as error:
-        state, reason = "failed", _out_of_memory(error).message
-    result: dict[str, Any] = {"trial": number, "state": state, "reason": reason}
     checkpoint = folder.checkpoint()
-    result |= _outcome(config, checkpoint) | {"params": dict(params or {}), "rounds": _rounds(folder, config)}
+    result: dict[str, Any] = {"trial": number, "state": state, "reason": reason, **outcome(checkpoint)}
+    if state != "failed" and math.isnan(result["value"]):
+        why = f"{config.evaluation.metric} is not a number in any epoch: the predictions are constant or not finite"
+        result |= {"state": "failed", "reason": why}
+    result |= {"params": dict(params or {}), "rounds": _rounds(folder, config, state)}
     result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
     result |= {"environment": environment(device), **(facts or {})}
     result["model"] = {"bins": None if dataset.bins is None else method_bins(dataset).tolist(), "scale": dataset.scale}
-    folder.finish(result, None if checkpoint is None else from_plain(Predictions, checkpoint["best"]["predictions"]))
+    folder.finish(result, checkpoint)
     return folder.result() or result
+
+
+@contextlib.contextmanager
+def _out_of_memory_told() -> Iterator[None]:
+    """Makes one error of the many that allocators raise; any other fault goes on with its traceback."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error)
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not (known or any(words in text.lower() for words in OUT_OF_MEMORY)):
+            raise
+        raise OutOfMemoryError(f"out of memory: {text.partition(chr(10))[0] or type(error).__name__}") from error
 
 
 def _report(folder: TrialFolder, reporter: Reporter, record: dict[str, Any]) -> None:
@@ -123,40 +141,13 @@ def _record(epoch: Epoch, elapsed: float) -> dict[str, Any]:
     return {**place, **epoch.metrics, **epoch.training, "elapsed": elapsed}
 
 
-def _outcome(config: TrialConfig, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the trial reached: the metric of the best epoch, whose weights are in the folder."""
-    if checkpoint is None:
-        return {"value": None, "best_step": None, "best_round": None, "best_epoch": None, "metrics": {}}
-    best = checkpoint["best"]
-    value = best["metrics"][config.evaluation.metric]
-    outcome = {"value": value, "best_step": best["step"], "best_round": best["round"], "best_epoch": best["epoch"]}
-    outcome["metrics"] = best["metrics"]
-    if math.isnan(value):
-        why = f"{config.evaluation.metric} is not a number in any epoch: the predictions are constant or not finite"
-        outcome |= {"state": "failed", "reason": why}
-    return outcome
-
-
-def _rounds(folder: TrialFolder, config: TrialConfig) -> list[dict[str, Any]]:
-    """How many pseudo-labels each self-training round had; none selected ends the rounds."""
+def _rounds(folder: TrialFolder, config: TrialConfig, state: str) -> list[dict[str, Any]]:
+    """How many pseudo-labels each self-training round had. Those that a complete trial lacks had none to train on."""
     selected = {line["round"]: line["pseudo_labels"] for line in folder.epochs()}
-    last = max(selected, default=0)
     rounds: list[dict[str, Any]] = [{"round": number, "pseudo_labels": count} for number, count in selected.items()]
-    if last < config.self_training.rounds and (folder.path / "pseudo_labels" / f"round_{last + 1}.csv").exists():
-        rounds.append({"round": last + 1, "pseudo_labels": 0, "skipped": "nothing of the pool was selected"})
+    if state == "complete" and len(rounds) <= config.self_training.rounds:
+        rounds.append({"round": len(rounds), "pseudo_labels": 0, "skipped": "nothing of the pool was selected"})
     return rounds
-
-
-def _out_of_memory(error: BaseException) -> OutOfMemoryError:
-    """Out of memory as a failed trial; any other fault goes on with its traceback."""
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
-        return OutOfMemoryError(f"out of memory: {text.splitlines()[0] if text else type(error).__name__}")
-    _raise(error)
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:
@@ -166,8 +157,10 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
 
 
 def describe_split(split: Split) -> dict[str, Any]:
-    """A split's file, rows, hash, and how many of its images could not be used."""
+    """A split's name, file, where its rows come from, their count and hash, and how many images could not be used."""
     return {
+        "split": split.name,
+        "origin": split.origin,
         "file": str(split.file),
         "rows": len(split.ids),
         "hash": split.fingerprint,

@@ -56,7 +56,8 @@ def best(
         if file is not None:
             told["difference"] = export(folder, result, file, export_as, cache=cache)  # type: ignore[arg-type]
         if test:
-            told["test"] = measure_trial(folder, result, "test", cache=cache)["metrics"]
+            measured = measure_trial(folder, result, "test", cache=cache)
+            told |= {"test": measured["metrics"], "test_data": measured["data"]}
     _print_json(told) if as_json else _tell_best(folder, told)
 
 
@@ -88,6 +89,9 @@ def _tell_best(folder: StudyFolder, told: dict[str, Any]) -> None:
         values = [column.get(name) for column in columns.values()]
         table.add_row(name, *(metric(v) if isinstance(v, float) or v is None else str(v) for v in values))
     console.print(table)
+    if "test" in told:
+        data = told["test_data"]
+        console.print(Text(f"test: {data['rows']} images, {data['origin']} (hash {data['hash']})"), soft_wrap=True)
     for name, value in told["params"].items():
         console.print(Text(f"  {name} = {number(value)}"))
     again = f"  (measured again: predictions within {told['difference']:.1e})" if "difference" in told else ""

@@ -15,10 +15,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import io
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,13 +25,10 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from elta_tune.data.decoding import RULE, THUMBNAIL, careful, read_content, shrink
 from elta_tune.errors import DataError
 
-RULE = "1: EXIF rotation, RGB, Pillow bilinear squash"
-"""What turns a file into pixels; another rule is another cache."""
-THUMBNAIL = 8
 TODO, DECODED, UNREADABLE = 0, 1, 2
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what)."""
@@ -91,23 +86,6 @@ def open_cache(root: Path, files: Sequence[Path], sizes: Sequence[int], progress
     return folder
 
 
-def decode(path: Path) -> Image.Image:
-    """The image as one sees it: first frame, rotated as its EXIF says, RGB.
-
-    Raises:
-        OSError, ValueError, SyntaxError, DecompressionBombError: unreadable.
-    """
-    return _decode(path.read_bytes())
-
-
-def _decode(content: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", category=UserWarning)  # odd EXIF and palettes: the pixels are what counts
-        with Image.open(io.BytesIO(content)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-
-
 def _key(files: Sequence[Path], sizes: Sequence[int]) -> str:
     digest = hashlib.blake2b(f"{RULE} {sorted(set(sizes))}".encode(), digest_size=12)
     for file in files:
@@ -134,19 +112,22 @@ def _build(path: Path, files: Sequence[Path], sizes: Sequence[int], progress: Pr
 
     def store(index: int) -> None:
         try:
-            content = files[index].read_bytes()
-            image = _decode(content)
+            content = read_content(files[index])
+            shrunk = shrink(content, sizes)
         except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
             status[index], reasons[index] = UNREADABLE, f"{type(error).__name__}: {error}"
             return
         digests[index] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
         for size, array in arrays.items():
-            array[index] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-        thumbnails[index] = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
+            array[index] = shrunk.pixels[size]
+        thumbnails[index] = shrunk.thumbnail
         status[index] = DECODED  # after the pixels: a kill between leaves it to do
 
     todo = [index for index in range(count) if status[index] != DECODED]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+    with (
+        careful(),
+        ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool,
+    ):
         for done, _ in enumerate(pool.map(store, todo), start=count - len(todo) + 1):
             progress(done, count, what)
     for array in (*arrays.values(), status, digests, thumbnails):

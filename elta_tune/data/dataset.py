@@ -156,13 +156,27 @@ def _find(config: DataConfig, name: SplitName, ratings: Ratings) -> Found:
         )
     paths = [_image_file(images, name_) for name_ in ratings.ids]
     there = np.array([path is not None for path in paths], dtype=bool)
-    missing = tuple((str(name_), "there is no such file") for name_ in ratings.ids[~there])
+    missing = tuple((str(name_), _why_missing(images, name_)) for name_ in ratings.ids[~there])
     return Found(name, ratings, [path for path in paths if path is not None], np.flatnonzero(there), missing)
 
 
 def _image_file(folder: Path, name: str) -> Path | None:
+    """An image by its id. Links are followed, wherever they lead: many keep their data sets that way."""
+    if _leads_out(folder, name):
+        return None
     base = os.path.join(folder, name)
     return next((Path(base + suffix) for suffix in SUFFIXES if os.path.isfile(base + suffix)), None)
+
+
+def _why_missing(folder: Path, name: str) -> str:
+    return f"this id leads out of {folder}" if _leads_out(folder, name) else "there is no such file"
+
+
+def _leads_out(folder: Path, name: str) -> bool:
+    """Whether an id names something outside the folder: a rating file from elsewhere must not."""
+    if ".." not in name and not os.path.isabs(name):
+        return False
+    return not os.path.normpath(os.path.join(folder, name)).startswith(os.path.join(folder, ""))
 
 
 def _open(found: Found, config: DataConfig, cache: Path, progress: Progress) -> CacheFolder:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from elta_tune.data.cache import DECODED, CacheFolder, decode
+from elta_tune.data.cache import DECODED, CacheFolder
+from elta_tune.data.decoding import decode
 from elta_tune.errors import DataError
 
 NEAR = 1.0
@@ -145,5 +146,5 @@ def _decoded(cache: CacheFolder) -> NDArray[np.int64]:
 
 
 def _equal_pixels(first: Path, second: Path) -> bool:
-    one, other = decode(first), decode(second)
+    one, other = decode(first.read_bytes()), decode(second.read_bytes())
     return one.size == other.size and one.tobytes() == other.tobytes()

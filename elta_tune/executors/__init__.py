@@ -48,7 +48,7 @@ class Executor(Protocol):
 
     @property
     def running(self) -> Sequence[int]:
-        """Numbers of the trials that run."""
+        """Numbers of the trials that run: from `start` until `wait` returned their `Ended`."""
         ...
 
     @property

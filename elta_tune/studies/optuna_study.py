@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 from optuna.trial import Trial, TrialState
 
+from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Verdict
 from elta_tune.records import StudyFolder
 from elta_tune.studies.plan import StudyPlan
-from elta_tune.training.seeding import stage_seed
+from elta_tune.studies.progress import given_points
+from elta_tune.studies.sampling import ReplayableSampler, build_pruner
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+ATTRIBUTES = ("srcc", "plcc", "accuracy", "reason")
+"""What Optuna's own tools show of a trial; each costs a write, and its folder has the rest."""
 
 
 @dataclass(frozen=True)
@@ -30,30 +35,35 @@ class OpenTrial:
 
 
 class OptunaStudy:
-    """A study in `study.db`.
-
-    Each trial is proposed by a sampler seeded with (seed, its number): a study that was interrupted goes on as if it
-    had not been.
-    """
+    """A study in `study.db`."""
 
     def __init__(self, folder: StudyFolder, plan: StudyPlan, cache: Path) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        """Opens the study, or starts it.
+
+        Raises:
+            StudyError: its database can't be opened.
+        """
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.folder, self.plan, self.cache = folder, plan, cache
-        self._study = optuna.create_study(
-            study_name=folder.name,
-            storage=f"sqlite:///{folder.database.absolute()}",
-            direction=plan.space.objective.towards,
-            pruner=build_pruner(plan),
-            load_if_exists=True,
-        )
-        self._points = self._enqueue_guesses()
+        try:
+            self._study = optuna.create_study(
+                study_name=folder.name,
+                storage=_storage(folder.database.absolute()),
+                direction=plan.space.objective.towards,
+                sampler=ReplayableSampler(plan),
+                pruner=build_pruner(plan),
+                load_if_exists=True,
+            )
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            cause = str(error.__cause__ or error).splitlines()[0]
+            raise StudyError(f"{folder.database}: can't be opened: {cause}") from error
+        self._given = given_points(plan)
         self._open: dict[int, OpenTrial] = {}
 
     def unfinished(self) -> list[Job]:
         """Trials that an earlier supervisor left RUNNING. Those whose folder has a result are told it here."""
         jobs = []
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._seed_sampler(frozen.number)
             opened = self._opened(Trial(self._study, frozen._trial_id), set(frozen.intermediate_values))
             for line in self.folder.trial(frozen.number).epochs():
                 self._record(opened, line["step"], line)
@@ -65,11 +75,12 @@ class OptunaStudy:
 
     def ask(self) -> Job | None:
         """A new trial, or None once a grid is used up."""
-        number = len(self._study.get_trials(deepcopy=False))
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if self._points is not None and not waiting:
-            return None
-        self._seed_sampler(waiting[0].number if waiting else number)
+        trials = self._study.get_trials(deepcopy=False)
+        if not any(trial.state == TrialState.WAITING for trial in trials):
+            if len(trials) < len(self._given):
+                self._study.enqueue_trial(self._given[len(trials)])
+            elif self.plan.space.sampler.name == "grid":
+                return None
         return self._opened(self._study.ask(), set()).job
 
     def observe(self, number: int, step: int, metrics: Mapping[str, float]) -> Verdict:
@@ -78,7 +89,9 @@ class OptunaStudy:
         self._record(opened, step, metrics)
         if number == 0 or step >= opened.job.config.planned_epochs:
             return "go on"
-        return "prune" if opened.trial.should_prune() else "go on"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, where a trial reported nothing but NaN
+            return "prune" if opened.trial.should_prune() else "go on"
 
     def job(self, number: int) -> Job:
         """The job of a trial that has not been told."""
@@ -90,10 +103,9 @@ class OptunaStudy:
         if result is None:
             raise AssertionError(f"trial {number} has no result to tell")
         trial = self._open.pop(number).trial
-        for name, value in result["metrics"].items():
-            trial.set_user_attr(name, value)
-        if result["reason"]:
-            trial.set_user_attr("reason", result["reason"])
+        for name in ATTRIBUTES:
+            if (value := result["metrics"].get(name, result.get(name))) is not None:
+                trial.set_user_attr(name, value)
         if result["state"] == "complete":
             self._study.tell(trial, result["value"])
         else:
@@ -114,11 +126,6 @@ class OptunaStudy:
     def seconds_run(self, seconds: float) -> None:
         self._study.set_user_attr("seconds_run", seconds)
 
-    @property
-    def grid_size(self) -> int | None:
-        """Combinations of a grid study, else None."""
-        return self._points
-
     def _opened(self, trial: Trial, reported: set[int]) -> OpenTrial:
         params = self.plan.space.suggest(trial, self.plan.recipe)
         config = self.plan.recipe.replace(params, source=f"trial {trial.number}")
@@ -132,54 +139,8 @@ class OptunaStudy:
             opened.trial.report(math.nan if value is None else value, step)
             opened.reported.add(step)
 
-    def _seed_sampler(self, number: int) -> None:
-        self._study.sampler = build_sampler(self.plan, stage_seed(self.plan.recipe.seed, "sampler", number) % 2**32)
 
-    def _enqueue_guesses(self) -> int | None:
-        """The recipe first, then `enqueue:`, then a whole grid; returns the grid's size."""
-        space, recipe = self.plan.space, self.plan.recipe
-        guesses = space.guesses(recipe)
-        points = space.grid(recipe) if space.sampler.name == "grid" else None
-        known = [trial.system_attrs.get("fixed_params") for trial in self._study.get_trials(deepcopy=False)]
-        seen = {tuple(guess.items()) for guess in known if guess is not None}
-        for guess in (*guesses, *(points or ())):
-            if tuple(guess.items()) not in seen:
-                self._study.enqueue_trial(guess)
-                seen.add(tuple(guess.items()))
-        return None if points is None else len(points)
-
-
-def build_sampler(plan: StudyPlan, seed: int) -> optuna.samplers.BaseSampler:
-    """The space's sampler. Start-up trials fit the budget: Optuna's 10 would make a short study a random search."""
-    config = plan.space.sampler
-    startup = config.startup_trials or min(10, max(4, plan.budget.trials // 3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        if config.name == "tpe":
-            return optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed)
-        if config.name == "gp":
-            return optuna.samplers.GPSampler(n_startup_trials=startup, seed=seed)
-        if config.name == "qmc":
-            return optuna.samplers.QMCSampler(seed=plan.recipe.seed, scramble=True)
-        return optuna.samplers.RandomSampler(seed=seed)  # also beside a grid, whose points are all enqueued
-
-
-def build_pruner(plan: StudyPlan) -> optuna.pruners.BasePruner:
-    """The space's pruner; steps are epochs, counted from 1 across self-training rounds."""
-    config, epochs = plan.space.pruner, plan.recipe.training.epochs
-    warmup = math.ceil(config.warmup * epochs)
-    startup = config.startup_trials or min(8, max(3, plan.budget.trials // 3))
-    if config.name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
-    if config.name == "successive_halving":
-        return optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, warmup))
-    if config.name == "hyperband":
-        return optuna.pruners.HyperbandPruner(min_resource=max(1, warmup), max_resource=max(_longest(plan), 1))
-    return optuna.pruners.NopPruner()
-
-
-def _longest(plan: StudyPlan) -> int:
-    """Most epochs that a trial of the study can have."""
-    rounds = plan.space.parameters.get("self_training.rounds")
-    values: list[Any] = [plan.recipe.self_training.rounds, *(rounds.probes() if rounds else ())]
-    return plan.recipe.training.epochs + int(max(values)) * plan.recipe.self_training.epochs
+def _storage(database: Path) -> optuna.storages.RDBStorage:
+    """SQLite that waits for a reader, such as a dashboard, rather than giving up."""
+    url = sqlalchemy.URL.create("sqlite", database=str(database)).render_as_string()
+    return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -48,6 +48,13 @@ class Retried:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """A trial saved its epoch and waits for the next start of the study."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Tick:
     """Nothing happened for a moment."""
 
@@ -59,7 +66,7 @@ class Stopping:
     reason: Literal["interrupted", "timeout", "now"]
 
 
-Event = Started | Reported | Retried | Finished | Tick | Stopping
+Event = Started | Reported | Retried | Finished | Paused | Tick | Stopping
 
 
 @dataclass
@@ -72,14 +79,11 @@ class Supervisor:
     study: OptunaStudy
     executor: Executor
     stopped: Literal["interrupted", "timeout"] | None = None
+    interrupted: bool = False
+    """Set from outside, by a signal's handler say, it asks for a stop after the running epochs."""
     _queue: deque[Job] = field(default_factory=deque)
     _deaths: dict[int, tuple[int, int]] = field(default_factory=dict)
     _failures: list[str] = field(default_factory=list)
-    _interrupted: threading.Event = field(default_factory=threading.Event)
-
-    def interrupt(self) -> None:
-        """Asks for a stop after the running epochs."""
-        self._interrupted.set()
 
     def events(self) -> Iterator[Event]:
         """Runs the study and yields what happens.
@@ -88,29 +92,35 @@ class Supervisor:
             StudyError: trials fail in a row with one cause.
         """
         before, started = self.study.seconds_run, time.monotonic()
+
+        def seconds() -> float:
+            return before + time.monotonic() - started
+
         try:
             self._queue.extend(self.study.unfinished())
             while True:
-                if reason := self._reason_to_stop(before + time.monotonic() - started):
+                if reason := self._reason_to_stop(seconds()):
                     self.stopped = reason
                     yield Stopping(reason)
                 yield from self._fill()
                 if not self.executor.running:
+                    self.study.seconds_run = seconds()
                     return
                 heard = self.executor.wait(TICK)
                 for event in heard:
                     yield from self._answer(event)
+                if any(isinstance(event, Ended) for event in heard):
+                    self.study.seconds_run = seconds()  # a kill then loses the time of the running trials alone
                 if not heard:
                     yield Tick()
         finally:
             self.executor.close()
-            self.study.seconds_run = before + time.monotonic() - started
 
     def _reason_to_stop(self, seconds: float) -> Literal["interrupted", "timeout"] | None:
         timeout = self.study.plan.budget.timeout
         if self.stopped:
             return None
-        if self._interrupted.is_set():
+        if self.interrupted:
             return "interrupted"
         return "timeout" if timeout is not None and seconds >= timeout else None
 
@@ -130,18 +140,21 @@ class Supervisor:
     def _answer(self, event: Reported | Ended) -> Iterator[Event]:
         if isinstance(event, Reported):
             verdict = self.study.observe(event.number, event.step, event.metrics)
-            self.executor.answer(event.number, "stop" if self.stopped and verdict == "go on" else verdict)
+            has_more = event.step < self.study.job(event.number).config.planned_epochs
+            self.executor.answer(event.number, "stop" if self.stopped and verdict == "go on" and has_more else verdict)
             yield event
             return
         folder = self.study.folder.trial(event.number)
         if folder.result() is None:
-            if event.fault is None:
-                return  # it was stopped, and waits for the next start of the study
+            if self.stopped:
+                yield Paused(event.number)
+                return
+            fault = event.fault or "the process ended without a result"
             if not self._give_up(event.number, folder):
                 self._queue.append(self.study.job(event.number))
-                yield Retried(event.number, event.fault)
+                yield Retried(event.number, fault)
                 return
-            folder.fail(event.number, self.study.job(event.number).params, f"{event.fault}, {RETRIES + 1} times")
+            folder.fail(event.number, self.study.job(event.number).params, f"{fault}, {RETRIES + 1} times")
         result = self.study.tell(event.number)
         yield Finished(result)
         self._watch_failures(result)
@@ -168,8 +181,8 @@ class Supervisor:
 
 
 def _cause(reason: str) -> str:
-    """A reason without its numbers: the same fault in another epoch is the same cause."""
-    return "".join(character for character in reason if not character.isdigit())
+    """What comes before the details: the same fault in another epoch, or of another size, is the same cause."""
+    return re.sub(r"\b(nan|inf)\b", "", re.split(r"[:\d]", reason, maxsplit=1)[0])
 
 
 class interruptible:  # noqa: N801 - a context manager, named like contextlib's
@@ -188,6 +201,6 @@ class interruptible:  # noqa: N801 - a context manager, named like contextlib's
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._supervisor._interrupted.is_set():
+        if self._supervisor.interrupted:
             raise KeyboardInterrupt
-        self._supervisor.interrupt()
+        self._supervisor.interrupted = True

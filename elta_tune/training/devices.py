@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from elta_tune.errors import ModelError
+from elta_tune.errors import ModelError, did_you_mean
+
+KINDS = ("cpu", "cuda", "mps")
+"""Kinds of devices that trainings run on; torch knows more, of which some compute nothing."""
 
 
 def available_devices() -> list[str]:
@@ -39,6 +42,8 @@ def device_of(name: str) -> torch.device:
     Raises:
         ModelError: there is no such device.
     """
+    if name.partition(":")[0] not in KINDS:
+        raise ModelError(f"device {name!r}: there are {', '.join(KINDS)}{did_you_mean(name, KINDS)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a driver that is not there; the error says it

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,9 @@ from elta_tune.method import metrics
 from elta_tune.training.model import SCALE, AestheticModel
 from elta_tune.training.seeding import stage_generator, stage_seed
 from elta_tune.training.step import step_losses
+
+STEP_TERMS = ("loss", "loss_task", "loss_similarity", "gradient_norm", "lr")
+"""What is measured in each step; an epoch records the means."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def train_epoch(
     crops = stage_generator(config.seed, "crops", *stage)
     pairs = stage_generator(config.seed, "pairs", *stage)
     order = epoch_order(len(samples.images), config.training.batch_size, stage_generator(config.seed, "order", *stage))
-    sums = dict.fromkeys(("loss", "loss_task", "loss_similarity", "gradient_norm", "lr"), 0.0)
+    steps: list[list[float]] = []
     precision = precision_of(config, device)
     started = time.perf_counter()
     model.train()
@@ -127,41 +132,63 @@ def train_epoch(
             precision=precision,
             generator=pairs,
         )
-        if not math.isfinite(loss := losses.total.item()):
-            raise DivergedError(f"the loss became {loss} in round {round}, epoch {epoch}, step {number + 1}")
         norm = _update(model, optimizer, scaler, losses.total)
-        terms = (loss, losses.task.item(), losses.similarity.item(), norm, config.optim.lr * factor)
-        sums = {name: total + term for (name, total), term in zip(sums.items(), terms, strict=True)}
+        terms = torch.stack([*losses, norm]).tolist()  # the one wait for the device in a step
+        if not math.isfinite(terms[0]):
+            raise DivergedError(f"the loss became {terms[0]} in round {round}, epoch {epoch}, step {number + 1}")
+        steps.append([*terms, config.optim.lr * factor])
     seconds = time.perf_counter() - started
-    means = {name: total / len(order) for name, total in sums.items()}
-    trained = len(order) * config.training.batch_size
-    return means | {
+    means = [_finite_mean(column) for column in np.array(steps).T]
+    return dict(zip(STEP_TERMS, means, strict=True)) | {
         "seconds": seconds,
-        "images_per_second": trained / seconds,
+        "images_per_second": len(order) * config.training.batch_size / seconds,
         "peak_memory_mb": peak_memory_mb(device),
     }
 
 
-def _update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> float:
-    """One optimizer step; returns the gradient's norm."""
+def _update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> Tensor:
+    """One optimizer step; returns the gradient's norm, infinite where float16 overflowed and the step was skipped."""
     optimizer.zero_grad()
     scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     scaler.unscale_(optimizer)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients).item()
+    norm = torch.nn.utils.get_total_norm(gradients)
     scaler.step(optimizer)
     scaler.update()
     return norm
 
 
+def _finite_mean(values: NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begins to count `peak_memory_mb` anew, where a process trains more than once."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """Most memory used so far: of the device on CUDA, else of the process."""
+    """Most memory used so far: by the trial on CUDA, else by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is bytes on macOS, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+@contextlib.contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """float32 in full: on CUDA torch rounds what enters convolutions to TF32's 10 bits, by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+@exact_convolutions()
 @torch.inference_mode()
 def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tuple[float, float]) -> Predictions:
     """Predicts every image of a split, in order, in float32, with the evaluation's own batch size."""
@@ -182,8 +209,8 @@ def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tup
 
 
 def evaluate(predictions: Predictions, split: Split, dataset: Dataset) -> dict[str, float]:
-    """All metrics of METHOD.md §7."""
-    both = predictions.distributions is not None and split.distributions is not None
+    """All metrics of METHOD.md §7; those of distributions only where people gave them."""
+    both = predictions.distributions is not None and split.distributions is not None and not dataset.is_spread
     return metrics.evaluate(
         predictions.scores,
         split.true_scores,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from elta_tune.config import ModelConfig
@@ -88,7 +88,10 @@ def build_model(config: ModelConfig, *, bins: Tensor | None, size: int, seed: in
     head: DistributionHead | ScoreHead
     if config.head == "emd":
         if bins is None:
-            raise ModelError("model.head: emd needs ratings with a distribution; these have scores only: use mse")
+            raise ModelError(
+                "model.head: emd needs ratings with a distribution; these have scores only",
+                "predict scores: --set model.head=mse; or spread them over bins: --set data.spread=WIDTH",
+            )
         head = DistributionHead(backbone.head_hidden_size, config.hidden_size, bins)
     else:
         head = ScoreHead(backbone.head_hidden_size, config.dropout)
@@ -124,36 +127,66 @@ def check_backbone(config: ModelConfig) -> None:
     Raises:
         ModelError: unknown backbone, missing weights.
     """
-    if not timm.is_model(config.backbone.split(".")[0]):
-        raise ModelError(
-            f"model.backbone: timm has no {config.backbone!r}{did_you_mean(config.backbone, timm.list_models())}"
-        )
+    name, dot, tag = config.backbone.partition(".")
+    if not timm.is_model(name):
+        raise ModelError(f"model.backbone: timm has no {name!r}{did_you_mean(name, timm.list_models())}")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
+    if dot and tag not in tags:
+        raise ModelError(f"model.backbone: timm has no weights {tag!r} of {name}{did_you_mean(tag, tags)}")
     if config.weights is not None and not config.weights.is_file():
         raise ModelError(f"model.weights: {config.weights}: no such file")
+
+
+def check_images(model: AestheticModel, config: ModelConfig, size: int) -> None:
+    """Refuses a backbone that can't take images of `size` pixels or pools no features of them, by trying one.
+
+    Raises:
+        ModelError: names the backbone.
+    """
+    try:
+        with torch.inference_mode():
+            features = model.backbone.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:  # each backbone has its own way to fail
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ModelError(f"model.backbone: {config.backbone} can't take {size}×{size} images: {reason}") from error
+    if features.shape != (1, model.backbone.head_hidden_size):
+        raise ModelError(
+            f"model.backbone: {config.backbone} pools no features: an image gives an array {tuple(features.shape)}"
+        )
 
 
 def _load_weights(backbone: nn.Module, path: Path) -> None:
     """Loads backbone weights; what a classifier head leaves over is ignored, what the backbone misses is refused."""
     try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        state = timm.models.load_state_dict(str(path))
     except Exception as error:  # safetensors and torch raise many kinds for a file that is not theirs
-        raise ModelError(f"model.weights: {path}: can't be read as weights: {error}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    own = backbone.state_dict()
-    try:
-        wrong = [name for name, value in own.items() if name not in state or state[name].shape != value.shape]
-    except (AttributeError, TypeError) as error:
-        raise ModelError(f"model.weights: {path}: holds no tensors by name") from error
-    wrong = [name for name in wrong if not name.endswith("num_batches_tracked")]
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ModelError(f"model.weights: {path}: can't be read as weights: {reason}") from error
+    wrong = _unfit(backbone, state)
+    if wrong and (adapted := _adapted(backbone, state)) is not None:
+        state, wrong = adapted, _unfit(backbone, adapted)
     if wrong:
         raise ModelError(
-            f"model.weights: {path}: not the weights of this backbone: {len(wrong)} of its {len(own)} tensors "
-            f"are missing or of another shape, the first {wrong[0]}"
+            f"model.weights: {path}: not the weights of this backbone: {len(wrong)} of its "
+            f"{len(backbone.state_dict())} tensors are missing or of another shape, the first {wrong[0]}"
         )
-    backbone.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+    backbone.load_state_dict({name: state[name] for name in backbone.state_dict() if name in state}, strict=False)
+
+
+def _unfit(backbone: nn.Module, state: dict[str, Any]) -> list[str]:
+    """Names of the backbone's tensors that are not in a file, or have another shape there."""
+    shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
+    own = backbone.state_dict().items()
+    return [name for name, value in own if shapes.get(name) != value.shape and not name.endswith("num_batches_tracked")]
+
+
+def _adapted(backbone: nn.Module, state: dict[str, Any]) -> dict[str, Any] | None:
+    """Weights as timm adapts its own downloads: names of the first authors, embeddings for another image size."""
+    adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    try:
+        return None if adapt is None else dict(adapt(state, backbone))
+    except Exception:  # made for files of the backbone's own family; that others do not fit is said elsewhere
+        return None
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from elta_tune.config import TrialConfig
 from elta_tune.data.batches import ImageSource, JoinedImages
 from elta_tune.data.dataset import Dataset
-from elta_tune.errors import DataError
+from elta_tune.errors import ConfigError, DataError
 from elta_tune.method.scores import mean_score
 from elta_tune.method.sharpening import select, sharpen
 from elta_tune.training.loop import (
@@ -23,12 +23,13 @@ from elta_tune.training.loop import (
     Samples,
     build_optimizer,
     evaluate,
+    forget_peak_memory,
     precision_of,
     predict,
     to_method_scale,
     train_epoch,
 )
-from elta_tune.training.model import SCALE, AestheticModel, build_model, trained_state
+from elta_tune.training.model import SCALE, AestheticModel, build_model, check_images, trained_state
 from elta_tune.training.seeding import stage_seed
 
 Plain = TypeVar("Plain", "Selection", Predictions)
@@ -53,11 +54,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class Best:
-    """The best epoch so far."""
+    """The best epoch so far; `value` is the metric that says so."""
 
     step: int
     round: int
     epoch: int
+    value: float
     metrics: dict[str, float]
     predictions: Predictions
 
@@ -125,9 +127,16 @@ def check_fits(config: TrialConfig, dataset: Dataset) -> None:
     """Refuses a configuration that can't be trained on a data set, after building its model once.
 
     Raises:
+        ConfigError: the metric is not measured on these data.
         DataError: the training split is smaller than a batch, or self-training has no pool.
-        ModelError: the model can't be built.
+        ModelError: the model can't be built, or can't take the images.
     """
+    _check_data(config, dataset)
+    learner = _new_learner(config, dataset, torch.device("cpu"), round=0)
+    check_images(learner.model, config.model, config.data.crop)
+
+
+def _check_data(config: TrialConfig, dataset: Dataset) -> None:
     if len(dataset.train.ids) < config.training.batch_size:
         raise DataError(
             f"training.batch_size: {config.training.batch_size} is more than the {len(dataset.train.ids)} images "
@@ -137,7 +146,11 @@ def check_fits(config: TrialConfig, dataset: Dataset) -> None:
         raise DataError(
             "self_training.rounds: there is no pool of unlabelled images", "name one: --set data.pool=FILE, or a folder"
         )
-    _new_learner(config, dataset, torch.device("cpu"), round=0)
+    val, metric = dataset.val, config.evaluation.metric
+    distributions = val.distributions if config.model.head == "emd" else None
+    ideal = Predictions(val.ids, val.true_scores, val.true_scores, distributions, None)
+    if metric not in (known := evaluate(ideal, val, dataset)):
+        raise ConfigError(f"evaluation.metric: {metric} is not measured on {val.file}; there are {', '.join(known)}")
 
 
 def self_training_rounds(
@@ -145,15 +158,19 @@ def self_training_rounds(
 ) -> Iterator[Epoch]:
     """Trains all rounds, an epoch at a time.
 
-    A round starts from the best checkpoint so far, or afresh. Where nothing of the pool is selected, the rounds end.
+    A round starts from the best checkpoint so far, or afresh. Where nothing of the pool is selected, the rounds end:
+    the same checkpoint would select nothing again.
 
     Args:
-        resume: an earlier `Epoch.checkpoint()` of the same configuration, with the best weights as `best_weights`;
+        resume: an earlier `Epoch.checkpoint` of the same configuration, with the best weights as `best_weights`;
             training goes on after it as if it had never stopped (on the CPU to the bit).
 
     Raises:
+        ConfigError, DataError, ModelError: as `check_fits`, which also tries what the first epoch would trip over.
         DivergedError: a loss is not finite.
     """
+    _check_data(config, dataset)
+    forget_peak_memory(device)
     learner = _new_learner(config, dataset, device, round=0)
     if resume is not None:
         _restore(learner, resume)
@@ -183,8 +200,9 @@ def _finish_epoch(learner: Learner, config: TrialConfig, dataset: Dataset, train
     predictions = predict(learner.model, dataset.val, config, dataset.scale)
     metrics = evaluate(predictions, dataset.val, dataset)
     weights = trained_state(learner.model)
-    if learner.best is None or _is_better(metrics, learner.best.metrics, config):
-        learner.best = Best(learner.step, round, epoch, metrics, predictions)
+    value = metrics[config.evaluation.metric]
+    if learner.best is None or _is_better(value, learner.best.value, config.evaluation.towards):
+        learner.best = Best(learner.step, round, epoch, value, metrics, predictions)
         learner.best_weights = weights
     selection = None
     if epoch == (config.self_training.epochs if round else config.training.epochs):
@@ -195,18 +213,18 @@ def _finish_epoch(learner: Learner, config: TrialConfig, dataset: Dataset, train
     return Epoch(learner.step, round, epoch, metrics, training, learner.best, selection, checkpoint, weights)
 
 
-def _is_better(metrics: dict[str, float], best: dict[str, float], config: TrialConfig) -> bool:
+def _is_better(value: float, record: float, direction: str) -> bool:
     """Whether a metric beats the best so far; what is not a number never does."""
-    value, record = metrics[config.evaluation.metric], best[config.evaluation.metric]
     if math.isnan(value) or math.isnan(record):
         return math.isnan(record) and not math.isnan(value)
-    return value > record if config.evaluation.direction == "maximize" else value < record
+    return value > record if direction == "maximize" else value < record
 
 
 def _select(learner: Learner, config: TrialConfig, dataset: Dataset) -> Selection | None:
     """What the best model so far selects from the pool, or None if no round follows."""
-    if learner.round == config.self_training.rounds or dataset.pool is None:
+    if learner.round == config.self_training.rounds:
         return None
+    assert dataset.pool is not None
     current = trained_state(learner.model)
     learner.model.load_state_dict(learner.best_weights)
     predictions = predict(learner.model, dataset.pool, config, dataset.scale)
@@ -285,6 +303,7 @@ def _checkpoint(learner: Learner, weights: dict[str, Tensor]) -> dict[str, Any]:
             "step": best.step,
             "round": best.round,
             "epoch": best.epoch,
+            "value": best.value,
             "metrics": best.metrics,
             "predictions": to_plain(best.predictions),
         },

@@ -1,0 +1,151 @@
+"""Files into pixels: decoded, upright, RGB, resized. What changes pixels here needs another `RULE`.
+
+grey of 16 bits            scaled to 8, 65535 being white (Pillow alone would clip it at 255)
+grey of 32 bits, floats    refused: no one says what is white
+transparency of any kind   laid on white
+CMYK, YCbCr, Lab, palette  as Pillow converts them; colour profiles are not applied
+several frames             the first
+over 89 million pixels     refused before any is decoded, as Pillow warns of such
+over MAX_BYTES             refused before it is read
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat
+
+RULE = "3: first frame, EXIF rotation, RGB on white, Pillow bilinear squash"
+"""What turns a file into pixels; another rule is another cache."""
+MAX_BYTES = 2**29
+"""Largest file: no image of 89 million pixels needs more."""
+THUMBNAIL = 8
+ROOM = 2.5
+"""A JPEG is decoded at ½, ¼ or ⅛ of its size as long as this many times the wanted size remains of it."""
+DOUBT = 1.75
+"""Grey levels by which halving such an image once more may change the resized one, on average. It tells without a full
+decode how far the resized image is from that of one: at most half as far, on photographs, noise and hard edges."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by the orientation in its EXIF."""
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """An image as squares: `pixels` (S, S, 3) by their edge, and the `thumbnail` (8, 8, 3)."""
+
+    pixels: dict[int, NDArray[np.uint8]]
+    thumbnail: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An RGB image, at its own size or `is_reduced`; `width` and `height` are what of it is image, not padding."""
+
+    image: Image.Image
+    width: float
+    height: float
+    is_reduced: bool
+    turn: Image.Transpose | None
+
+    def squashed(self, size: int) -> Image.Image:
+        """The image as a square, not yet turned."""
+        return self.image.resize((size, size), Image.Resampling.BILINEAR, (0, 0, self.width, self.height))
+
+    def square(self, size: int) -> NDArray[np.uint8]:
+        """The image as an upright square (S, S, 3)."""
+        square = self.squashed(size)
+        return np.asarray(square if self.turn is None else square.transpose(self.turn))
+
+    def halved(self) -> Decoded:
+        """The mean of each 2×2 pixels."""
+        return Decoded(self.image.reduce(2), self.width / 2, self.height / 2, True, self.turn)
+
+
+@contextlib.contextmanager
+def careful() -> Iterator[None]:
+    """Stands around all decoding. Filters of warnings are the process's: threads can't have their own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", category=UserWarning)  # odd EXIF and palettes: the pixels are what counts
+        yield
+
+
+def read_content(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is larger than MAX_BYTES.
+    """
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"the file has {size / 2**20:.0f} MiB, more than the {MAX_BYTES / 2**20:.0f} of any image")
+    return path.read_bytes()
+
+
+def decode(content: bytes) -> Image.Image:
+    """The whole image as one sees it: first frame, rotated as its EXIF says, RGB.
+
+    Raises:
+        Exception: unreadable; a hostile file may raise anything.
+    """
+    with careful(), Image.open(io.BytesIO(content)) as image:
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def shrink(content: bytes, sizes: Sequence[int]) -> Shrunk:
+    """The image squashed to squares, on average within a grey level of resizing the whole. Call it `careful`ly.
+
+    Raises:
+        Exception: unreadable; a hostile file may raise anything.
+    """
+    largest = max(sizes)
+    decoded = _decode(content, math.ceil(ROOM * largest))
+    if decoded.is_reduced and _difference(decoded.squashed(largest), decoded.halved().squashed(largest)) > DOUBT:
+        decoded = _decode(content, None)
+    return Shrunk({size: decoded.square(size) for size in sizes}, decoded.square(THUMBNAIL))
+
+
+def _decode(content: bytes, enough: int | None) -> Decoded:
+    """Decodes so that at least `enough` pixels remain in both directions; None is all of them."""
+    with Image.open(io.BytesIO(content)) as image:
+        whole = image.size
+        drafted = None if enough is None else image.draft(None, (enough, enough))
+        width, height = image.size if drafted is None else drafted[1][2:]
+        image.load()
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return Decoded(_rgb(image), width, height, image.size != whole, turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The image as 8-bit RGB, on white where it is transparent."""
+    if image.mode in ("I", "F"):
+        raise ValueError("grey of 32 bits, of which no one says what is white")
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _difference(one: Image.Image, other: Image.Image) -> float:
+    """Mean over pixels and channels, in grey levels."""
+    means = ImageStat.Stat(ImageChops.difference(one, other)).mean
+    return sum(means) / len(means)

@@ -1,0 +1,32 @@
+"""How far a study is, told from its folder and its plan alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from elta_tune.records import StudyFolder
+from elta_tune.studies.plan import StudyPlan
+
+
+def given_points(plan: StudyPlan) -> list[dict[str, Any]]:
+    """The parameters of the trials that no sampler proposes, in order and each once: the recipe as it stands, the
+    space's `enqueue:`, and all of a grid.
+    """
+    points = plan.space.guesses(plan.recipe)
+    if plan.space.sampler.name == "grid":
+        points += plan.space.grid(plan.recipe)
+    return list({tuple(point.items()): point for point in points}.values())
+
+
+def trials_wanted(plan: StudyPlan) -> int:
+    """How many trials the study ends with at the latest: its budget, or fewer if a grid has fewer points."""
+    budget = plan.budget.trials
+    return min(budget, len(given_points(plan))) if plan.space.sampler.name == "grid" else budget
+
+
+def is_finished(folder: StudyFolder, plan: StudyPlan) -> bool:
+    """Whether the budget of trials is used, or each point of a grid has its result."""
+    results = folder.results()
+    if sum(result["state"] != "failed" for result in results) >= plan.budget.trials:
+        return True
+    return plan.space.sampler.name == "grid" and len(results) >= len(given_points(plan))

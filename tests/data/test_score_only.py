@@ -1,0 +1,107 @@
+"""Data that have scores alone train either head on their own scale, from the rating file to the exported weights."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from elta_tune.config import TrialConfig
+from elta_tune.data.dataset import open_dataset
+from elta_tune.errors import ModelError
+from elta_tune.records import TrialFolder
+from elta_tune.results.checkpoint import Checkpoint, save_checkpoint
+from elta_tune.results.measure import measure_checkpoint
+from elta_tune.training.loop import from_method_scale, to_method_scale
+from elta_tune.training.self_training import _samples, check_fits
+from elta_tune.trial import NoReporter, run_trial
+
+
+def write_scores(data_root: Path, root: Path) -> None:
+    """The images of `data_root` with a MOS on 0…100 in place of their votes on 1…5."""
+    root.mkdir()
+    (root / "images").symlink_to(data_root / "images")
+    for split in ("train", "val", "test"):
+        with (data_root / f"{split}.csv").open(newline="") as file:
+            rows = [(row[0], [int(cell) for cell in row[1:]]) for row in list(csv.reader(file))[1:]]
+        mos = [(name, (sum(k * n for k, n in enumerate(votes, 1)) / sum(votes) - 1) * 25) for name, votes in rows]
+        (root / f"{split}.csv").write_text("name,MOS\n" + "".join(f"{name},{score:.4f}\n" for name, score in mos))
+    (root / "pool.csv").write_text((data_root / "pool.csv").read_text())
+
+
+@pytest.fixture
+def scores(data_root: Path, tmp_path: Path, recipe: TrialConfig) -> TrialConfig:
+    """The tiny recipe on scores."""
+    write_scores(data_root, tmp_path / "root")
+    fields = {"data.root": str(tmp_path / "root"), "data.scale": [0, 100], "training.epochs": 4, "optim.lr": 1e-2}
+    return recipe.replace(fields)
+
+
+def trained(config: TrialConfig, folder: Path, cache: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """A trial's result and its predictions."""
+    result = run_trial(config, TrialFolder(folder), NoReporter(), cache=cache)
+    with (folder / "predictions.csv").open(newline="") as file:
+        return result, list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model.head": "mse", "model.dropout": 0.0},
+        {"data.spread": 12.5, "data.bins": 9},
+        {"data.spread": 12.5, "self_training.rounds": 1},
+    ],
+    ids=["mse", "emd, spread", "emd, spread, self-training"],
+)
+def test_a_trial_learns_scores_and_its_weights_predict_them_again(
+    scores: TrialConfig, tmp_path: Path, cache: Path, fields: dict[str, Any]
+) -> None:
+    config = scores.replace(fields)
+    result, predictions = trained(config, tmp_path / "trial", cache)
+    assert result["state"] == "complete"
+    assert result["metrics"]["srcc"] > 0.5  # brightness is all there is to learn
+    with (tmp_path / "root" / "val.csv").open(newline="") as file:
+        truth = {row["name"]: float(row["MOS"]) for row in csv.DictReader(file)}
+    assert [row["image_id"] for row in predictions] == list(truth)
+    predicted = np.array([float(row["score"]) for row in predictions])
+    mae = np.mean([abs(score - truth[row["image_id"]]) for score, row in zip(predicted, predictions, strict=True)])
+    assert result["metrics"]["mae"] == pytest.approx(mae, rel=1e-4)
+    assert result["metrics"]["mae"] < 50  # on 0…100
+    assert "emd_r2" not in result["metrics"]  # nobody gave distributions
+    assert result["model"]["scale"] == [0, 100]
+
+    checkpoint = Checkpoint(
+        state_dict=load_file(tmp_path / "trial" / "best.safetensors"),
+        config=config,
+        metrics=result["metrics"],
+        epoch=result["best_epoch"],
+        bins=result["model"]["bins"],
+        scale=(0.0, 100.0),
+        source={},
+    )
+    save_checkpoint(checkpoint, tmp_path / "best.ckpt", "ckpt")
+    measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
+    np.testing.assert_allclose(measured["scores"], predicted, atol=1e-3)
+    assert measured["data"]["split"] == "val"
+    assert measured["data"]["origin"] == "val.csv"
+
+
+def test_a_score_is_mapped_to_tenths_and_back(scores: TrialConfig, cache: Path) -> None:
+    config = scores.replace({"model.head": "mse"})
+    dataset = open_dataset(config.data, cache)
+    samples = _samples(config, dataset, None)
+    mos = dataset.train.true_scores
+    expected = [(1 + 9 * score / 100) / 10 for score in mos]  # 0…100 → 1…10 → .1…1
+    np.testing.assert_allclose(samples.targets[:, 0].numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(from_method_scale(to_method_scale(mos, (0, 100)), (0, 100)), mos)
+
+
+def test_a_head_of_distributions_on_scores_says_both_ways_out(scores: TrialConfig, cache: Path) -> None:
+    with pytest.raises(ModelError, match="these have scores only") as error:
+        check_fits(scores, open_dataset(scores.data, cache))
+    assert "model.head=mse" in str(error.value.hint)
+    assert "data.spread" in str(error.value.hint)
