@@ -71,12 +71,12 @@ class SamplerConfig(Section):
 
     name: Literal["tpe", "random", "grid", "gp", "qmc", "evolution"] = "tpe"
     startup_trials: Annotated[int, Field(ge=1)] | None = None
-    """Random trials before `tpe` or `gp` learn (default: a third of the budget, 4 to 10)."""
+    """Random trials before `tpe`, `gp` or `evolution` learn (default: a third of the budget, 4 to 10)."""
 
     @model_validator(mode="after")
     def _live(self) -> SamplerConfig:
-        if self.startup_trials is not None and self.name not in ("tpe", "gp"):
-            raise field_error("startup_trials", f"has no effect on {self.name}, only on tpe and gp")
+        if self.startup_trials is not None and self.name not in ("tpe", "gp", "evolution"):
+            raise field_error("startup_trials", f"has no effect on {self.name}, only on tpe, gp and evolution")
         return self
 
 

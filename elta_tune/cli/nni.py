@@ -80,6 +80,7 @@ def _attach(command: Command, node: Node) -> bool:
     from elta_tune.studies.nni_channel import NodeGone
     from elta_tune.studies.nni_node import NniFolder
     from elta_tune.studies.plan import record_plan
+    from elta_tune.studies.progress import is_finished
 
     plan = command.settled()
     record_plan(command.folder, plan, {})
@@ -92,7 +93,7 @@ def _attach(command: Command, node: Node) -> bool:
     if command.detach:
         return False
     watch(command.folder, plan, node, NniFolder(command.folder).workers())
-    return command.folder.ended() < plan.budget.trials
+    return not is_finished(command.folder, plan)
 
 
 def _start(command: Command) -> None:
@@ -100,13 +101,14 @@ def _start(command: Command) -> None:
     from elta_tune.cli.text import console
     from elta_tune.studies.nni_node import NniFolder, Workers, end, free_port
     from elta_tune.studies.nni_study import NniWatcher, start
+    from elta_tune.studies.progress import is_finished
 
     folder, plan = command.folder, command.settled()
     workers = Workers([], command.cache.absolute())
     if folder.exists():
         end(NniFolder(folder))  # what a killed node left
         NniWatcher(folder, plan, None, workers).reconcile()
-    if folder.ended() >= plan.budget.trials:
+    if is_finished(folder, plan):
         console.print(f"study {folder.name} is finished: {folder.ended()} of {plan.budget.trials} trials\n")
         return tell_outcome(folder, plan)
     workers = replace(workers, slots=prepare(plan, command.cache, command.workers, command.devices, fork=False))

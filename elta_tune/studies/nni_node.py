@@ -236,8 +236,9 @@ def _wait_for(folder: NniFolder, node: Node) -> None:
     until = time.monotonic() + START_SECONDS
     while node.is_alive and time.monotonic() < until:
         with contextlib.suppress(NodeGone):
-            request(node.rest.port, "GET", f"/{node.rest.prefix}/api/v1/nni/check-status")
-            return
+            answer = request(node.rest.port, "GET", f"/{node.rest.prefix}/api/v1/nni/check-status")
+            if answer.body != b"INITIALIZING":
+                return
         time.sleep(0.1)
     said = folder.node_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     raise StudyError(f"NNI did not start: {said[-1] if said else 'it said nothing'}", f"look into {folder.node_log}")

@@ -20,6 +20,7 @@ from elta_tune.config import load_recipe
 from elta_tune.records import StudyFolder
 from elta_tune.studies.nni_space import decode, encode, encode_with_indices
 from elta_tune.studies.plan import StudyPlan, read_plan
+from elta_tune.studies.progress import first_guesses
 
 
 def make_tuner(study: str, optimize_mode: str, workers: int, tuner: str) -> Any:
@@ -45,7 +46,7 @@ def tried(folder: StudyFolder, plan: StudyPlan) -> list[dict[str, Any]]:
 
 def _guided(base: Any, plan: StudyPlan, tried: Sequence[Mapping[str, Any]]) -> Any:
     """A tuner of NNI's that proposes the study's guesses first and repeats nothing that was tried."""
-    guesses = plan.space.guesses(plan.recipe)
+    guesses = first_guesses(plan)
 
     class Guided(base):  # type: ignore[misc]  # chosen at run time
         """`propose`, `remember` and `seed` are what differs from tuner to tuner."""
