@@ -32,10 +32,21 @@ def make_tuner(study: str, optimize_mode: str, workers: int, tuner: str) -> Any:
         workers: trials at a time.
         tuner: NNI's name of it, for its web UI.
     """
+    mend_nesting()
     folder = StudyFolder(Path(study))
     plan = read_plan(folder)
     tuners = {"tpe": _tpe, "random": _random, "grid": _grid, "evolution": _evolution}
     return tuners[plan.space.sampler.name](plan, optimize_mode, tried(folder, plan), workers)
+
+
+def mend_nesting() -> None:
+    """Lets NNI's tuners take a choice nested within a nested choice: they look for its parent, which may not exist."""
+    from nni.common.hpo_utils import ParameterSpec
+
+    def is_activated_in(self: Any, partial_parameters: Mapping[Any, Any]) -> bool:
+        return not self.is_nested() or partial_parameters.get(self.key[:-2]) == self.key[-2]
+
+    ParameterSpec.is_activated_in = is_activated_in
 
 
 def tried(folder: StudyFolder, plan: StudyPlan) -> list[dict[str, Any]]:
