@@ -31,13 +31,20 @@ class Answer:
     body: bytes
 
 
-def request(port: int, method: str, path: str, content: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
+def request(
+    port: int,
+    method: str,
+    path: str,
+    content: Any = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT,
+) -> Answer:
     """One request; `content` is sent as JSON.
 
     Raises:
         NodeGone: nobody listens, or the connection broke.
     """
-    connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT)
+    connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
     body = None if content is None else json.dumps(content)
     kind = {} if content is None else {"Content-Type": "application/json"}
     try:

@@ -104,14 +104,10 @@ class Node:
 
     process: psutil.Process
     rest: Rest
-    started: subprocess.Popen[bytes] | None = None
-    """The process, if it is this one's child."""
 
     @property
     def is_alive(self) -> bool:
         """Whether it runs."""
-        if self.started is not None:
-            self.started.poll()  # else a child that ended stays as a zombie
         try:
             return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
@@ -190,7 +186,8 @@ def start_node(folder: NniFolder, action: Literal["create", "resume", "view"], p
             start_new_session=True,  # the terminal's Ctrl-C is for the command, which then ends node in order
             pass_fds=(lock,),
         )
-    node = Node(psutil.Process(started.pid), Rest(port, prefix), started)
+    started.returncode = 0  # node may outlive this process, which follows it by psutil from here on
+    node = Node(psutil.Process(started.pid), Rest(port, prefix))
     _write_index(folder, node)
     write_json(
         folder.connection_file,
@@ -236,7 +233,7 @@ def _wait_for(folder: NniFolder, node: Node) -> None:
     until = time.monotonic() + START_SECONDS
     while node.is_alive and time.monotonic() < until:
         with contextlib.suppress(NodeGone):
-            answer = request(node.rest.port, "GET", f"/{node.rest.prefix}/api/v1/nni/check-status")
+            answer = request(node.rest.port, "GET", f"/{node.rest.prefix}/api/v1/nni/check-status", timeout=2.0)
             if answer.body != b"INITIALIZING":
                 return
         time.sleep(0.1)
