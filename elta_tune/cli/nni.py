@@ -99,7 +99,7 @@ def _attach(command: Command, node: Node) -> bool:
 def _start(command: Command) -> None:
     from elta_tune.cli.run import prepare, tell_outcome
     from elta_tune.cli.text import console
-    from elta_tune.studies.nni_node import NniFolder, Workers, end, free_port
+    from elta_tune.studies.nni_node import NniFolder, Workers, end
     from elta_tune.studies.nni_study import NniWatcher, start
     from elta_tune.studies.progress import is_finished
 
@@ -117,7 +117,7 @@ def _start(command: Command) -> None:
         resumed = folder.exists()
         _record(command, plan)
         with console.status("starting NNI") if console.is_terminal else nullcontext():
-            node = start(folder, plan, workers, free_port(command.port), lock)
+            node = start(folder, plan, workers, command.port, lock)
     verb = "goes on" if resumed else "starts"
     done = f"{folder.ended()} of {plan.budget.trials} trials done"
     console.print(f"study {folder.name} {verb}: {done}, in {folder.path}", soft_wrap=True)
@@ -201,7 +201,7 @@ def ui(
     from elta_tune.errors import StudyError
     from elta_tune.records import open_study
     from elta_tune.studies.backends import backend_of
-    from elta_tune.studies.nni_node import NniFolder, end, find_node, free_port, require_nni
+    from elta_tune.studies.nni_node import NniFolder, end, find_node, require_nni
     from elta_tune.studies.nni_study import view
 
     folder = open_study(study, runs)
@@ -213,7 +213,7 @@ def ui(
         return _tell_address(node)
     with attached(nni), folder.lock() as lock:
         try:
-            node = view(folder, free_port(port), lock)
+            node = view(folder, port, lock)
             _tell_address(node)
             console.print("Ctrl-C closes it")
             signal.signal(signal.SIGTERM, signal.default_int_handler)

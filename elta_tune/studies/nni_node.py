@@ -140,25 +140,47 @@ def free_port(wanted: int | None) -> int:
         ConfigError: it is in use.
     """
     for port in range(FIRST_PORT, LAST_PORT + 1) if wanted is None else [wanted]:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind((HOST, port))
-                return port
+        if _is_free(port):
+            return port
     if wanted is None:
         raise ConfigError(f"ports {FIRST_PORT} to {LAST_PORT} are in use", "name a free one: --port PORT")
     raise ConfigError(f"--port {wanted}: is in use, or needs rights that you don't have", "name another one, or none")
 
 
-def start_node(folder: NniFolder, action: Literal["create", "resume", "view"], port: int, lock: int) -> Node:
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+Action = Literal["create", "resume", "view"]
+
+
+def start_node(folder: NniFolder, action: Action, port: int | None, lock: int) -> Node:
     """Starts node behind the guard, and makes sure that it is guarded; it then waits for the experiment.
 
     Args:
+        port: of the web UI; None takes a free one.
         lock: descriptor of the study's lock, which node then holds, too.
 
     Raises:
+        ConfigError: NNI is not installed, or the port is in use.
         StudyError: it does not start, or the guard is not in force; nothing is left running.
     """
+    while True:
+        chosen = free_port(port)
+        try:
+            return _start_node(folder, action, chosen, lock)
+        except StudyError:
+            if port is not None or _is_free(chosen):
+                raise  # else another study took it in the same moment
+
+
+def _start_node(folder: NniFolder, action: Action, port: int, lock: int) -> Node:
     node_folder = require_nni()
     folder.create()
     folder.ended_file.unlink(missing_ok=True)

@@ -62,7 +62,7 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[s
     return config
 
 
-def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int, lock: int) -> Node:
+def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | None, lock: int) -> Node:
     """Starts or resumes the experiment; what a killed node left running is ended first.
 
     Args:
@@ -86,7 +86,7 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int, loc
     return node
 
 
-def view(folder: StudyFolder, port: int, lock: int) -> Node:
+def view(folder: StudyFolder, port: int | None, lock: int) -> Node:
     """Starts NNI's web UI on a study that does not run.
 
     Raises:

@@ -163,10 +163,13 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str,
             return EvolutionTuner.generate_parameters(self, parameter_id)
 
         def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
-            for trial in data:
-                params = decode(plan.space, plan.recipe, trial["parameter"])
-                config = encode_with_indices(plan.space, plan.recipe, params)
-                self.population.append(Individual(config, result=sign * trial["value"]["default"]))
+            known = [decode(plan.space, plan.recipe, trial["parameter"]) for trial in data]
+            self.population = self.population[len(known) :] + [
+                Individual(
+                    encode_with_indices(plan.space, plan.recipe, params), result=sign * trial["value"]["default"]
+                )
+                for params, trial in zip(known, data, strict=True)
+            ]
 
     # NNI has nothing to propose while as many trials run as the population counts.
     return Evolution(optimize_mode, population_size=max(plan.sampler_startup, workers + 1))

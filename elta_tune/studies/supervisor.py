@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Ended, Executor, Job, Reported
 from elta_tune.records import TrialFolder
-from elta_tune.studies.optuna_study import OptunaStudy
+
+if TYPE_CHECKING:  # a view of the events needs no Optuna, whose import takes a second
+    from elta_tune.studies.optuna_study import OptunaStudy
 
 RETRIES = 2
 """How often a trial whose process died is resumed without a new epoch in between."""

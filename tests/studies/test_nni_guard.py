@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def node(folder):
     with folder.study.lock() as lock:
-        node = start_node(folder, "create", free_port(None), lock)
+        node = start_node(folder, "create", None, lock)
     yield node
     kill(folder)
 
@@ -198,7 +198,7 @@ def listening_everywhere():
 CONNECT = "exec 3<>/dev/tcp/{}/{} && echo connected"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def namespace():
     """A network namespace that reaches this machine at 10.213.7.1."""
     if shutil.which("ip") is None:
@@ -265,27 +265,44 @@ def test_node_that_is_not_guarded_is_ended_before_anything_starts(tmp_path, monk
     monkeypatch.setattr(nni_node, "GUARD", unguarded)
     folder = NniFolder(StudyFolder(tmp_path / "study"))
     with folder.study.lock() as lock, pytest.raises(StudyError) as caught:
-        start_node(folder, "create", free_port(None), lock)
+        start_node(folder, "create", None, lock)
     assert "guard is not in force" in caught.value.message
     for what in ("the addresses ::", "a foreign Host", "a foreign Origin", "no secret", "a path outside"):
         assert what in caught.value.message
     assert members(folder) == []
 
 
-def test_node_that_can_not_start_is_told_with_what_it_said(tmp_path):
+@pytest.fixture
+def taken():
+    """A port that somebody else listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_port_that_is_in_use_is_refused(tmp_path, taken):
     folder = NniFolder(StudyFolder(tmp_path / "study"))
-    with socket.create_server(("127.0.0.1", 0)) as taken, folder.study.lock() as lock:
-        with pytest.raises(StudyError, match="NNI did not start: "):
-            start_node(folder, "create", taken.getsockname()[1], lock)
-        with pytest.raises(ConfigError, match=r"--port \d+: is in use"):
-            free_port(taken.getsockname()[1])
-    assert members(folder) == []
+    with folder.study.lock() as lock, pytest.raises(ConfigError, match=rf"--port {taken}: is in use"):
+        start_node(folder, "create", taken, lock)
+
+
+def test_a_port_that_is_taken_in_the_same_moment_is_told_if_it_was_named_and_else_another_is_tried(
+    tmp_path, taken, monkeypatch
+):
+    folder, free = NniFolder(StudyFolder(tmp_path / "study")), free_port(None)
+    with folder.study.lock() as lock:
+        ports = iter([taken, taken, free])
+        monkeypatch.setattr(nni_node, "free_port", lambda wanted: next(ports))
+        with pytest.raises(StudyError, match=r"NNI did not start: .*EADDRINUSE"):
+            start_node(folder, "create", taken, lock)
+        assert members(folder) == []
+        assert start_node(folder, "create", None, lock).rest.port == free
+    end(folder)
 
 
 def test_node_holds_the_study_until_it_ends_and_leaves_no_port_open(tmp_path):
     folder = NniFolder(StudyFolder(tmp_path / "study"))
     with folder.study.lock() as lock:
-        node = start_node(folder, "create", free_port(None), lock)
+        node = start_node(folder, "create", None, lock)
     assert folder.study.is_running()
     assert find_node(folder).process == node.process
     end(folder)
