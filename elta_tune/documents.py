@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from elta_tune.errors import ConfigError, did_you_mean
+from elta_tune.errors import ConfigError
 
 Model = TypeVar("Model", bound="Section")
 
@@ -129,13 +129,16 @@ def find_document(name: str, folder: str) -> Path:
     path = Path(os.path.expanduser(name))
     package = Path(__file__).parent
     shipped = [place for place in (package / "shipped" / folder, package.parent / folder) if place.is_dir()]
-    places = [Path(), Path(folder), *shipped] if path.name == name else [Path()]
-    found = next((place / path for place in places if os.path.isfile(place / path)), None)
+    places = [Path(), Path(folder), *shipped] if path.name == name else [path.parent]
+    found = next((place / path.name for place in places if os.path.isfile(place / path.name)), None)
     if found is not None:
         return found
+    near = difflib.get_close_matches(path.stem, {file.stem for place in places for file in place.glob("*.yaml")}, n=1)
     known = sorted({file.name for place in places[1:] for file in place.glob("*.yaml")})
-    listing = f"there are: {', '.join(known)}" if known else None
-    raise ConfigError(f"{name}: no such file{did_you_mean(name, known)}", listing)
+    raise ConfigError(
+        f"{name}: no such file" + (f" — did you mean '{near[0]}.yaml'?" if near else ""),
+        f"there are: {', '.join(known)}" if known else None,
+    )
 
 
 def read_document(path: Path) -> Document:
@@ -252,10 +255,13 @@ def _sentence(model: type[BaseModel], document: Document, key: str, detail: Erro
     return f"{document.place(key)}: {name}: {rule}" if detail["loc"] or key else f"{document.place(key)}: {rule}"
 
 
-def shown(value: Any) -> str:
-    """A plain value as YAML has it, on one line and not too long."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def shown(value: Any, *, limit: int = 60) -> str:
+    """A plain value as YAML has it, on one line of at most `limit` characters."""
+    if isinstance(value, Mapping | list | tuple):
+        text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6).strip()
+    else:
+        text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _key(content: Any, detail: ErrorDetails) -> str:

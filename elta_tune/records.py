@@ -273,8 +273,8 @@ class StudyFolder:
 
     def trials(self) -> list[tuple[int, TrialFolder]]:
         """All trials that have a folder, by number."""
-        paths = sorted(path for path in (self.path / "trials").glob("[0-9]*") if path.name.isdigit())
-        return [(int(path.name), TrialFolder(path)) for path in paths]
+        numbers = sorted(int(path.name) for path in (self.path / "trials").glob("[0-9]*") if path.name.isdigit())
+        return [(number, self.trial(number)) for number in numbers]
 
     def results(self) -> list[dict[str, Any]]:
         """`result.json` of all finished trials, by number."""

@@ -179,9 +179,13 @@ def test_a_bare_name_is_looked_for_here_then_in_the_folder_then_among_the_shippe
     assert find_document("demo.yaml", "trials") == Path("demo.yaml")
     with pytest.raises(ConfigError, match="no such file"):
         find_document("./default.yaml", "search_spaces")  # a path is only that path
-    with pytest.raises(ConfigError, match=r"did you mean 'own.yaml'") as caught:
-        find_document("onw.yaml", "trials")
-    assert "demo.yaml" in caught.value.hint
+    (tmp_path / "birds.yaml").touch()
+    for name, meant in {"onw.yaml": "own", "default": "default", "bird.yaml": "birds", "./brids.yaml": "birds"}.items():
+        with pytest.raises(ConfigError, match=rf"no such file — did you mean '{meant}\.yaml'\?$"):
+            find_document(name, "search_spaces" if meant == "default" else "trials")
+    with pytest.raises(ConfigError, match=r"x\.yaml: no such file$") as caught:  # not of like name: .yaml alone
+        find_document("x.yaml", "trials")
+    assert "ava.yaml, demo.yaml" in caught.value.hint.replace("aadb.yaml, ", "")
 
 
 SPACE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -28,6 +29,9 @@ app.add_typer(space.app, name="space")
 
 def main() -> None:
     """The entry point: a refusal is a line and a hint, exit code 2; any other fault keeps its traceback."""
+    # OpenMP's threads spin while they wait for each other: where other processes want the same cores, a training took
+    # 28 times as long. It is read when torch is imported, here or in a process that this one starts.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except EltaTuneError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from elta_tune.cli.text import HEADLINE, STATE_STYLE, columns_of, duration, metric, parameters
+from elta_tune.cli.text import STATE_STYLE, columns_of, duration, metric, parameters
+from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
 from elta_tune.studies.plan import StudyPlan
-from elta_tune.studies.supervisor import Event, Finished, Retried, Started, Stopping
+from elta_tune.studies.progress import trials_wanted
+from elta_tune.studies.supervisor import Event, Finished, Paused, Retried, Started, Stopping
+
+INDENT = 2
+"""Columns before the parameters of a running trial."""
+SHORTEST_BAR = 8
+"""Columns below which an epoch bar says nothing."""
 
 
 @dataclass
@@ -34,9 +42,14 @@ class Running:
     @property
     def place(self) -> str:
         """``round 1  epoch 2/3``."""
-        config, round, epoch = self.job.config, self.last.get("round", 0), self.last.get("epoch", 0)
-        epochs = config.self_training.epochs if round else config.training.epochs
-        return (f"round {round}  " if config.self_training.rounds else "") + f"epoch {epoch}/{epochs}"
+        return place_of(self.job.config, self.last)
+
+
+def place_of(config: TrialConfig, line: Mapping[str, Any]) -> str:
+    """Where a line of metrics stands: the round, if there are several, and the epoch within it."""
+    round, epoch = line.get("round", 0), line.get("epoch", 0)
+    epochs = config.self_training.epochs if round else config.training.epochs
+    return (f"round {round}  " if config.self_training.rounds else "") + f"epoch {epoch}/{epochs}"
 
 
 @dataclass
@@ -51,6 +64,9 @@ class Board:
     running: dict[int, Running] = field(default_factory=dict)
     stopping: str | None = None
 
+    def __post_init__(self) -> None:
+        self.wanted = trials_wanted(self.plan)
+
     def update(self, event: Event, epochs: Callable[[int], list[dict[str, Any]]]) -> None:
         """Takes an event; `epochs` reads what a resumed trial did before."""
         if isinstance(event, Started):
@@ -62,13 +78,15 @@ class Board:
         elif isinstance(event, Finished):
             del self.running[event.result["trial"]]
             self.results.append(event.result)
+        elif isinstance(event, Paused):
+            del self.running[event.number]
         elif isinstance(event, Stopping):
             self.stopping = event.reason
 
     def _heard(self, running: Running, line: Mapping[str, Any]) -> None:
-        value = line[self.plan.space.objective.metric]
         running.last = line
-        if value is not None and (running.best is None or self._beats(value, running.best)):
+        value = line[self.plan.space.objective.metric]
+        if value is not None and not math.isnan(value) and (running.best is None or self._beats(value, running.best)):
             running.best = value
 
     def _beats(self, value: float, other: float) -> bool:
@@ -96,36 +114,42 @@ class Board:
     def seconds_left(self) -> float | None:
         """A guess from the trials so far, None before the first epoch."""
         now = time.monotonic()
-        spent = [now - running.since for running in self.running.values()]
         lengths = [result["seconds"] for result in self.results if result["state"] != "failed"]
         if not lengths:
-            reported = [running for running in self.running.values() if running.last]
-            lengths = [
-                running.last["elapsed"] / running.last["step"] * running.job.config.planned_epochs
-                for running in reported
-            ]
+            lengths = [_whole_length(running) for running in self.running.values() if running.last]
         if not lengths:
             return None
         length = sum(lengths) / len(lengths)
-        work = (self.plan.budget.trials - self.ended) * length - sum(min(seconds, length) for seconds in spent)
-        left: float = max(work, 0.0) / self.workers
+        trials = self.wanted - self.ended
+        spent = sum(min(now - running.since, length) for running in self.running.values())
+        left: float = max(trials * length - spent, 0.0) / max(1, min(self.workers, trials))
         timeout = self.plan.budget.timeout
         return left if timeout is None else min(left, max(0.0, timeout - self.seconds_before - (now - self.started)))
 
+    @property
+    def progress(self) -> str:
+        """``3 of 12 trials``."""
+        return f"{self.ended} of {self.wanted} trials"
+
     def summary(self) -> str:
-        """One line: how far, how many pruned and failed, time left."""
-        told = [f"{self.ended} of {self.plan.budget.trials} trials"]
+        """One line: how far, how many pruned and failed, time left or why it stops."""
+        told = [self.progress]
         told += [f"{self.count(state)} {state}" for state in ("pruned", "failed") if self.count(state)]
         if self.stopping == "interrupted":
-            told.append("stopping after the running epochs (Ctrl-C again kills)")
+            told.append("stopping after this epoch; Ctrl-C kills")
         elif self.stopping == "timeout":
-            told.append("time is up: stopping after the running epochs")
+            told.append("time is up: stopping after this epoch")
         elif self.stopping == "now":
-            told.append("stopping; each trial goes on from its last epoch (Ctrl-C again kills)")
-        else:
-            left = self.seconds_left
-            told += [f"about {duration(left)} left"] if left else []
+            told.append("stopping; Ctrl-C kills")
+        elif (left := self.seconds_left) is not None:
+            told.append(f"about {duration(left)} left")
         return " · ".join(told)
+
+
+def _whole_length(running: Running) -> float:
+    """Seconds that a trial takes, if its other epochs take as long as those so far."""
+    seconds: float = running.last["elapsed"] / running.last["step"] * running.job.config.planned_epochs
+    return seconds
 
 
 def finished_line(result: Mapping[str, Any], objective: str) -> str:
@@ -148,34 +172,31 @@ class View:
 
     def __init__(self, board: Board, console: Console, epochs: Callable[[int], list[dict[str, Any]]]) -> None:
         self.board, self.console, self._epochs = board, console, epochs
+        self.objective = board.plan.space.objective.metric
 
     def show(self, event: Event) -> None:
         """Takes an event of the supervisor."""
         self.board.update(event, self._epochs)
-        objective = self.board.plan.space.objective.metric
         if isinstance(event, Finished):
             style = STATE_STYLE[event.result["state"]] if event.result["state"] == "failed" else ""
-            self._print(finished_line(event.result, objective), style)
-            self._after_finished()
+            self._print(finished_line(event.result, self.objective), style)
         elif isinstance(event, Retried):
             self._print(f"trial {event.number:>3} goes on again: {event.fault}", "yellow")
-        else:
-            self._show_progress(event, objective)
+        self._show_progress(event)
 
     def _print(self, line: str, style: str = "") -> None:
         self.console.print(Text(line, style=style), soft_wrap=True)
 
-    def _after_finished(self) -> None:
-        self._print(f"          {self.board.summary()}")
-
-    def _show_progress(self, event: Event, objective: str) -> None:
+    def _show_progress(self, event: Event) -> None:
         if isinstance(event, Started):
             verb = "goes on " if event.resumed else "starts  "
             self._print(f"trial {event.job.number:>3} {verb}  {parameters(event.job.params)}")
         elif isinstance(event, Reported):
-            self._print(epoch_line(self.board.running[event.number], objective))
-        elif isinstance(event, Stopping):
-            self._print(self.board.summary())
+            self._print(epoch_line(self.board.running[event.number], self.objective))
+        elif isinstance(event, Paused):
+            self._print(f"trial {event.number:>3} is saved, to go on from there")
+        elif isinstance(event, Finished | Stopping):
+            self._print(f"          {self.board.summary()}")
 
 
 class LiveView(View):
@@ -183,36 +204,50 @@ class LiveView(View):
 
     def __init__(self, board: Board, console: Console, epochs: Callable[[int], list[dict[str, Any]]]) -> None:
         super().__init__(board, console, epochs)
-        self.live = Live(console=console, get_renderable=self.render, refresh_per_second=4, transient=True)
+        # It is drawn with each event, and there is one each quarter of a second: a thread of its own would draw a
+        # board that changes meanwhile.
+        self.live = Live(console=console, get_renderable=self.render, auto_refresh=False, transient=True)
 
-    def _after_finished(self) -> None:
-        """The summary is always in sight."""
-
-    def _show_progress(self, event: Event, objective: str) -> None:
-        """Progress is always in sight."""
+    def _show_progress(self, event: Event) -> None:
+        self.live.refresh()
 
     def render(self) -> RenderableType:
-        """The live part."""
-        objective = self.board.plan.space.objective.metric
-        rows: list[RenderableType] = [self._row(running, objective) for running in self.board.running.values()]
-        best = self.board.best
-        line = Text(self.board.summary())
-        if best is not None:
-            values = "  ".join(f"{name} {metric(best['metrics'].get(name))}" for name in columns_of(objective))
-            rows.append(Text(f"best: trial {best['trial']}  {values}", style="green"))
-        return Group(Text(), *rows, line)
+        """The live part: as much of each running trial as the terminal has lines for, then best and summary."""
+        board, width = self.board, self.console.width
+        footer: list[RenderableType] = [Text(board.summary(), no_wrap=True, overflow="ellipsis")]
+        if (best := board.best) is not None:
+            values = "  ".join(f"{name} {metric(best['metrics'].get(name))}" for name in columns_of(self.objective))
+            line = f"best: trial {best['trial']}  {values}"
+            footer.insert(0, Text(line, style="green", no_wrap=True, overflow="ellipsis"))
+        running = list(board.running.values())
+        room = max(self.console.height - len(footer) - 2, 1)  # a line above, and the cursor's
+        details = [Text(parameters(trial.job.params), style="dim") for trial in running]
+        heights = [len(text.wrap(self.console, max(width - INDENT, 1))) for text in details]
+        if sum(heights) + len(running) > room:
+            details = [Text(text.plain, style="dim", no_wrap=True, overflow="ellipsis") for text in details]
+        shown = running if len(running) <= room else running[: room - 1]
+        rows: list[RenderableType] = []
+        for trial, text in zip(shown, details, strict=False):
+            rows.append(self._row(trial, shown))
+            if 2 * len(running) <= room:
+                rows.append(Padding(text, (0, 0, 0, INDENT)))
+        if len(shown) < len(running):
+            rows.append(Text(f"… and {len(running) - len(shown)} more running"))
+        return Group(Text(), *rows, *footer)
 
-    def _row(self, running: Running, objective: str) -> RenderableType:
+    def _row(self, trial: Running, all_shown: Sequence[Running]) -> RenderableType:
+        """Number, round, epoch, a bar where there is room for one, and values, in columns that agree between rows."""
+        number = f"trial {trial.job.number:>{max(len(str(other.job.number)) for other in all_shown)}}"
+        place = f"{trial.place:<{max(len(other.place) for other in all_shown)}}"
+        values = f"{self.objective} {metric(trial.last.get(self.objective)):>6}  best {metric(trial.best):>6}"
+        if len(number) + len(place) + len(values) + 6 + SHORTEST_BAR > self.console.width:
+            return Text(f"{number}  {place}  {values}", no_wrap=True, overflow="ellipsis")
+        bar = ProgressBar(total=trial.job.config.planned_epochs, completed=trial.last.get("step", 0))
         row = Table.grid(padding=(0, 2), expand=True)
-        row.add_column(no_wrap=True)
-        row.add_column(no_wrap=True)
-        row.add_column(ratio=1)
-        row.add_column(no_wrap=True)
-        total = running.job.config.planned_epochs
-        bar = ProgressBar(total=total, completed=running.last.get("step", 0))
-        now, best = metric(running.last.get(objective)), metric(running.best)
-        row.add_row(f"trial {running.job.number}", running.place, bar, f"{objective} {now}  best {best}")
-        return Group(row, Padding(Text(parameters(running.job.params), style="dim"), (0, 0, 0, 2)))
+        for cell in (cells := (number, place, bar, values)):
+            row.add_column(no_wrap=True, ratio=1 if cell is bar else None)
+        row.add_row(*cells)
+        return row
 
 
 @contextmanager
@@ -246,13 +281,13 @@ def preparing(console: Console) -> Iterator[Callable[[int, int, str], None]]:
 class EpochLines:
     """A reporter that prints each epoch: for a trial without a study."""
 
-    def __init__(self, console: Console, number: int = 0) -> None:
-        self.console = console
+    def __init__(self, console: Console, config: TrialConfig) -> None:
+        self.console, self.config = console, config
 
     def report(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Prints; never prunes."""
-        values = "  ".join(f"{name} {metric(metrics[name])}" for name in HEADLINE)
-        place = f"round {metrics['round']}  epoch {metrics['epoch']}"
-        best = "  *" if metrics["best_step"] == step else ""
-        loss, speed = f"loss {metrics['loss']:.4f}", f"{metrics['images_per_second']:.0f} images/s"
-        self.console.print(Text(f"{place}  {loss}  {values}  {speed}{best}"), soft_wrap=True)
+        """Prints; never prunes. A star marks the best so far."""
+        names = columns_of(self.config.evaluation.metric)
+        values = "  ".join(f"{name} {metric(metrics[name])}" for name in names)
+        place, speed = place_of(self.config, metrics), f"{metrics['images_per_second']:.0f}/s"
+        star = " *" if metrics["best_step"] == step else ""
+        self.console.print(Text(f"{place}  loss {metrics['loss']:.4f}  {values}  {speed}{star}"), soft_wrap=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +18,6 @@ from elta_tune.cli.options import Runs, Study
 if TYPE_CHECKING:
     from elta_tune.records import StudyFolder
     from elta_tune.studies.nni_node import NniFolder, Node, Workers
-    from elta_tune.studies.nni_study import NniWatcher
     from elta_tune.studies.plan import StudyPlan
 
 
@@ -26,7 +27,8 @@ class Command:
 
     folder: StudyFolder
     asked: StudyPlan
-    budget: tuple[int | None, float | None]
+    trials: int | None
+    timeout: float | None
     cache: Path
     workers: str
     devices: str
@@ -34,44 +36,64 @@ class Command:
     detach: bool
     files: dict[str, str]
 
-    def settled(self) -> StudyPlan:
-        """The study's plan as it stands now."""
+    def plan(self) -> StudyPlan:
+        """The study's plan as it stands now.
+
+        Raises:
+            ConfigError: NNI can't run it.
+        """
+        from elta_tune.studies.backends import check_plan
         from elta_tune.studies.plan import settle
 
-        return settle(self.folder, self.asked, *self.budget)
+        plan = settle(self.folder, self.asked, self.trials, self.timeout)
+        check_plan(plan, "nni")
+        return plan
 
 
 def run(command: Command) -> None:
     """Starts a study under NNI, goes on with it, or attaches to the one that runs."""
-    from elta_tune.studies.nni_node import NniFolder, find_node, require_nni
+    from elta_tune.cli.run import claimed, to_be_continued
+    from elta_tune.studies.nni_node import NniFolder, end, find_node, require_nni
 
     require_nni()
-    with attached(NniFolder(command.folder)):
-        node = find_node(NniFolder(command.folder))
+    command.plan()  # is refused here, before a folder is made
+    nni = NniFolder(command.folder)
+    with attached(nni), to_be_continued():
+        node = find_node(nni)
         if node is not None and not _attach(command, node):
             return
-        _start(command)
+        end(nni)  # what a killed node left
+        with claimed(command.folder) as lock:
+            _start(command, lock)
 
 
-def attached(nni: NniFolder) -> ExitStack:
-    """Makes sure that one command at a time watches or starts a study's node.
+@contextmanager
+def attached(nni: NniFolder) -> Iterator[None]:
+    """Holds the right to start a study's node and to watch it.
 
     Raises:
-        StudyError: another one does.
+        StudyError: another command has it.
     """
+    from elta_tune.cli.text import command
     from elta_tune.errors import StudyError
     from elta_tune.locks import Held, hold
 
     nni.create()
-    stack = ExitStack()
-    try:
-        stack.enter_context(hold(nni.attached_lock))
-    except Held as held:
-        raise StudyError(
-            f"study {nni.study.name} is already running (process {held.owner})",
-            f"watch it: elta-tune show {nni.study.name}; end it: elta-tune stop {nni.study.name}",
-        ) from None
-    return stack
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(hold(nni.attached_lock))
+        except Held as held:
+            raise StudyError(
+                f"study {nni.study.name} is already running (process {held.owner})",
+                f"watch it: {command('show', nni.study.name)}; end it: {command('stop', nni.study.name)}",
+            ) from None
+        try:
+            yield
+        finally:
+            if not nni.study.exists():  # what is refused before it began leaves nothing behind
+                shutil.rmtree(nni.path)
+                with suppress(OSError):
+                    nni.study.path.rmdir()
 
 
 def _attach(command: Command, node: Node) -> bool:
@@ -82,13 +104,11 @@ def _attach(command: Command, node: Node) -> bool:
     from elta_tune.studies.plan import record_plan
     from elta_tune.studies.progress import is_finished
 
-    plan = command.settled()
+    plan = command.plan()
     record_plan(command.folder, plan, {})
-    try:
+    with suppress(NodeGone):  # it is ending, which is seen below
         node.rest.put("experiment?update_type=MAX_TRIAL_NUM", {"params": {"maxTrialNumber": plan.budget.trials}})
-    except NodeGone:
-        pass  # it is ending, which is seen below
-    console.print(f"study {command.folder.name} is running: attached to it")
+    console.print(f"study {command.folder.name} is running: attached to it", markup=False, soft_wrap=True)
     _tell_address(node)
     if command.detach:
         return False
@@ -96,37 +116,30 @@ def _attach(command: Command, node: Node) -> bool:
     return not is_finished(command.folder, plan)
 
 
-def _start(command: Command) -> None:
-    from elta_tune.cli.run import prepare, tell_outcome
+def _start(command: Command, lock: int) -> None:
+    from elta_tune.cli.run import prepare, study_argument, tell_finished
+    from elta_tune.cli.text import command as typed
     from elta_tune.cli.text import console
-    from elta_tune.studies.nni_node import NniFolder, Workers, end
-    from elta_tune.studies.nni_study import NniWatcher, start
+    from elta_tune.studies.nni_node import Workers
+    from elta_tune.studies.nni_study import reconcile, start
     from elta_tune.studies.progress import is_finished
 
-    folder, plan = command.folder, command.settled()
-    workers = Workers([], command.cache.absolute())
-    if folder.exists():
-        end(NniFolder(folder))  # what a killed node left
-        NniWatcher(folder, plan, None, workers).reconcile()
+    folder, plan = command.folder, command.plan()
+    reconcile(folder, plan)
     if is_finished(folder, plan):
-        console.print(f"study {folder.name} is finished: {folder.ended()} of {plan.budget.trials} trials\n")
-        return tell_outcome(folder, plan)
-    workers = replace(workers, slots=prepare(plan, command.cache, command.workers, command.devices, fork=False))
-    with folder.lock() as lock:
-        plan = command.settled()
-        resumed = folder.exists()
-        _record(command, plan)
-        with console.status("starting NNI") if console.is_terminal else nullcontext():
-            node = start(folder, plan, workers, command.port, lock)
-    verb = "goes on" if resumed else "starts"
+        return tell_finished(folder, plan)
+    slots = prepare(plan, command.cache, command.workers, command.devices, fork=False)
+    workers = Workers(slots, command.cache.absolute())
+    verb = "goes on" if folder.exists() else "starts"
+    _record(command, plan)
+    with console.status("starting NNI") if console.is_terminal else nullcontext():
+        node = start(folder, plan, workers, command.port, lock)
     done = f"{folder.ended()} of {plan.budget.trials} trials done"
-    console.print(f"study {folder.name} {verb}: {done}, in {folder.path}", soft_wrap=True)
+    console.print(f"study {folder.name} {verb}: {done}, in {folder.path}", markup=False, soft_wrap=True)
     _tell_address(node)
     if command.detach:
-        from elta_tune.cli.run import study_argument
-
-        name = study_argument(folder)
-        console.print(f"left running; watch it: the same command; end it: elta-tune stop {name}")
+        stop = typed("stop", study_argument(folder))
+        console.print(f"left running; to watch it: the same command; to end it: {stop}", markup=False, soft_wrap=True)
         return None
     return watch(folder, plan, node, workers)
 
@@ -148,45 +161,23 @@ def _tell_address(node: Node) -> None:
 def watch(folder: StudyFolder, plan: StudyPlan, node: Node, workers: Workers) -> None:
     """Shows a running study until its end, and ends node with it."""
     from elta_tune.cli.live import Board, study_view
-    from elta_tune.cli.run import tell_outcome, this_command
-    from elta_tune.cli.text import console
+    from elta_tune.cli.run import tell_outcome
+    from elta_tune.cli.text import console, this_command
     from elta_tune.studies.nni_study import NniWatcher
+    from elta_tune.studies.supervisor import interruptible
 
-    watcher = NniWatcher(folder, plan, node, workers)
+    watcher = NniWatcher(folder, plan, node, workers.cache)
     board = Board(plan, len(workers.slots), folder.results())
-    try:
-        with stoppable(watcher), study_view(board, console, lambda n: folder.trial(n).epochs()) as view:
-            for event in watcher.events():
-                view.show(event)
-    except KeyboardInterrupt:
-        console.print(f"\nkilled; to go on, each trial from its last epoch:\n  {this_command()}")
-        raise typer.Exit(130) from None
+    view_of = study_view(board, console, lambda number: folder.trial(number).epochs())
+    # A closed terminal, too, stops what was not left running by --detach; under nohup that signal is ignored.
+    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+    with interruptible(watcher, *hang_up), view_of as view, closing(watcher.events()) as events:
+        for event in events:
+            view.show(event)
     tell_outcome(folder, plan)
     if watcher.stopped:
-        console.print(f"stopped; to go on:\n  {this_command()}")
+        console.print(f"stopped; to go on:\n  {this_command()}", markup=False, soft_wrap=True)
         raise typer.Exit(130)
-
-
-class stoppable:  # noqa: N801 - a context manager, named like contextlib's
-    """Ctrl-C, SIGTERM and a closed terminal ask a watcher to stop; a second one raises KeyboardInterrupt."""
-
-    def __init__(self, watcher: NniWatcher) -> None:
-        self._watcher = watcher
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # under nohup it is ignored
-                self._previous[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, *_: object) -> None:
-        if self._watcher.interrupted:
-            raise KeyboardInterrupt
-        self._watcher.interrupted = True
 
 
 def ui(
@@ -197,7 +188,7 @@ def ui(
     runs: Runs = Path("runs"),
 ) -> None:
     """Opens NNI's web UI on a study that NNI ran; Ctrl-C closes it. Of a running study it says the address."""
-    from elta_tune.cli.text import console
+    from elta_tune.cli.text import command, console
     from elta_tune.errors import StudyError
     from elta_tune.records import open_study
     from elta_tune.studies.backends import backend_of
@@ -206,7 +197,7 @@ def ui(
 
     folder = open_study(study, runs)
     if backend_of(folder) != "nni":
-        raise StudyError(f"study {folder.name} ran under optuna, which has no web UI", f"elta-tune show {folder.name}")
+        raise StudyError(f"study {folder.name} ran under optuna, which has no web UI", command("show", folder.name))
     require_nni()
     nni = NniFolder(folder)
     if (node := find_node(nni)) is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +42,6 @@ def run(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Starts a study, or goes on with it: trials run the full ELTA training, up to the study's budget."""
-    from elta_tune.cli.text import console
     from elta_tune.config import load_recipe
     from elta_tune.documents import find_document
     from elta_tune.errors import ConfigError
@@ -48,6 +49,7 @@ def run(
     from elta_tune.space import load_space, parse_duration
     from elta_tune.studies.backends import check_plan, choose_backend
     from elta_tune.studies.plan import make_plan, settle
+    from elta_tune.studies.progress import is_finished
 
     recipe_file, space_file = find_document(recipe, "trials"), find_document(space, "search_spaces")
     config = load_recipe(recipe_file, [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])])
@@ -59,21 +61,59 @@ def run(
     backend = choose_backend(folder, backend)
     if backend != "nni" and (port is not None or detach):
         raise ConfigError(f"{'--detach' if detach else '--port'}: is for --backend nni")
-    budget = (trials, None if timeout is None else parse_duration(timeout, "--timeout"))
-    plan = settle(folder, asked, *budget)
-    check_plan(plan, backend)
+    seconds = None if timeout is None else parse_duration(timeout, "--timeout")
     files = {"space_file": str(space_file), "recipe_file": str(recipe_file)}
     if backend == "nni":
         from elta_tune.cli import nni
 
-        return nni.run(nni.Command(folder, asked, budget, cache, workers, devices, port, detach, files))
-    if folder.ended() >= plan.budget.trials:
-        console.print(f"study {name} is finished: {folder.ended()} of {plan.budget.trials} trials\n")
-        return tell_outcome(folder, plan)
-    slots = prepare(plan, cache, workers, devices)
-    with folder.lock():
-        plan = settle(folder, asked, *budget)  # now that nobody else can change it
+        return nni.run(nni.Command(folder, asked, trials, seconds, cache, workers, devices, port, detach, files))
+    with claimed(folder), to_be_continued():
+        plan = settle(folder, asked, trials, seconds)
+        check_plan(plan, backend)
+        if is_finished(folder, plan):
+            from elta_tune.studies.optuna_study import OptunaStudy
+
+            OptunaStudy(folder, plan, cache.absolute()).unfinished()  # a kill may have kept its last result from it
+            return tell_finished(folder, plan)
+        slots = prepare(plan, cache, workers, devices)
         _supervise(folder, plan, cache, slots, files)
+
+
+@contextmanager
+def claimed(folder: StudyFolder) -> Iterator[int]:
+    """Holds the study for this process; yields its lock. What is refused before it began leaves nothing behind."""
+    with folder.lock() as lock:
+        try:
+            yield lock
+        finally:
+            if not folder.exists():
+                folder.lock_file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    folder.path.rmdir()
+
+
+@contextmanager
+def to_be_continued() -> Iterator[None]:
+    """Says how to go on after Ctrl-C, whatever it cut off."""
+    from elta_tune.cli.text import console, this_command
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"\nstopped at once; to go on:\n  {this_command()}", markup=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
+    """Says that nothing is left to do, and what came out."""
+    from elta_tune.cli.text import console
+    from elta_tune.studies.progress import trials_wanted
+
+    told = f"study {folder.name} is finished: {folder.ended()} of {trials_wanted(plan)} trials"
+    console.print(told, markup=False, soft_wrap=True)
+    more = "its grid is used up" if plan.space.sampler.name == "grid" else "--trials raises the budget"
+    console.print(f"{more}; another study of the same: --name NAME\n")
+    tell_outcome(folder, plan)
 
 
 def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: bool = True) -> list[Slot]:
@@ -111,33 +151,30 @@ def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: b
 
 
 def _supervise(folder: StudyFolder, plan: StudyPlan, cache: Path, slots: list[Slot], files: dict[str, str]) -> None:
+    from rich.text import Text
+
     from elta_tune.cli.live import Board, study_view
-    from elta_tune.cli.text import console
+    from elta_tune.cli.text import console, this_command
     from elta_tune.executors.local import LocalExecutor
     from elta_tune.studies.optuna_study import OptunaStudy
     from elta_tune.studies.plan import record_plan
     from elta_tune.studies.supervisor import Supervisor, interruptible
     from elta_tune.trial import commit, versions
 
-    resumed = folder.exists()
-    record_plan(
-        folder, plan, {"study": folder.name, "backend": "optuna", **files, "packages": versions(), "commit": commit()}
-    )
+    verb = "goes on" if folder.exists() else "starts"
+    facts = {"study": folder.name, "backend": "optuna", **files, "packages": versions(), "commit": commit()}
+    record_plan(folder, plan, facts)
     study = OptunaStudy(folder, plan, cache.absolute())
     supervisor = Supervisor(study, LocalExecutor(slots))
     board = Board(plan, len(slots), folder.results(), seconds_before=study.seconds_run)
-    verb = "goes on" if resumed else "starts"
-    console.print(f"study {folder.name} {verb}: {board.ended} of {plan.budget.trials} trials done, in {folder.path}\n")
-    try:
-        with interruptible(supervisor), study_view(board, console, lambda n: folder.trial(n).epochs()) as view:
-            for event in supervisor.events():
-                view.show(event)
-    except KeyboardInterrupt:
-        console.print(f"\nkilled; to go on, each trial from its last epoch:\n  {this_command()}")
-        raise typer.Exit(130) from None
+    console.print(Text(f"study {folder.name} {verb}: {board.progress} done, in {folder.path}\n"), soft_wrap=True)
+    view_of = study_view(board, console, lambda number: folder.trial(number).epochs())
+    with interruptible(supervisor), view_of as view, closing(supervisor.events()) as events:
+        for event in events:
+            view.show(event)
     tell_outcome(folder, plan)
     if supervisor.stopped == "interrupted":
-        console.print(f"stopped; to go on:\n  {this_command()}")
+        console.print(f"stopped; to go on:\n  {this_command()}", markup=False, soft_wrap=True)
         raise typer.Exit(130)
     if supervisor.stopped == "timeout":
         console.print("the time of the study is used up; to go on: the same command with a larger --timeout")
@@ -147,39 +184,29 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     """The best trials, where everything lies, and what to type next."""
     from rich.text import Text
 
-    from elta_tune.cli.text import console, counts, metric, trial_table
+    from elta_tune.cli.text import command, console, counts, metric, trial_table
     from elta_tune.results.best import ranked
 
     results, ranking = folder.results(), ranked(folder, plan)
     if not results:
         return
-    objective = plan.space.objective.metric
+    objective, study = plan.space.objective.metric, study_argument(folder)
     console.print(trial_table((ranking or results)[:SHOWN], objective))
-    console.print(Text(f"\n{counts(results)}; all of them: elta-tune show {study_argument(folder)}"), soft_wrap=True)
-    if not ranking:
-        return
-    best, first = ranking[0], next((result for result in ranking if result["trial"] == 0), None)
-    gain = f"; trial 0, the recipe as it stands: {metric(first['value'])}" if first else ""
-    console.print(Text(f"best: trial {best['trial']}, {objective} {metric(best['value'])}{gain}"))
-    console.print(Text(f"folder: {folder.path}"), soft_wrap=True)
-    console.print(f"next:\n  elta-tune best {study_argument(folder)} --export ckpt")
+    lines = [f"\n{counts(results)}; all of them: {command('show', study)}"]
+    if ranking:
+        best, first = ranking[0], next((result for result in ranking if result["trial"] == 0), None)
+        gain = f"; trial 0, the recipe as it stands: {metric(first['value'])}" if first else ""
+        lines.append(f"best: trial {best['trial']}, {objective} {metric(best['value'])}{gain}")
+    lines.append(f"folder: {folder.path}")
+    if ranking:
+        lines.append(f"next:\n  {command('best', study, '--export', 'ckpt')}")
+    console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 def study_argument(folder: StudyFolder) -> str:
     """How the other commands find the study."""
-    import os
-    import shlex
-
     default = folder.path.parent == Path("runs").absolute()
-    return shlex.quote(folder.name if default else os.path.relpath(folder.path))
-
-
-def this_command() -> str:
-    """The command line, to be typed again."""
-    import shlex
-    import sys
-
-    return f"elta-tune {shlex.join(sys.argv[1:])}"
+    return folder.name if default else os.path.relpath(folder.path)
 
 
 def train(
@@ -197,23 +224,21 @@ def train(
 
     file = find_document(recipe, "trials")
     config = load_recipe(file, overrides or ())
+    with to_be_continued():
+        from elta_tune.records import TrialFolder
+        from elta_tune.studies.preflight import preflight
+        from elta_tune.training.devices import available_devices, check_devices
+        from elta_tune.trial import run_trial
 
-    from elta_tune.records import TrialFolder
-    from elta_tune.studies.preflight import preflight
-    from elta_tune.training.devices import available_devices, check_devices
-    from elta_tune.trial import run_trial
-
-    device = available_devices()[0] if device == "auto" else device
-    check_devices([device])
-    with preparing(console) as progress:
-        preflight([config], cache, progress)
-    folder = TrialFolder((out or Path("runs") / f"train-{file.stem}").absolute())
-    try:
-        result = run_trial(config, folder, EpochLines(console), cache=cache, device=device)
-    except KeyboardInterrupt:
-        console.print(f"\nstopped; to go on:\n  {this_command()}")
-        raise typer.Exit(130) from None
+        device = available_devices()[0] if device == "auto" else device
+        check_devices([device])
+        with preparing(console) as progress:
+            preflight([config], cache, progress)
+        folder = TrialFolder((out or Path("runs") / f"train-{file.stem}").absolute())
+        result = run_trial(config, folder, EpochLines(console, config), cache=cache, device=device)
     told = result["reason"] or f"{config.evaluation.metric} {metric(result['value'])} at step {result['best_step']}"
-    console.print(f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder.path}", markup=False)
+    told = f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder.path}"
+    console.print(told, markup=False, soft_wrap=True)
     if result["state"] == "failed":
+        console.print("to train it anew, remove that folder or choose another with --out")
         raise typer.Exit(1)

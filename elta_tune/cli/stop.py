@@ -53,8 +53,8 @@ def _stop_process(lock: Path, name: str) -> bool:
 
 def _stop_nni(folder: StudyFolder) -> bool:
     from elta_tune.cli.text import console
-    from elta_tune.studies.nni_node import NniFolder, Workers, end, members
-    from elta_tune.studies.nni_study import NniWatcher
+    from elta_tune.studies.nni_node import NniFolder, end, members
+    from elta_tune.studies.nni_study import reconcile
     from elta_tune.studies.plan import read_plan
 
     nni = NniFolder(folder)
@@ -63,5 +63,5 @@ def _stop_nni(folder: StudyFolder) -> bool:
     if left and not watched:
         console.print(f"stopping study {folder.name}")
     end(nni)
-    NniWatcher(folder, read_plan(folder), None, Workers([], Path())).reconcile()
+    reconcile(folder, read_plan(folder))
     return watched or left

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +61,18 @@ def counts(results: Sequence[Mapping[str, Any]]) -> str:
     """``12 trials: 8 complete, 4 pruned; 3 min of training``."""
     states = [result["state"] for result in results]
     told = ", ".join(f"{states.count(state)} {state}" for state in STATE_STYLE if state in states)
-    return f"{len(results)} trials: {told}; {duration(sum(result['seconds'] for result in results))} of training"
+    plural = "s" if len(results) > 1 else ""
+    return f"{len(results)} trial{plural}: {told}; {duration(sum(result['seconds'] for result in results))} of training"
+
+
+def command(*words: str) -> str:
+    """A command to type: as this one was, by `uv run` or from an activated environment."""
+    return shlex.join([*(["uv", "run"] if "UV" in os.environ else []), "elta-tune", *words])
+
+
+def this_command() -> str:
+    """The command that runs."""
+    return command(*sys.argv[1:])
 
 
 def columns_of(objective: str) -> list[str]:

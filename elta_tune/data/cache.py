@@ -1,146 +1,152 @@
-"""The cache: every image decoded once, resized, as uint8 in memory-mapped files that all trials of all studies share.
+"""The cache: every image decoded once, resized, for all trials of all studies.
 
-    CACHE/images-<key>/
-    ├── 300.npy  256.npy     (N, S, S, 3) uint8, one file per size
-    ├── status.npy           (N,) uint8: 0 to do, 1 decoded, 2 unreadable
-    ├── digests.npy          (N, 16) uint8: blake2b of the file's bytes, 0 if unreadable
-    ├── thumbnails.npy       (N, 8, 8, 3) uint8
-    └── complete.json        written last: reasons of what is unreadable
-
-The key is a hash of the files (path, size, time) and the sizes. A build that was killed goes on where it was.
+Images are found by the digest of their file's bytes, whichever folder, list, split or study asks for them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import open_memmap
-from numpy.typing import NDArray
 
-from elta_tune.data.decoding import RULE, THUMBNAIL, careful, read_content, shrink
+from elta_tune.data.builder import build
+from elta_tune.data.packs import Bytes, Images, Index, Previews, find_images
+from elta_tune.data.shelf import Shelf
 from elta_tune.errors import DataError
 
-TODO, DECODED, UNREADABLE = 0, 1, 2
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what)."""
 
 
 @dataclass(frozen=True)
-class CacheFolder:
-    """The complete cache of some files; arrays are indexed by the files' order."""
+class CachedImages:
+    """What the cache has of N files.
 
-    path: Path
-    files: Sequence[Path]
+    `digests` (N, 16) of their bytes, 0 where they are not known; `images` (N) by their edge; `unreadable` says why, by
+    the file's index.
+    """
 
-    def images(self, size: int) -> NDArray[np.uint8]:
-        """(N, S, S, 3), memory-mapped."""
-        images: NDArray[np.uint8] = open_memmap(self.path / f"{size}.npy", mode="r")
-        return images
+    files: Sequence[str]
+    digests: Bytes
+    images: Mapping[int, Images]
+    unreadable: Mapping[int, str]
 
-    def status(self) -> NDArray[np.uint8]:
-        """(N,): DECODED or UNREADABLE."""
-        status: NDArray[np.uint8] = np.load(self.path / "status.npy")
-        return status
+    @property
+    def decoded(self) -> Index:
+        """The files (M,) that are there at every edge."""
+        return np.flatnonzero(np.min([images.rows for images in self.images.values()], axis=0) >= 0)
 
-    def digests(self) -> NDArray[np.uint8]:
-        """(N, 16): hash of each file's bytes."""
-        digests: NDArray[np.uint8] = np.load(self.path / "digests.npy")
-        return digests
+    def previews(self) -> Previews:
+        """Size and thumbnail of the decoded ones, (M,)."""
+        return next(iter(self.images.values())).subset(self.decoded).previews()
 
-    def thumbnails(self) -> NDArray[np.uint8]:
-        """(N, 8, 8, 3)."""
-        thumbnails: NDArray[np.uint8] = np.load(self.path / "thumbnails.npy")
-        return thumbnails
+    @property
+    def missing(self) -> Index:
+        """The files (M,) that are still to be decoded."""
+        missing = np.ones(len(self.files), bool)
+        missing[self.decoded] = False
+        missing[list(self.unreadable)] = False
+        return np.flatnonzero(missing)
 
-    def reasons(self) -> dict[int, str]:
-        """Why a file is unreadable, by its index."""
-        found = json.loads((self.path / "complete.json").read_text(encoding="utf-8"))["unreadable"]
-        return {int(index): reason for index, reason in found.items()}
+    @property
+    def missing_bytes(self) -> int:
+        """What decoding them takes on disk, at most: some may be there under another path."""
+        missing = self.missing
+        return sum(int((images.rows[missing] < 0).sum()) * edge**2 * 3 for edge, images in self.images.items())
 
 
-def open_cache(root: Path, files: Sequence[Path], sizes: Sequence[int], progress: Progress, what: str) -> CacheFolder:
-    """The cache of some files, built if it is not there. Two processes that ask at once build it once.
+def look_up(root: Path, files: Sequence[str], edges: Sequence[int]) -> CachedImages:
+    """What the cache has of some files, without decoding any."""
+    shelf = Shelf(root)
+    digests = shelf.digests(files)
+    images = {edge: find_images(edge, shelf.packs(edge), digests) for edge in edges}
+    return CachedImages(files, digests, images, shelf.reasons(digests))
+
+
+def complete(root: Path, cached: CachedImages, progress: Progress, what: str) -> CachedImages:
+    """Decodes what is missing. Two processes that ask at once decode it once.
 
     Raises:
-        DataError: it can't be written.
+        DataError: the cache can't be written.
     """
-    folder = CacheFolder(root / f"images-{_key(files, sizes)}", files)
-    if (folder.path / "complete.json").exists():
-        return folder
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.path / "lock"):
-            if not (folder.path / "complete.json").exists():
-                _build(folder.path, files, sorted(set(sizes)), progress, what)
-    except OSError as error:
-        raise DataError(f"{folder.path}: the image cache can't be written: {error.strerror or error}") from error
-    return folder
-
-
-def _key(files: Sequence[Path], sizes: Sequence[int]) -> str:
-    digest = hashlib.blake2b(f"{RULE} {sorted(set(sizes))}".encode(), digest_size=12)
-    for file in files:
-        facts = file.stat()
-        digest.update(f"\0{file}\0{facts.st_size}\0{facts.st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _build(path: Path, files: Sequence[Path], sizes: Sequence[int], progress: Progress, what: str) -> None:
-    """Decodes what is to do; threads suffice, since Pillow decodes and resizes without the interpreter's lock."""
-    count = len(files)
-    arrays = {size: _array(path / f"{size}.npy", (count, size, size, 3)) for size in sizes}
-    status = _array(path / "status.npy", (count,))
-    digests = _array(path / "digests.npy", (count, 16))
-    thumbnails = _array(path / "thumbnails.npy", (count, THUMBNAIL, THUMBNAIL, 3))
-    reasons: dict[int, str] = {}
-
-    def store(index: int) -> None:
+    failed: dict[int, str] = {}
+    if len(cached.missing):
+        shelf, files, edges = Shelf(root), cached.files, list(cached.images)
         try:
-            content = read_content(files[index])
-            shrunk = shrink(content, sizes)
-        except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
-            status[index], reasons[index] = UNREADABLE, f"{type(error).__name__}: {error}"
-            return
-        digests[index] = np.frombuffer(hashlib.blake2b(content, digest_size=16).digest(), np.uint8)
-        for size, array in arrays.items():
-            array[index] = shrunk.pixels[size]
-        thumbnails[index] = shrunk.thumbnail
-        status[index] = DECODED  # after the pixels: a kill between leaves it to do
-
-    todo = [index for index in range(count) if status[index] != DECODED]
-    with (
-        careful(),
-        ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool,
-    ):
-        for done, _ in enumerate(pool.map(store, todo), start=count - len(todo) + 1):
-            progress(done, count, what)
-    for array in (*arrays.values(), status, digests, thumbnails):
-        array.flush()
-    aside = path / "complete.json.tmp"
-    aside.write_text(json.dumps({"rule": RULE, "files": count, "unreadable": reasons}), encoding="utf-8")
-    aside.replace(path / "complete.json")
+            with shelf.lock(lambda: progress(0, len(files), f"waiting for another run, then {what}")):
+                failed = _decode_missing(shelf, look_up(root, files, edges), progress, what)
+        except OSError as error:
+            raise DataError(f"{shelf.path}: the image cache can't be written: {error.strerror or error}") from error
+        cached = look_up(root, files, edges)
+        failed = {int(index): failed.get(int(index), "it changed while it was read") for index in cached.missing}
+    _mark_used(cached)
+    return replace(cached, unreadable={**cached.unreadable, **failed})
 
 
-def _array(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """The array of an earlier, killed build, or a new one of zeros."""
-    with contextlib.suppress(FileNotFoundError, ValueError, EOFError):
-        array = open_memmap(path, mode="r+")
-        if array.shape == shape:
-            return array
-    return open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+def find_room(
+    root: Path, parts: Sequence[CachedImages], limit: int | None, progress: Progress
+) -> Sequence[CachedImages]:
+    """The same parts, once it is sure that there is room for what they miss.
+
+    Args:
+        limit: bytes that decoding may take, beside what is free on the disk.
+
+    Raises:
+        DataError: says how much it would take.
+    """
+    shelf = Shelf(root)
+    free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
+    allowed = free if limit is None else min(free, limit)
+    if _missing_bytes(parts) > allowed and shelf.path.exists():
+        # What was moved or copied is there already: the bytes of the files tell.
+        parts = [_compare(shelf, root, part, progress) for part in parts]
+    if (needed := _missing_bytes(parts)) > allowed:
+        bound = f"{size_text(free)} that are free in {root}" if allowed == free else f"{size_text(allowed)} allowed"
+        raise DataError(
+            f"decoding takes {size_text(needed)} on disk, more than the {bound}",
+            "put it on another disk: --cache FOLDER, or ELTA_TUNE_CACHE; or make room: elta-tune data cache --list",
+        )
+    return parts
+
+
+def _missing_bytes(parts: Sequence[CachedImages]) -> int:
+    return sum(part.missing_bytes for part in parts)
+
+
+def _compare(shelf: Shelf, root: Path, part: CachedImages, progress: Progress) -> CachedImages:
+    files = [part.files[index] for index in part.missing]
+    with shelf.lock(lambda: None):
+        build(shelf, files, (), lambda done: progress(done, len(files), "comparing images with the cache"))
+    return look_up(root, part.files, list(part.images))
+
+
+def _decode_missing(shelf: Shelf, cached: CachedImages, progress: Progress, what: str) -> dict[int, str]:
+    missing, total = cached.missing, len(cached.files)
+    if not len(missing):  # another run was faster
+        return {}
+    what = f"{what} ({size_text(cached.missing_bytes)})"
+    files = [cached.files[index] for index in missing]
+    edges = [edge for edge, images in cached.images.items() if (images.rows[missing] < 0).any()]
+    failed = build(shelf, files, edges, lambda done: progress(total - len(files) + done, total, what))
+    return {int(missing[index]): reason for index, reason in failed.items()}
+
+
+def _mark_used(cached: CachedImages) -> None:
+    for images in cached.images.values():
+        for owner in np.unique(images.owners[images.rows >= 0]):
+            with contextlib.suppress(OSError):  # nice to know, no more
+                os.utime(images.packs[owner].path / "about.json")
+
+
+def size_text(count: float) -> str:
+    """``69.0 GB``."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

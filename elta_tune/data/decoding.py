@@ -16,7 +16,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,25 +43,38 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes an image upright, by the orientation in its EXIF."""
+SIDEWAYS = [TURNS[orientation] for orientation in range(5, 9)]
 
 
 @dataclass(frozen=True)
 class Shrunk:
-    """An image as squares: `pixels` (S, S, 3) by their edge, and the `thumbnail` (8, 8, 3)."""
+    """An image as squares: `pixels` (S, S, 3) by their edge, the `thumbnail` (8, 8, 3); `size` is its own, upright."""
 
     pixels: dict[int, NDArray[np.uint8]]
     thumbnail: NDArray[np.uint8]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An RGB image, at its own size or `is_reduced`; `width` and `height` are what of it is image, not padding."""
+    """An RGB image at `whole` size or less, to be turned; `width` and `height` are what of it is image, not padding."""
 
     image: Image.Image
     width: float
     height: float
-    is_reduced: bool
+    whole: tuple[int, int]
     turn: Image.Transpose | None
+
+    @property
+    def is_reduced(self) -> bool:
+        """Whether pixels were left out."""
+        return self.image.size != self.whole
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the whole image, upright."""
+        width, height = self.whole
+        return (height, width) if self.turn in SIDEWAYS else (width, height)
 
     def squashed(self, size: int) -> Image.Image:
         """The image as a square, not yet turned."""
@@ -74,7 +87,7 @@ class Decoded:
 
     def halved(self) -> Decoded:
         """The mean of each 2×2 pixels."""
-        return Decoded(self.image.reduce(2), self.width / 2, self.height / 2, True, self.turn)
+        return replace(self, image=self.image.reduce(2), width=self.width / 2, height=self.height / 2)
 
 
 @contextlib.contextmanager
@@ -99,12 +112,12 @@ def read_content(path: Path) -> bytes:
 
 
 def decode(content: bytes) -> Image.Image:
-    """The whole image as one sees it: first frame, rotated as its EXIF says, RGB.
+    """The whole image as one sees it: first frame, rotated as its EXIF says, RGB. Call it `careful`ly.
 
     Raises:
         Exception: unreadable; a hostile file may raise anything.
     """
-    with careful(), Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content)) as image:
         return _rgb(ImageOps.exif_transpose(image))
 
 
@@ -118,7 +131,7 @@ def shrink(content: bytes, sizes: Sequence[int]) -> Shrunk:
     decoded = _decode(content, math.ceil(ROOM * largest))
     if decoded.is_reduced and _difference(decoded.squashed(largest), decoded.halved().squashed(largest)) > DOUBT:
         decoded = _decode(content, None)
-    return Shrunk({size: decoded.square(size) for size in sizes}, decoded.square(THUMBNAIL))
+    return Shrunk({size: decoded.square(size) for size in sizes}, decoded.square(THUMBNAIL), decoded.size)
 
 
 def _decode(content: bytes, enough: int | None) -> Decoded:
@@ -129,7 +142,7 @@ def _decode(content: bytes, enough: int | None) -> Decoded:
         width, height = image.size if drafted is None else drafted[1][2:]
         image.load()
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-        return Decoded(_rgb(image), width, height, image.size != whole, turn)
+        return Decoded(_rgb(image), width, height, whole, turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,18 +1,23 @@
-"""Images that are in two splits: by id, file, bytes or pixels."""
+"""Images that are there twice, in one split or in two: by id, file, bytes or pixels."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from elta_tune.data.cache import DECODED, CacheFolder
-from elta_tune.data.decoding import decode
+from elta_tune.data.builder import available_cores
+from elta_tune.data.cache import CachedImages
+from elta_tune.data.decoding import careful, decode, read_content
+from elta_tune.data.packs import DIGEST, Bytes, Index, Previews
+from elta_tune.data.shelf import Shelf
 from elta_tune.errors import DataError
 
 NEAR = 1.0
@@ -21,130 +26,141 @@ NEAR = 1.0
 
 @dataclass(frozen=True)
 class Member:
-    """A split in the search: `ids` (N,) of the images in its cache."""
+    """A split in the search: `ids` (N,) of its images, and those themselves unless only labels are looked at."""
 
     name: str
     file: Path
     ids: NDArray[np.object_]
-    cache: CacheFolder
+    cached: CachedImages | None = None
 
 
 @dataclass(frozen=True)
 class Shared:
-    """An image of `first` that is also in `second`."""
+    """An image of `first` that is also in `second`, which may be the same."""
 
     first: Member
     second: Member
     ids: tuple[str, str]
     how: str
 
+    @property
+    def is_leak(self) -> bool:
+        """Whether a model would be judged by what it was trained on, or two files can't both be right.
+
+        The pool must share nothing with validation or test. Labelled splits must share no id and no file; the same
+        content in two files is no more than odd, since AVA itself has such pairs.
+        """
+        names = {self.first.name, self.second.name}
+        return len(names) == 2 and (self.how in ("id", "file") or ("pool" in names and bool(names & {"val", "test"})))
+
     def __str__(self) -> str:
-        return (
-            f"{self.first.file}: {self.ids[0]!r} is also in {self.second.file} as {self.ids[1]!r} (the same {self.how})"
-        )
+        where = "there" if self.first is self.second else f"in {self.second.file}"
+        return f"{self.first.file}: {self.ids[0]!r} is also {where} as {self.ids[1]!r} (the same {self.how})"
 
 
-def find_overlaps(members: Sequence[Member]) -> list[str]:
-    """Looks for shared images in each pair of splits.
-
-    The pool must share none with validation or test. Labelled splits must share no id and no file; the same content
-    in two files is a warning, since AVA itself has such pairs.
-
-    Returns:
-        Warnings.
-
-    Raises:
-        DataError: names the files and ids that overlap.
-    """
-    errors: list[Shared] = []
-    warnings: list[Shared] = []
-    for first, second in itertools.combinations(members, 2):
-        held_out = {first.name, second.name} & {"val", "test"}
-        for shared in _shared(first, second):
-            leak = shared.how in ("id", "file") or ("pool" in (first.name, second.name) and held_out)
-            (errors if leak else warnings).append(shared)
-    if errors:
-        raise DataError(
-            _listing(errors), "take them out of one of the files: a model must not train on what it is judged by"
-        )
-    return [_listing(warnings)] if warnings else []
+def find_shared(members: Sequence[Member], shelf: Shelf) -> list[Shared]:
+    """Each image that is there twice, once, by the plainest way in which it is."""
+    keys = [
+        {"id": member.ids.tolist(), **contents}
+        for member, contents in zip(members, _contents(members, shelf), strict=True)
+    ]
+    found = []
+    for one, other in itertools.combinations_with_replacement(range(len(members)), 2):
+        # The pool is told first: it is the file to mend.
+        first, second = (other, one) if members[other].name == "pool" else (one, other)
+        seen: set[int] = set()
+        for how, own in keys[first].items():
+            for a, b in _repeated(own) if first == second else _same(own, keys[second][how]):
+                if a not in seen:
+                    seen.add(a)
+                    ids = (str(members[first].ids[a]), str(members[second].ids[b]))
+                    found.append(Shared(members[first], members[second], ids, how))
+    return found
 
 
-def _listing(shared: Sequence[Shared]) -> str:
+def leak(shared: Sequence[Shared]) -> DataError | None:
+    """Why a model would be judged by what it was trained on, with the files and ids, or None if it would not."""
+    leaks = [item for item in shared if item.is_leak]
+    hint = "take them out of one of the files: a model must not train on what it is judged by"
+    return DataError(listing(leaks), hint) if leaks else None
+
+
+def listing(shared: Sequence[Shared]) -> str:
+    """The first three, and how many more."""
     more = f"\n… and {len(shared) - 3} more" if len(shared) > 3 else ""
     return "\n".join(str(item) for item in shared[:3]) + more
 
 
-def _shared(first: Member, second: Member) -> Iterator[Shared]:
-    """Each shared image once, by the plainest way in which it is."""
-    # The pool is told first: it is the file to mend.
-    if second.name == "pool":
-        first, second = second, first
-    seen: set[int] = set()
-    for how, pairs in (
-        ("id", _same(first.ids, second.ids)),
-        ("file", _same(first.cache.files, second.cache.files)),
-        ("bytes", _same_bytes(first, second)),
-        ("pixels", _same_pixels(first, second)),
-    ):
-        for a, b in pairs:
-            if a not in seen:
-                seen.add(a)
-                yield Shared(first, second, (first.ids[a], second.ids[b]), how)
-
-
 def _same(first: Iterable[Hashable], second: Iterable[Hashable]) -> Iterator[tuple[int, int]]:
     places = {name: index for index, name in enumerate(second)}
-    yield from ((index, places[name]) for index, name in enumerate(first) if name in places)
+    yield from ((index, places[name]) for index, name in enumerate(first) if name is not None and name in places)
 
 
-def _same_bytes(first: Member, second: Member) -> Iterator[tuple[int, int]]:
-    digests = second.cache.digests()
-    places = {digests[index].tobytes(): int(index) for index in _decoded(second.cache)}
-    digests = first.cache.digests()
-    for index in _decoded(first.cache):
-        if (other := places.get(digests[index].tobytes())) is not None:
-            yield int(index), other
+def _repeated(names: Iterable[Hashable]) -> Iterator[tuple[int, int]]:
+    places: dict[Hashable, int] = {}
+    for index, name in enumerate(names):
+        if name is not None and places.setdefault(name, index) != index:
+            yield index, places[name]
 
 
-def _same_pixels(first: Member, second: Member) -> Iterator[tuple[int, int]]:
-    """Near thumbnails are candidates; what counts are the fully decoded pixels."""
-    a_rows, b_rows = _decoded(first.cache), _decoded(second.cache)
-    if not len(a_rows) or not len(b_rows):
-        return
-    a, b = first.cache.thumbnails()[a_rows], second.cache.thumbnails()[b_rows]
-    # Identical thumbnails (all-black images, say) are looked up once: the tree then has no heaps of equal points.
-    points, groups = np.unique(b, axis=0, return_inverse=True)
-    members: dict[int, list[int]] = {}
-    for row, group in zip(b_rows, groups, strict=True):
-        members.setdefault(int(group), []).append(int(row))
-    for position, candidates in enumerate(_near(a, points)):
-        for other in (row for group in candidates for row in members[group]):
-            if _equal_pixels(first.cache.files[a_rows[position]], second.cache.files[other]):
-                yield int(a_rows[position]), other
-                break
+def _contents(members: Sequence[Member], shelf: Shelf) -> list[dict[str, list[Hashable]]]:
+    """For each member, names of each image's file, bytes and pixels; None for what is not decoded."""
+    cached = [member.cached for member in members if member.cached is not None]
+    if len(cached) < len(members):
+        return [{} for _ in members]
+    decoded = [part.decoded for part in cached]
+    digests = np.concatenate([part.digests[rows] for part, rows in zip(cached, decoded, strict=True)])
+    keys, first, bytes_ = np.unique(digests.view(f"S{DIGEST}")[:, 0], return_index=True, return_inverse=True)
+    files = [part.files[row] for part, rows in zip(cached, decoded, strict=True) for row in rows.tolist()]
+    previews = np.concatenate([part.previews() for part in cached])
+    pictures = shelf.remembered(
+        "pictures", keys.tobytes(), lambda: same_pictures(previews[first], [files[index] for index in first.tolist()])
+    )
+    contents = []
+    ends = np.cumsum([len(rows) for rows in decoded])
+    for part, rows, own in zip(cached, decoded, np.split(bytes_, ends[:-1]), strict=True):
+        names = np.full((2, len(part.files)), None, object)
+        names[:, rows] = own, pictures[own]
+        contents.append({"file": list(part.files), "bytes": names[0].tolist(), "pixels": names[1].tolist()})
+    return contents
 
 
-def _near(thumbnails: NDArray[np.uint8], points: NDArray[np.uint8]) -> Iterator[list[int]]:
-    """For each of some thumbnails (A, 8, 8, 3) the near ones of `points` (B, 8, 8, 3)."""
+def same_pictures(previews: Previews, files: Sequence[str]) -> Index:
+    """For each image (N,) the first one of the same pixels, mostly itself."""
+    same = np.arange(len(files))
+    alike = _look_alike(previews)
+    first: dict[bytes, int] = {}
+    with careful(), ThreadPoolExecutor(available_cores()) as pool:
+        digests = pool.map(_pixel_digest, [files[index] for index in alike])
+        for index, digest in zip(alike, digests, strict=True):
+            same[index] = first.setdefault(digest, index)
+    return same
+
+
+def _pixel_digest(file: str) -> bytes:
+    image = decode(read_content(Path(file)))
+    return blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=DIGEST).digest()
+
+
+def _look_alike(previews: Previews) -> Index:
+    """The images (M,) of which there is another with its size and nearly its thumbnail, in their order."""
+    _, sizes = np.unique(previews["size"], axis=0, return_inverse=True)
+    order = np.argsort(sizes, kind="stable")
+    groups = np.split(order, np.cumsum(np.bincount(sizes))[:-1]) if len(order) else []
+    return np.sort(np.concatenate([order[:0], *(rows[_near(previews["thumbnail"][rows])] for rows in groups)]))
+
+
+def _near(thumbnails: Bytes) -> NDArray[np.bool_]:
+    """Which of some thumbnails (N, 8, 8, 3) are near another one, (N,)."""
+    flat = np.ascontiguousarray(thumbnails.reshape(len(thumbnails), -1))
+    # Equal ones (all-black images, say) are one point: so the tree has no heaps of pairs.
+    _, first, points = np.unique(flat.view(f"S{flat.shape[1]}")[:, 0], return_index=True, return_inverse=True)
+    near = np.bincount(points) > 1
     # A tree of 192 dimensions looks at everything. Means of 4×4 blocks differ by no more than their pixels do, so a
-    # tree of these 12 leaves few to compare (20,000 with 200,000 images: 1 s, not 10 minutes).
-    blocks = cKDTree(_block_means(points))
-    candidates = blocks.query_ball_point(_block_means(thumbnails), r=NEAR * blocks.m + 1e-6, p=1)
-    for thumbnail, near in zip(thumbnails, candidates, strict=True):
-        distances = np.abs(points[near] - thumbnail.astype(np.float32)).mean(axis=(1, 2, 3))
-        yield [index for index, distance in zip(near, distances, strict=True) if distance <= NEAR]
-
-
-def _block_means(thumbnails: NDArray[np.uint8]) -> NDArray[np.float64]:
-    means: NDArray[np.float64] = thumbnails.reshape(-1, 2, 4, 2, 4, 3).mean(axis=(2, 4))
-    return means.reshape(-1, 12)
-
-
-def _decoded(cache: CacheFolder) -> NDArray[np.int64]:
-    return np.flatnonzero(cache.status() == DECODED)
-
-
-def _equal_pixels(first: Path, second: Path) -> bool:
-    one, other = decode(first.read_bytes()), decode(second.read_bytes())
-    return one.size == other.size and one.tobytes() == other.tobytes()
+    # tree of these 12 leaves few to compare.
+    blocks = cKDTree(thumbnails[first].reshape(-1, 2, 4, 2, 4, 3).mean(axis=(2, 4)).reshape(-1, 12))
+    pairs = blocks.query_pairs(NEAR * blocks.m + 1e-6, p=1, output_type="ndarray")
+    for start in range(0, len(pairs), 10_000):
+        one, other = (flat[first[column]].astype(np.int16) for column in pairs[start : start + 10_000].T)
+        near[pairs[start : start + 10_000][np.abs(one - other).mean(axis=1) <= NEAR]] = True
+    return near[points]

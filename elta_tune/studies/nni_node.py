@@ -197,7 +197,7 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int) -> Node
         *("--experiments-directory", str(folder.path), "--log-level", "info"),
         *("--python-interpreter", sys.executable, "--mode", "local"),
     ]
-    with folder.node_log.open("a", encoding="utf-8") as log:
+    with folder.node_log.open("w", encoding="utf-8") as log:
         started = subprocess.Popen(
             command,
             cwd=node_folder,
@@ -260,7 +260,8 @@ def _wait_for(folder: NniFolder, node: Node) -> None:
                 return
         time.sleep(0.1)
     said = folder.node_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    raise StudyError(f"NNI did not start: {said[-1] if said else 'it said nothing'}", f"look into {folder.node_log}")
+    told = [line for line in said if "Error: " in line] or said or ["it said nothing"]
+    raise StudyError(f"NNI did not start: {told[-1]}", f"look into {folder.node_log}")
 
 
 def verify(node: Node) -> None:

@@ -7,14 +7,15 @@ import shlex
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Reported
-from elta_tune.records import StudyFolder
+from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.studies.nni_channel import NodeGone
 from elta_tune.studies.nni_node import NniFolder, Node, Workers, end, kill, start_node
 from elta_tune.studies.nni_space import decode, to_nni
@@ -23,6 +24,7 @@ from elta_tune.studies.supervisor import FAILURES_IN_A_ROW, Event, Finished, Sta
 
 TUNERS = {"tpe": "TPE", "random": "Random", "grid": "GridSearch", "evolution": "Evolution"}
 """NNI's tuners by a space's samplers."""
+WAITING = ("UNKNOWN", "ADD_RESUMED")
 FAILED = ("FAILED", "USER_CANCELED", "SYS_CANCELED")
 PAUSE = 0.5
 """Seconds between looks at node and the trials."""
@@ -166,65 +168,67 @@ class NniWatcher:
 
     folder: StudyFolder
     plan: StudyPlan
-    node: Node | None
-    workers: Workers
+    node: Node
+    cache: Path
     stopped: Literal["interrupted"] | None = None
     interrupted: bool = False
     """Set from outside, it asks for a stop: trials that run go on from their last epoch at the next start."""
-    _heard: dict[int, int] = field(default_factory=dict)
-    _done: set[int] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.nni = NniFolder(self.folder)
-        self._done |= {result["trial"] for result in self.folder.results()}
-
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event, None, None]:
         """Watches until node has ended, and yields what happens.
 
         Raises:
             StudyError: NNI ended for another reason than the budget: a dead tuner, failures in a row, a kill.
         """
-        assert self.node is not None
+        nni, news = NniFolder(self.folder), News(self.folder, self.plan, self.cache)
         jobs: list[NniJob] = []
         try:
-            while True:
+            while self.node.is_alive:
                 if self.interrupted and self.stopped is None:
                     self.stopped = "interrupted"
                     yield Stopping("now")
                     self.node.process.terminate()
-                if not self.node.is_alive:
-                    break
                 jobs = self._ask() or jobs
-                news = list(self._news(jobs))
-                yield from news or [Tick()]
+                yield from list(news.of(jobs)) or [Tick()]
                 time.sleep(PAUSE)
-        except KeyboardInterrupt:
-            kill(self.nni)
+        except (KeyboardInterrupt, GeneratorExit):
+            kill(nni)
             raise
         finally:
-            end(self.nni)
-        yield from self._news(recorded_jobs(self.nni))
-        self._explain()
-
-    def reconcile(self) -> None:
-        """Gives every trial that died while nobody watched its `result.json`."""
-        for _ in self._news(recorded_jobs(self.nni)):
-            pass
+            end(nni)
+        yield from news.of(recorded_jobs(nni))
+        if self.stopped is None:
+            explain(nni)
 
     def _ask(self) -> list[NniJob]:
-        assert self.node is not None
         try:
             return _jobs(self.node.rest.get("trial-jobs"))
         except NodeGone:
             return []  # it ends
 
-    def _news(self, jobs: list[NniJob]) -> Iterator[Event]:
-        for job in jobs:
-            if job.number not in self._done and job.status not in ("UNKNOWN", "ADD_RESUMED"):
-                yield from self._news_of(job)
 
-    def _news_of(self, nni_job: NniJob) -> Iterator[Event]:
-        number, trial = nni_job.number, self.folder.trial(nni_job.number)
+def reconcile(folder: StudyFolder, plan: StudyPlan) -> None:
+    """Gives every trial that died while nobody watched its `result.json`; node must have ended."""
+    for _ in News(folder, plan, Path()).of(recorded_jobs(NniFolder(folder))):
+        pass
+
+
+class News:
+    """What happened since one asked last, from the trials as NNI knows them and their folders."""
+
+    def __init__(self, folder: StudyFolder, plan: StudyPlan, cache: Path) -> None:
+        self._folder, self._plan, self._cache = folder, plan, cache
+        self._heard: dict[int, int] = {}
+        self._done = {result["trial"] for result in folder.results()}
+
+    def of(self, jobs: Iterable[NniJob]) -> Iterator[Event]:
+        """Trials that began, epochs and results, each once. A trial that died without a result is given one."""
+        for job in jobs:
+            if job.number not in self._done and job.status not in WAITING:
+                yield from self._of(job)
+
+    def _of(self, nni_job: NniJob) -> Iterator[Event]:
+        number, trial = nni_job.number, self._folder.trial(nni_job.number)
         if number not in self._heard:
             job = self._job(nni_job)
             self._heard[number] = len(trial.epochs())
@@ -233,37 +237,40 @@ class NniWatcher:
             self._heard[number] += 1
             yield Reported(number, line["step"], line)
         if nni_job.status in FAILED and trial.result() is None:
-            job = self._job(nni_job)
-            trial.create(job.config.to_yaml())
-            reason = nni_job.message or "the process ended without a result"
-            trial.fail(number, job.params, reason, nni_trial_id=nni_job.id)
+            self._fail(nni_job, trial)
         if (result := trial.result()) is not None:
             self._done.add(number)
             yield Finished(result)
 
-    def _job(self, job: NniJob) -> Job:
-        params = decode(self.plan.space, self.plan.recipe, job.parameters)
-        config = self.plan.recipe.replace(params, source=f"trial {job.number}")
-        return Job(job.number, config, params, self.folder.trial(job.number).path, self.workers.cache)
+    def _fail(self, nni_job: NniJob, trial: TrialFolder) -> None:
+        job = self._job(nni_job)
+        trial.create(job.config.to_yaml())
+        reason = nni_job.message or "the process ended without a result"
+        trial.fail(job.number, job.params, reason, nni_trial_id=nni_job.id)
 
-    def _explain(self) -> None:
-        """Says why node ended, unless it is as it should be."""
-        told = self.nni.ended()
-        if self.stopped or (told is not None and told["reason"] == "done"):
-            return
-        again = "`elta-tune run` goes on with the study"
-        if told is None:
-            raise StudyError("NNI's node process was ended from outside", again)
-        if told["reason"] == "failures":
-            logs = self.folder.path / "trials"
-            raise StudyError(
-                f"{FAILURES_IN_A_ROW} trials in a row failed alike: {told['detail']}", f"look into {logs}; {again}"
-            )
-        if told["reason"] == "tuner":
-            raise StudyError(f"NNI's tuner died{last_error(self.nni)}", f"look into {self.nni.dispatcher_log}; {again}")
-        raise StudyError(
-            f"NNI stopped: {told['detail']}{last_error(self.nni)}", f"look into {self.nni.node_log}; {again}"
-        )
+    def _job(self, job: NniJob) -> Job:
+        params = decode(self._plan.space, self._plan.recipe, job.parameters)
+        config = self._plan.recipe.replace(params, source=f"trial {job.number}")
+        return Job(job.number, config, params, self._folder.trial(job.number).path, self._cache)
+
+
+def explain(nni: NniFolder) -> None:
+    """Says why node ended, unless it is as it should be.
+
+    Raises:
+        StudyError: with the reason.
+    """
+    told, again = nni.ended(), "`elta-tune run` goes on with the study"
+    if told is None:
+        raise StudyError("NNI's node process was ended from outside", again)
+    if told["reason"] == "done":
+        return
+    if told["reason"] == "failures":
+        alike = f"{FAILURES_IN_A_ROW} trials in a row failed alike: {told['detail']}"
+        raise StudyError(alike, f"look into {nni.study.path / 'trials'}; {again}")
+    if told["reason"] == "tuner":
+        raise StudyError(f"NNI's tuner died{last_error(nni)}", f"look into {nni.dispatcher_log}; {again}")
+    raise StudyError(f"NNI stopped: {told['detail']}{last_error(nni)}", f"look into {nni.node_log}; {again}")
 
 
 def last_error(nni: NniFolder) -> str:

@@ -144,6 +144,8 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str,
     sign = 1 if optimize_mode == "maximize" else -1
 
     class Evolution(_guided(EvolutionTuner, plan, tried)):  # type: ignore[misc]
+        population: list[Any]
+
         def seed(self, numbers: Sequence[int]) -> None:
             self.random_state.seed(np.random.default_rng(numbers).integers(2**32, size=4, dtype=np.uint32))
             random.seed(repr(numbers))

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from elta_tune.config import TrialConfig
-from elta_tune.documents import Document, parse, read_document
+from elta_tune.documents import Document, parse, read_document, shown
 from elta_tune.errors import StudyError
 from elta_tune.records import StudyFolder
 from elta_tune.space import Budget, SearchSpace, hold_without_pool
@@ -130,10 +130,11 @@ def refuse_changes(folder: StudyFolder, own: StudyPlan, asked: StudyPlan) -> Non
     """
     differences = list(_differences(_comparable(own), _comparable(asked)))
     if differences:
-        shown = "\n".join(f"  {key}: {before} → {after}" for key, before, after in differences[:12])
-        more = f"\n  … and {len(differences) - 12} more" if len(differences) > 12 else ""
+        lines = [f"  {key}: {before} → {after}" for key, before, after in differences[:12]]
+        if len(differences) > 12:
+            lines.append(f"  … and {len(differences) - 12} more")
         raise StudyError(
-            f"study {folder.name} was started with another configuration:\n{shown}{more}",
+            "\n".join([f"study {folder.name} was started with another configuration:", *lines]),
             "start another study: --name NAME; or go on with this one by the command that started it",
         )
 
@@ -143,11 +144,12 @@ def _comparable(plan: StudyPlan) -> dict[str, Any]:
     return {"space": space, "recipe": plan.recipe.model_dump(mode="json")}
 
 
-def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """Dotted keys whose values differ, and how both look."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys([*before, *after]):
             yield from _differences(before.get(name), after.get(name), f"{key}.{name}" if key else name)
         if list(before) != list(after) and set(before) == set(after):
             yield f"order of {key}", ", ".join(before), ", ".join(after)
     elif before != after:
-        yield key, before, after
+        yield key, shown(before, limit=200), shown(after, limit=200)

@@ -6,10 +6,10 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Ended, Executor, Job, Reported
@@ -87,7 +87,7 @@ class Supervisor:
     _deaths: dict[int, tuple[int, int]] = field(default_factory=dict)
     _failures: list[str] = field(default_factory=list)
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Generator[Event, None, None]:
         """Runs the study and yields what happens.
 
         Raises:
@@ -156,6 +156,7 @@ class Supervisor:
                 self._queue.append(self.study.job(event.number))
                 yield Retried(event.number, fault)
                 return
+            folder.path.mkdir(parents=True, exist_ok=True)  # which the process may not have lived to do
             folder.fail(event.number, self.study.job(event.number).params, f"{fault}, {RETRIES + 1} times")
         result = self.study.tell(event.number)
         yield Finished(result)
@@ -187,15 +188,22 @@ def _cause(reason: str) -> str:
     return re.sub(r"\b(nan|inf)\b", "", re.split(r"[:\d]", reason, maxsplit=1)[0])
 
 
-class interruptible:  # noqa: N801 - a context manager, named like contextlib's
-    """Ctrl-C and SIGTERM ask the supervisor to stop; a second one raises KeyboardInterrupt."""
+class Interruptible(Protocol):
+    """What a signal asks to stop."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    interrupted: bool
+
+
+class interruptible:  # noqa: N801 - a context manager, named like contextlib's
+    """Ctrl-C and SIGTERM, and what else is named, ask for a stop; a second one raises KeyboardInterrupt."""
+
+    def __init__(self, asked: Interruptible, *more: signal.Signals) -> None:
+        self._asked = asked
+        self._signals = (signal.SIGINT, signal.SIGTERM, *more)
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._signals:
             self._previous[number] = signal.signal(number, self._handle)
 
     def __exit__(self, *_: object) -> None:
@@ -203,6 +211,6 @@ class interruptible:  # noqa: N801 - a context manager, named like contextlib's
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._supervisor.interrupted:
+        if self._asked.interrupted:
             raise KeyboardInterrupt
-        self._supervisor.interrupted = True
+        self._asked.interrupted = True

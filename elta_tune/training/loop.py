@@ -118,11 +118,12 @@ def train_epoch(
     precision = precision_of(config, device)
     started = time.perf_counter()
     model.train()
-    for number, (rows, batch) in enumerate(prefetch(samples.images, order, device)):
+    cropped = prefetch(samples.images, order, device, lambda batch: augment(batch, config.data.crop, crops))
+    for number, (rows, batch) in enumerate(cropped):
         factor = learning_rate_factor(config.optim, epoch - 1 + (number + 1) / len(order), epochs)
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        images = normalize(augment(batch, config.data.crop, crops), model.mean, model.std)
+        images = normalize(batch, model.mean, model.std)
         losses = step_losses(
             model,
             images,

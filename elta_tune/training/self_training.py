@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.batches import ImageSource, JoinedImages
 from elta_tune.data.dataset import Dataset
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method.scores import mean_score
@@ -225,10 +224,8 @@ def _select(learner: Learner, config: TrialConfig, dataset: Dataset) -> Selectio
     if learner.round == config.self_training.rounds:
         return None
     assert dataset.pool is not None
-    current = trained_state(learner.model)
-    learner.model.load_state_dict(learner.best_weights)
+    learner.model.load_state_dict(learner.best_weights)  # its own are saved, and the next round has another model
     predictions = predict(learner.model, dataset.pool, config, dataset.scale)
-    learner.model.load_state_dict(current)
     assert predictions.logits is not None
     assert predictions.distributions is not None
     scores = torch.from_numpy(to_method_scale(predictions.scores, dataset.scale)).float()
@@ -248,7 +245,7 @@ def _select(learner: Learner, config: TrialConfig, dataset: Dataset) -> Selectio
 def _samples(config: TrialConfig, dataset: Dataset, selection: Selection | None) -> Samples:
     """The labels, and the pseudo-labels of a selection."""
     train = dataset.train
-    images: ImageSource = train.images[config.data.resize]
+    images = train.images[config.data.resize]
     scores = torch.from_numpy(to_method_scale(train.true_scores, dataset.scale)).float()
     if config.model.head == "mse":
         return Samples(images, scores[:, None] / SCALE[1], scores)
@@ -260,7 +257,7 @@ def _samples(config: TrialConfig, dataset: Dataset, selection: Selection | None)
     pool = dataset.pool.images[config.data.resize].subset(selection.rows.numpy())
     targets = torch.cat([targets, pseudo])
     scores = torch.cat([scores, mean_score(pseudo, method_bins(dataset))])
-    return Samples(JoinedImages([images, pool]), targets, scores)
+    return Samples(images.joined(pool), targets, scores)
 
 
 def method_bins(dataset: Dataset) -> Tensor:

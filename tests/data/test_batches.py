@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from elta_tune.data.batches import Images, JoinedImages, augment, epoch_order, in_order, normalize, prefetch
+from elta_tune.data.batches import augment, epoch_order, in_order, normalize, prefetch
 
 CPU = torch.device("cpu")
 
@@ -23,17 +23,18 @@ def numbered(count: int, size: int = 4) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Broken:
-    """Images of which number 5 can't be read."""
+class Images:
+    """Images in memory, of which one may not be readable."""
 
     array: NDArray[np.uint8]
+    broken: int = -1
 
     def __len__(self) -> int:
         return len(self.array)
 
     def gather(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images by their positions."""
-        if 5 in index:
+        if self.broken in index:
             raise OSError("the disk is gone")
         return self.array[index]
 
@@ -46,16 +47,26 @@ def prefetch_threads() -> list[threading.Thread]:
 def test_batches_come_in_their_order_with_their_images() -> None:
     array = numbered(10)
     batches = [np.array([3, 1]), np.array([9, 9, 0]), np.array([5])]
-    got = list(prefetch(Images(array, np.arange(10)), batches, CPU))
+    got = list(prefetch(Images(array), batches, CPU))
     assert [index.tolist() for index, _ in got] == [[3, 1], [9, 9, 0], [5]]
     for index, batch in got:
         np.testing.assert_array_equal(batch.numpy(), array[index])
     assert not prefetch_threads()
 
 
+def test_the_thread_changes_each_batch_in_their_order() -> None:
+    array = numbered(10)
+    generator, again = (torch.Generator().manual_seed(2) for _ in range(2))
+    batches = in_order(10, 4)
+    got = list(prefetch(Images(array), batches, CPU, lambda batch: augment(batch, 3, generator)))
+    for (index, batch), expected in zip(got, batches, strict=True):
+        np.testing.assert_array_equal(index, expected)
+        np.testing.assert_array_equal(batch, augment(torch.from_numpy(array[expected]), 3, again))
+
+
 @pytest.mark.parametrize("taken", [0, 1, 3])
 def test_the_thread_ends_when_the_batches_are_no_longer_wanted(taken: int) -> None:
-    iterator = prefetch(Images(numbered(100), np.arange(100)), in_order(100, 2), CPU)
+    iterator = prefetch(Images(numbered(100)), in_order(100, 2), CPU)
     assert len(list(itertools.islice(iterator, taken))) == taken
     iterator.close()  # type: ignore[attr-defined]
     assert not prefetch_threads()
@@ -63,7 +74,7 @@ def test_the_thread_ends_when_the_batches_are_no_longer_wanted(taken: int) -> No
 
 def test_an_error_where_batches_are_used_ends_the_thread() -> None:
     def use() -> Iterator[None]:
-        for _, _ in prefetch(Images(numbered(100), np.arange(100)), in_order(100, 2), CPU):
+        for _, _ in prefetch(Images(numbered(100)), in_order(100, 2), CPU):
             raise RuntimeError("diverged")
         yield
 
@@ -73,27 +84,11 @@ def test_an_error_where_batches_are_used_ends_the_thread() -> None:
 
 
 def test_an_error_in_the_thread_is_raised_where_the_batches_are_used() -> None:
-    batches = prefetch(Broken(numbered(8)), in_order(8, 2), CPU)
+    batches = prefetch(Images(numbered(8), broken=5), in_order(8, 2), CPU)
     assert [next(batches)[0].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
     with pytest.raises(OSError, match="the disk is gone"):
         next(batches)
     assert not prefetch_threads()
-
-
-def test_joined_images_are_their_parts_one_after_the_other() -> None:
-    parts = [numbered(3), numbered(1)[:0], numbered(5), numbered(2)]
-    sources = [Images(part, np.arange(len(part))) for part in parts]
-    joined = JoinedImages([JoinedImages(sources[:2]), *sources[2:]])
-    assert len(joined) == 10
-    index = np.random.default_rng(0).integers(0, 10, 40)
-    np.testing.assert_array_equal(joined.gather(index), np.concatenate(parts)[index])
-
-
-def test_a_subset_of_rows_counts_from_its_own_start() -> None:
-    array = numbered(9)
-    images = Images(array, np.array([2, 4, 6, 8])).subset(np.array([3, 0]))
-    assert len(images) == 2
-    np.testing.assert_array_equal(images.gather(np.array([0, 1, 1])), array[[8, 2, 2]])
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(10, 3), (9, 3), (3, 3), (2, 3)])

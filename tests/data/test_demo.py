@@ -14,7 +14,7 @@ from scipy.stats import kurtosis, spearmanr
 
 from elta_tune.data.demo import Grades, photograph, true_mos, write_demo
 
-COUNTS = {"train": 1500, "val": 400, "test": 2, "pool": 3}
+COUNTS = {"train": 1000, "val": 300, "test": 2, "pool": 3}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from elta_tune.config import DataConfig
-from elta_tune.data.dataset import prepare
+from elta_tune.data import overlap
+from elta_tune.data.check import examine
+from elta_tune.data.dataset import no_progress, prepare
 from elta_tune.errors import DataError
 
 
@@ -32,9 +34,14 @@ def write_list(root: Path, split: str, ids: list[str]) -> None:
     (root / f"{split}.csv").write_text("\n".join(rows) + "\n")
 
 
+def config(root: Path) -> DataConfig:
+    """A data section."""
+    return DataConfig.model_validate({"root": root, "resize": 16, "crop": 16, "max_missing": 0.5})
+
+
 def check(root: Path) -> tuple[str, ...]:
     """The warnings about a data set."""
-    return prepare(DataConfig(root=root, resize=16, crop=16, max_missing=0.5), root / "cache").warnings
+    return prepare(config(root), root / "cache").warnings
 
 
 def copied(root: Path, image: str, name: str) -> None:
@@ -140,3 +147,68 @@ def test_many_overlaps_are_counted(tmp_path: Path) -> None:
     write_list(root, "pool", both)
     with pytest.raises(DataError, match="… and 2 more"):
         check(root)
+
+
+@pytest.mark.parametrize("save", [copied, resaved])
+def test_an_image_that_a_split_has_twice_is_found_and_refuses_nothing(tmp_path: Path, save: object) -> None:
+    root = write_splits(tmp_path)
+    assert callable(save)
+    save(root, "train1.png", "again.png")
+    write_list(root, "train", ["train0", "train1", "again"])
+    examined = examine(config(root), root / "cache", no_progress)
+    assert [str(item) for item in examined.shared] == [
+        f"{root}/train.csv: 'again' is also there as 'train1' (the same {'bytes' if save is copied else 'pixels'})"
+    ]
+    assert not examined.refusals
+    assert check(root) == ()
+
+
+def test_a_file_that_a_split_names_twice_is_found(tmp_path: Path) -> None:
+    root = write_splits(tmp_path)
+    write_list(root, "pool", ["pool0", "pool0.jpg"])
+    (shared,) = examine(config(root), root / "cache", no_progress).shared
+    assert (shared.ids, shared.how, shared.is_leak) == (("pool0.jpg", "pool0"), "file", False)
+
+
+def test_a_large_jpeg_is_found_in_a_file_that_lost_nothing(tmp_path: Path) -> None:
+    root = write_splits(tmp_path)
+    random = np.random.default_rng(8)
+    for number in range(3):  # of which the JPEGs are decoded at an eighth of their size
+        large = Image.fromarray(random.integers(0, 256, (9, 12, 3)).astype(np.uint8)).resize((1207, 903))
+        large.save(root / "images" / f"large{number}.jpg", quality=92)
+    resaved(root, "large1.jpg", "again.png")
+    write_list(root, "pool", [f"large{number}" for number in range(3)])
+    write_list(root, "val", ["val0", "again"])
+    with pytest.raises(DataError, match=r"'large1' is also in .* as 'again' \(the same pixels\)"):
+        check(root)
+
+
+def test_a_turned_picture_is_found_in_one_that_stands(tmp_path: Path) -> None:
+    root = write_splits(tmp_path)
+    with Image.open(root / "images" / "pool1.jpg") as image:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.transpose(Image.Transpose.ROTATE_90).save(root / "images" / "turned.png", exif=exif)
+    write_list(root, "test", ["test0", "turned"])
+    with pytest.raises(DataError, match=r"'pool1' is also in .* as 'turned' \(the same pixels\)"):
+        check(root)
+
+
+def test_pictures_are_compared_once_for_the_same_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_splits(tmp_path)
+    resaved(root, "train0.png", "twin.png")
+    write_list(root, "test", ["test0", "twin"])
+    first = check(root)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("it is known")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(overlap, "same_pictures", refuse)
+        (root / "images" / "test0.png").rename(root / "images" / "renamed.png")
+        write_list(root, "test", ["twin", "renamed"])
+        assert check(root) == first
+    resaved(root, "val0.png", "other.png")
+    write_list(root, "test", ["renamed", "other"])
+    (warning,) = check(root)
+    assert "'val0' is also in" in warning

@@ -10,11 +10,28 @@ import numpy as np
 import pytest
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.batches import Images
 from elta_tune.data.dataset import Dataset, Split
+from elta_tune.data.packs import Images
 from elta_tune.method.metrics import tail_cuts
 
 RESIZE, CROP = 36, 32
+
+
+class InMemory:
+    """A pack of images that are not on disk."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def read_into(self, row: int, image: np.ndarray) -> None:
+        """Copies an image."""
+        image[:] = self.array[row]
+
+
+def in_memory(array: np.ndarray) -> Images:
+    """Images (N, S, S, 3) as trainings take them."""
+    count, edge = array.shape[:2]
+    return Images(edge, [InMemory(array)], np.zeros(count, np.int64), np.arange(count))
 
 
 def make_split(name: str, count: int, bins: int, scale: tuple[float, float], *, votes: bool = True) -> Split:
@@ -24,7 +41,6 @@ def make_split(name: str, count: int, bins: int, scale: tuple[float, float], *, 
     pixels = random.normal(255 * quality[:, None, None, None], 30, (count, RESIZE, RESIZE, 3)).clip(0, 255)
     large = pixels.astype(np.uint8)
     small = large[:, 2:-2, 2:-2]
-    rows = np.arange(count)
     levels = np.linspace(*scale, bins)
     weights = np.exp(-(((levels - scale[0]) / (scale[1] - scale[0]) - quality[:, None]) ** 2) / 0.05)
     distributions = weights / weights.sum(axis=1, keepdims=True)
@@ -36,7 +52,7 @@ def make_split(name: str, count: int, bins: int, scale: tuple[float, float], *, 
         ids=np.array([f"{name}_{number}.jpg" for number in range(count)], dtype=object),
         distributions=distributions.astype(np.float32) if labelled and votes else None,
         scores=distributions @ levels if labelled else None,
-        images={RESIZE: Images(large, rows), CROP: Images(small, rows)},
+        images={RESIZE: in_memory(large), CROP: in_memory(small)},
         left_out=(),
     )
 

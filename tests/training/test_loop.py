@@ -182,7 +182,9 @@ def test_a_score_head_scores_on_the_data_set_s_own_scale(
     config = quick.replace({"model.head": "mse"})
     model = build(config, dataset).eval()
     predictions = predict(model, dataset.val, config, dataset.scale)
-    pixels = torch.from_numpy(dataset.val.images[32].array.astype(np.float32)) / 255
+    pixels = (
+        torch.from_numpy(dataset.val.images[32].gather(np.arange(len(dataset.val.images[32]))).astype(np.float32)) / 255
+    )
     with torch.no_grad():
         _, logits = model((pixels.permute(0, 3, 1, 2) - model.mean.view(3, 1, 1)) / model.std.view(3, 1, 1))
     tenths = 10 / (1 + np.exp(-logits.double().squeeze(1).numpy()))
@@ -305,7 +307,7 @@ def test_images_are_channels_last_and_normalised(quick: TrialConfig, make_datase
     training.epoch()
     predict(training.model, dataset.val, quick, dataset.scale)
     assert all(images.is_contiguous(memory_format=torch.channels_last) for images in inputs)
-    first = dataset.val.images[32].array[0].astype(float) / 255
+    first = dataset.val.images[32].gather(np.array([0]))[0].astype(float) / 255
     mean, std = (value.double().numpy() for value in (training.model.mean, training.model.std))
     expected = (first - mean) / std
     np.testing.assert_allclose(inputs[3][0].permute(1, 2, 0), expected, atol=1e-5)

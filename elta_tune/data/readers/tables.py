@@ -7,6 +7,7 @@ when a cell is refused is the file read again, to name its line.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -160,12 +161,18 @@ def _separator(line: str) -> str:
 
 
 def _is_header(cells: Sequence[str]) -> bool:
-    """Data rows have numbers in all cells after the id, and as an id neither a known column's name nor any word."""
-    if cells[0] in ID_COLUMNS:
+    """Data rows have numbers in all cells after the id, which is no known column's name; a lone id looks like one."""
+    first, rest = cells[0], cells[1:]
+    if first in ID_COLUMNS:
         return True
-    if len(cells) > 1:
-        return not all(_is_number(cell) for cell in cells[1:])
-    return not _is_number(cells[0]) and not cells[0].lower().endswith(IMAGE_SUFFIXES)
+    looks_like_an_id = _is_number(first) or first.lower().endswith(IMAGE_SUFFIXES)
+    if not rest:
+        return not looks_like_an_id
+    if not all(map(_is_number, rest)):
+        return True
+    # photo,1,2,…,10 is a header whose columns are called by their ratings
+    numbers = [float(cell) for cell in rest]
+    return len(rest) > 2 and not looks_like_an_id and all(a < b for a, b in itertools.pairwise(numbers))
 
 
 def _is_number(cell: str) -> bool:

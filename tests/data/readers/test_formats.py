@@ -405,6 +405,10 @@ AMBIGUOUS = {
     ),
     "two splits": (lines("name,MOS,set,split", "a,1,train,val"), ["set, split", "data.columns.split"]),
     "no scores": (lines("name,beauty", "a,2"), ["name, beauty", "data.columns.score"]),
+    "ratings as a header": (
+        lines("photo," + joined(ONE_TO_TEN), "a," + joined([3] * 10)),
+        ["photo, 1, 2", "data.format"],
+    ),
     "no header": (lines("a.jpg,2", "b.jpg,3"), ["1, 2", "data.columns.id"]),
 }
 

@@ -1,0 +1,90 @@
+"""What a study would be made of, and what speaks against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elta_tune.config import DataConfig
+from elta_tune.data.cache import CachedImages, Progress
+from elta_tune.data.found import Found, decode_files, find_files, left_out, too_few
+from elta_tune.data.overlap import Member, Shared, find_shared, leak
+from elta_tune.data.readers import Ratings
+from elta_tune.data.shelf import Shelf
+from elta_tune.data.splits import SplitName, read_splits
+from elta_tune.errors import DataError
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The splits of a data set, their images and those of them that are there twice; why a study would be refused.
+
+    Nothing is `found` where only labels were asked for, and nothing `cached` where a study is refused without a look at
+    the images.
+    """
+
+    ratings: Mapping[SplitName, Ratings]
+    found: Mapping[SplitName, Found]
+    cached: Mapping[SplitName, CachedImages]
+    shared: Sequence[Shared]
+    refusals: Sequence[DataError]
+
+
+def examine_labels(config: DataConfig, cache: Path) -> Examined:
+    """Reads all splits, and finds what of their labels would spoil a study.
+
+    Raises:
+        DataError: a file is missing or wrong.
+    """
+    ratings = read_splits(config)
+    shared = find_shared([Member(name, item.file, item.ids) for name, item in ratings.items()], Shelf(cache))
+    others = (other_ratings(ratings["train"], ratings[name]) for name in ("val", "test") if name in ratings)
+    return Examined(ratings, {}, {}, shared, _only_errors(*others, leak(shared)))
+
+
+def examine(config: DataConfig, cache: Path, progress: Progress, limit: int | None = None) -> Examined:
+    """Reads all splits, decodes their images and finds what would spoil a study.
+
+    Args:
+        limit: bytes that the decoded images may take, beside what is free on the disk.
+
+    Raises:
+        DataError: a file is missing or wrong, or there is no room for the decoded images.
+    """
+    labels = examine_labels(config, cache)
+    found = {name: find_files(config, name, ratings) for name, ratings in labels.ratings.items()}
+    too_few_files = (too_few(item.ratings, item.missing, config) for item in found.values())
+    if refusals := _only_errors(*labels.refusals, *too_few_files):
+        return replace(labels, found=found, refusals=refusals)
+    cached = decode_files(found, config, cache, progress, limit)
+    members = [
+        Member(name, item.ratings.file, item.ratings.ids[item.rows], cached[name]) for name, item in found.items()
+    ]
+    shared = find_shared(members, Shelf(cache))
+    too_few_images = (too_few(item.ratings, left_out(item, cached[name]), config) for name, item in found.items())
+    return Examined(labels.ratings, found, cached, shared, _only_errors(*too_few_images, leak(shared)))
+
+
+def _only_errors(*found: DataError | None) -> list[DataError]:
+    return [error for error in found if error is not None]
+
+
+def other_ratings(train: Ratings, other: Ratings) -> DataError | None:
+    """Why predictions and truth are not on one scale or, where both have distributions, in the same bins."""
+    if train.scale != other.scale:
+        return DataError(
+            f"{other.file}: its scale is {_span(other.scale)}, but that of {train.file} {_span(train.scale)}",
+            "if both are on the same, say it: --set data.scale=[lowest,highest]",
+        )
+    if train.bins is not None and other.bins is not None and not np.array_equal(train.bins, other.bins):
+        told = [f"{len(bins)} bins of ratings, {_span(bins)}" for bins in (other.bins, train.bins)]
+        return DataError(f"{other.file}: has {told[0]}, but {train.file} has {told[1]}")
+    return None
+
+
+def _span(values: Sequence[float] | NDArray[np.float64] | None) -> str:
+    return "unknown" if values is None else f"{values[0]:g}…{values[-1]:g}"

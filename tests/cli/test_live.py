@@ -1,0 +1,245 @@
+"""What one sees of a running study: it fits the terminal, whatever its size and however many trials run."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from elta_tune.cli.live import Board, EpochLines, LiveView, View, study_view
+from elta_tune.config import TrialConfig
+from elta_tune.executors import Job, Reported
+from elta_tune.space import SearchSpace
+from elta_tune.studies.plan import StudyPlan, make_plan
+from elta_tune.studies.supervisor import Finished, Paused, Retried, Started, Stopping, Tick
+
+PARAMETERS: dict[str, Any] = {
+    "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1},
+    "mixup.alpha": {"type": "categorical", "choices": [0.5, None]},
+    "mixup.tau_1": {"type": "float", "low": 0.05, "high": 1},
+    "mixup.tau_2": {"type": "float", "low": 0.5, "high": 10},
+    "simloss.weight": {"type": "float", "low": 0.01, "high": 10},
+    "self_training.rounds": {"type": "int", "low": 0, "high": 2},
+    "sharpening.temperature": {"type": "float", "low": 0.5, "high": 6},
+    "sharpening.threshold": {"type": "float", "low": 0.1, "high": 0.95},
+}
+POINT = dict(zip(PARAMETERS, (0.0060612, None, 0.069912, 0.51234, 0.13112, 2, 3.2412, 0.32312), strict=True))
+LONG = "lr=0.00606  alpha=null  tau_1=0.0699  tau_2=0.512  weight=0.131  rounds=2  temperature=3.24  threshold=0.323"
+
+
+@pytest.fixture
+def plan(recipe: TrialConfig) -> StudyPlan:
+    space = {"parameters": PARAMETERS, "budget": {"trials": 12}}
+    return make_plan(SearchSpace.model_validate(space), recipe.replace({"training.epochs": 8}))
+
+
+def started(plan: StudyPlan, number: int, *, resumed: bool = False, **changes: Any) -> Started:
+    config = plan.recipe.replace({**POINT, **changes})
+    return Started(Job(number, config, POINT, Path("nowhere"), Path("nowhere")), resumed)
+
+
+def line(step: int, value: float, *, round: int = 0, epoch: int | None = None) -> dict[str, Any]:
+    """What a trial records of an epoch, in part."""
+    metrics = {"srcc": value, "plcc": value, "accuracy": value, "mae": 0.5}
+    place = {"step": step, "round": round, "epoch": epoch or step, "best_step": 1}
+    return {**place, **metrics, "elapsed": 2.0 * step, "loss": 0.25, "images_per_second": 1234.5}
+
+
+def result(number: int, state: str, value: float | None = 0.7, seconds: float = 10.0) -> dict[str, Any]:
+    metrics = {} if value is None else {"srcc": value, "plcc": value + 0.01, "accuracy": value + 0.02}
+    return {
+        "trial": number,
+        "state": state,
+        "value": value,
+        "metrics": metrics,
+        "seconds": seconds,
+        "best_step": 4,
+        "params": POINT,
+        "reason": "out of memory" if state == "failed" else None,
+    }
+
+
+def terminal(width: int = 80, height: int = 24) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, color_system=None, width=width, height=height)
+
+
+def shown(view: LiveView) -> list[str]:
+    """The lines of the live part."""
+    console = Console(file=io.StringIO(), color_system=None, width=view.console.width, height=view.console.height)
+    console.print(view.render())
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def view_of(plan: StudyPlan, workers: int, console: Console, results: list[dict[str, Any]] | None = None) -> LiveView:
+    view = LiveView(Board(plan, workers, list(results or ())), console, lambda number: [])
+    for number in range(workers):
+        view.show(started(plan, number))
+        view.show(Reported(number, 9, line(9, 0.7123, round=1, epoch=1)))
+    return view
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8, 16, 40])
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 24), (160, 50), (40, 10)])
+def test_the_live_part_fits_the_terminal(plan: StudyPlan, workers: int, width: int, height: int) -> None:
+    ended = [result(100, "complete", 0.8), result(101, "pruned"), result(102, "failed", None)]
+    lines = shown(view_of(plan, workers, terminal(width, height), ended))
+    assert max(cell_len(text) for text in lines) <= width
+    assert len(lines) < height
+    rows = [text for text in lines if text.startswith("trial ")]
+    if len(rows) < workers:
+        assert lines[-3].strip() == f"… and {workers - len(rows)} more running"
+        assert len(lines) == height - 1  # there was no more room
+    assert lines[-2].startswith("best: trial 100  srcc 0.8000")
+    assert lines[-1].startswith("2 of 12 trials · 1 pruned · 1 failed")
+
+
+def test_a_row_tells_all_of_its_trial(plan: StudyPlan) -> None:
+    lines = shown(view_of(plan, 1, terminal(160)))
+    assert lines[1].split() == [
+        *("trial", "0", "round", "1", "epoch", "1/1"),
+        next(word for word in lines[1].split() if "━" in word or "╺" in word),
+        *("srcc", "0.7123", "best", "0.7123"),
+    ]
+    assert lines[2].strip() == LONG
+
+
+def test_with_less_room_parameters_are_cut_then_left_out(plan: StudyPlan) -> None:
+    whole, cut, none = (shown(view_of(plan, workers, terminal())) for workers in (5, 8, 16))
+    assert sum("threshold=0.323" in text for text in whole) == 5
+    assert sum(text.strip().startswith("lr=0.00606") and text.rstrip().endswith("…") for text in cut) == 8
+    assert [text for text in none if "lr=" in text] == []
+    assert sum(text.startswith("trial ") for text in none) == 16
+
+
+def test_columns_agree_between_rows(plan: StudyPlan) -> None:
+    view = view_of(plan, 1, terminal())
+    view.show(started(plan, 11, **{"self_training.rounds": 0}))
+    rows = [text for text in shown(view) if text.startswith("trial ")]
+    assert len({text.index("epoch") for text in rows}) == 2  # the round stands before it
+    assert len({text.index("srcc") for text in rows}) == 1
+
+
+def test_the_bar_grows_with_the_epochs(plan: StudyPlan) -> None:
+    """Of 8 epochs and two rounds of one, 10 in all."""
+    view = view_of(
+        plan, 1, Console(file=io.StringIO(), force_terminal=True, width=80, height=24, color_system="truecolor")
+    )
+    lengths = []
+    for step in (1, 5, 10):
+        view.show(Reported(0, step, line(step, 0.5)))
+        row = next(
+            text for text in view.console.render_lines(view.render()) if any("trial" in part.text for part in text)
+        )
+        done = [part for part in row if "━" in part.text and part.style and part.style.color]
+        lengths.append(len(done[0].text))
+    assert lengths == sorted(set(lengths))
+
+
+def test_current_and_best_are_told_apart_and_nan_is_neither(plan: StudyPlan) -> None:
+    view = view_of(plan, 0, terminal())
+    view.show(started(plan, 3))
+    for step, value in enumerate((math.nan, 0.6, 0.8, 0.7), start=1):
+        view.show(Reported(3, step, line(step, value)))
+    assert any("srcc 0.7000  best 0.8000" in text for text in shown(view))
+
+
+def test_a_metric_that_falls_is_best_where_it_is_least(recipe: TrialConfig) -> None:
+    space = {"parameters": PARAMETERS, "objective": {"metric": "mae"}}
+    plan = make_plan(SearchSpace.model_validate(space), recipe)
+    view = view_of(plan, 0, terminal())
+    view.show(started(plan, 0))
+    for step, value in enumerate((0.5, 0.3, 0.4), start=1):
+        view.show(Reported(0, step, {**line(step, 0.1), "mae": value}))
+    assert any("mae 0.4000  best 0.3000" in text for text in shown(view))
+
+
+def test_ended_and_paused_trials_leave_the_live_part(plan: StudyPlan) -> None:
+    view = view_of(plan, 3, terminal())
+    view.show(Finished(result(0, "complete", 0.75)))
+    view.show(Stopping("interrupted"))
+    view.show(Paused(1))
+    lines = shown(view)
+    assert [text.split()[1] for text in lines if text.startswith("trial ")] == ["2"]
+    assert lines[-1] == "1 of 12 trials · stopping after this epoch; Ctrl-C kills"
+    printed = view.console.file.getvalue()  # type: ignore[attr-defined]
+    assert "trial   0 complete  srcc 0.7500  plcc 0.7600  accuracy 0.7700  step 4  10 s" in printed
+
+
+def test_a_resumed_trial_shows_what_it_did_before(plan: StudyPlan) -> None:
+    done = [line(1, 0.9), line(2, 0.4)]
+    view = LiveView(Board(plan, 1, []), terminal(), lambda number: done)
+    view.show(started(plan, 5, resumed=True))
+    assert any("epoch 2/8" in text and "srcc 0.4000  best 0.9000" in text for text in shown(view))
+
+
+@pytest.mark.parametrize(
+    ("workers", "lengths", "seconds"),
+    [
+        (1, [10.0] * 4, 80),  # 8 of 12 trials are left
+        (2, [10.0] * 4, 40),
+        (8, [10.0] * 11, 10),  # seven workers have nothing to do
+        (4, [], None),
+    ],
+)
+def test_time_left_is_told_from_the_trials_so_far(
+    plan: StudyPlan, workers: int, lengths: list[float], seconds: float | None
+) -> None:
+    board = Board(plan, workers, [result(n, "complete", seconds=length) for n, length in enumerate(lengths)])
+    assert board.seconds_left == seconds
+
+
+def test_time_left_before_any_trial_ended_is_told_from_epochs(plan: StudyPlan) -> None:
+    view = view_of(plan, 1, terminal())  # 2 s an epoch, 10 epochs, 12 trials, of which one just began
+    assert view.board.seconds_left == pytest.approx(240, abs=5)
+
+
+def test_plain_lines_say_the_same_where_there_is_no_terminal(plan: StudyPlan) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with study_view(Board(plan, 1, []), console, lambda number: []) as view:
+        assert type(view) is View
+        for event in (
+            started(plan, 0),
+            Reported(0, 9, line(9, 0.7, round=1, epoch=1)),
+            Retried(0, "the process was ended by SIGKILL"),
+            Tick(),
+            Finished(result(0, "pruned", 0.7)),
+            Stopping("timeout"),
+        ):
+            view.show(event)
+    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        f"trial   0 starts    {LONG}",
+        "trial   0  round 1  epoch 1/1  srcc 0.7000  best 0.7000",
+        "trial   0 goes on again: the process was ended by SIGKILL",
+        "trial   0 pruned    srcc 0.7000  plcc 0.7100  accuracy 0.7200  step 4  10 s",
+        "          1 of 12 trials · 1 pruned · about 1 min 50 s left",
+        "          1 of 12 trials · 1 pruned · time is up: stopping after this epoch",
+    ]
+
+
+def test_what_is_printed_meanwhile_stays_whole(plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = terminal()
+    said = "RuntimeWarning: something that a library has to say, at length, " + "and then some more " * 5
+    with study_view(Board(plan, 8, []), console, lambda number: []) as view:
+        for number in range(8):
+            view.show(started(plan, number))
+        print(said, file=sys.stderr)
+        view.show(Tick())
+    output = console.file.getvalue().replace("\n", "")  # type: ignore[attr-defined]
+    assert said.replace(" ", "") in output.replace(" ", "")
+
+
+def test_a_trial_without_a_study_prints_its_epochs_within_80_columns(recipe: TrialConfig) -> None:
+    console = Console(file=io.StringIO(), width=80)
+    lines = EpochLines(console, recipe.replace({"training.epochs": 20}))
+    lines.report(1, line(1, 0.5))
+    lines.report(12, line(12, 0.25))
+    first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert first == "epoch 1/20  loss 0.2500  srcc 0.5000  plcc 0.5000  accuracy 0.5000  1234/s *"
+    assert second.startswith("epoch 12/20  loss 0.2500  srcc 0.2500")
+    assert not second.endswith("*")

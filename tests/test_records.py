@@ -1,0 +1,384 @@
+"""What is on disk stays whole: kills at any moment, full disks, two processes at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from elta_tune.config import TrialConfig
+from elta_tune.data.dataset import open_dataset
+from elta_tune.errors import StudyError
+from elta_tune.records import StudyFolder, TrialFolder, find_studies, open_study, to_json, write_aside, write_json
+from elta_tune.training.self_training import Epoch, self_training_rounds
+
+
+def test_json_has_null_for_what_is_not_finite() -> None:
+    value = {"a": math.nan, "b": [1.5, -math.inf, (math.inf, 2)], "c": {"d": np.float64("nan")}, "e": Path("x/ü")}
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    read = json.loads(to_json(value), parse_constant=refuse)
+    assert read == {"a": None, "b": [1.5, None, [None, 2]], "c": {"d": None}, "e": "x/ü"}
+
+
+# Files written aside
+
+
+class Killed(BaseException):
+    """Stands for a kill, where the test goes on in the same process."""
+
+
+def test_a_write_that_ends_early_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    write_json(file, {"old": 1})
+
+    def torn(aside: Path) -> None:
+        aside.write_text('{"new"')
+        raise Killed
+
+    with pytest.raises(Killed):
+        write_aside(file, torn)
+    assert json.loads(file.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_have_the_user_s_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    file = tmp_path / "best.safetensors"
+    write_aside(file, lambda aside: save_file({"a": torch.zeros(1)}, aside))  # which writes for the owner alone
+    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from elta_tune.records import write_aside
+def write(aside):
+    aside.write_bytes(b"x" * 1000)
+    os.kill(os.getpid(), signal.SIGKILL)
+write_aside(Path(sys.argv[1]), write)
+"""
+
+
+def test_what_killed_processes_left_aside_is_removed_by_the_next(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path / "trial")
+    folder.create("seed: 0\n")
+    (folder.path / "pseudo_labels").mkdir()
+    kept = [folder.config_file, folder.path / ".mine", folder.path / "pseudo_labels" / "round_1.csv"]
+    for file in kept[1:]:
+        file.write_text("kept")
+    for file in (folder.last_file, folder.path / "pseudo_labels" / "round_2.csv"):
+        done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(file)], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert not file.exists()
+    assert sum(path.stat().st_size == 1000 for path in folder.path.rglob("*")) == 2
+    TrialFolder(folder.path).create("seed: 0\n")
+    assert sorted(path for path in folder.path.rglob("*") if path.is_file()) == sorted(kept)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], None]]:
+    """Call it, and no file can grow beyond 16 KiB: the system itself refuses, as on a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+WRITERS: list[Callable[[Path], object]] = [
+    lambda aside: torch.save({"a": torch.zeros(10_000)}, aside),
+    lambda aside: save_file({"a": torch.zeros(10_000)}, aside),
+    lambda aside: aside.write_bytes(bytes(40_000)),
+]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=["torch", "safetensors", "plain"])
+def test_a_full_disk_is_an_os_error_that_names_the_file(
+    write: Callable[[Path], object], tmp_path: Path, full_disk: Callable[[], None]
+) -> None:
+    file = tmp_path / "last.ckpt"
+    file.write_text("old")
+    full_disk()
+    with pytest.raises(OSError, match=r"last\.ckpt: can't be written, with \d+ MiB free there: .+|File too large"):
+        write_aside(file, write)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+# metrics.jsonl
+
+
+def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    lines = [{"step": step, "srcc": math.nan if step == 2 else step / 7, "note": "größer"} for step in (1, 2, 3)]
+    for line in lines:
+        folder.append(line)
+    whole = folder.metrics_file.read_bytes()
+    read = [{**line, "srcc": None if line["step"] == 2 else line["srcc"]} for line in lines]
+    assert folder.epochs() == read
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for length in range(start, len(whole)):
+        folder.metrics_file.write_bytes(whole[:length])
+        assert folder.epochs() == read[:2]
+        folder.append(lines[2])
+        assert folder.metrics_file.read_bytes() == whole
+
+
+def test_an_epoch_is_recorded_once(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    assert folder.epochs() == []
+    for step in (1, 2, 2, 1, 3):
+        folder.append({"step": step})
+    assert [line["step"] for line in folder.epochs()] == [1, 2, 3]
+
+
+# Checkpoints
+
+
+def two_good_epochs(recipe: TrialConfig, cache: Path, folder: TrialFolder) -> Iterator[Epoch]:
+    """Epochs of which each beats the one before; the second ends its round, and selects from the pool."""
+    worst = {"evaluation.metric": "mae_low", "evaluation.direction": "minimize", "self_training.rounds": 1}
+    dataset = open_dataset(recipe.data, cache)
+    for direction in ("minimize", "maximize"):
+        config = recipe.replace({**worst, "evaluation.direction": direction})
+        epochs = list(self_training_rounds(config, dataset, torch.device("cpu")))[:2]
+        if epochs[1].is_best:
+            break
+    folder.create(config.to_yaml())
+    yield from self_training_rounds(config, dataset, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2, 3, 4])
+def test_weights_and_checkpoint_belong_together_after_a_kill_at_any_rename(
+    renames: int, recipe: TrialConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A best epoch with a selection is four renames: pseudo-labels, weights beside, checkpoint, weights."""
+    folder = TrialFolder(tmp_path / "trial")
+    epochs = two_good_epochs(recipe, cache, folder)
+    weights = []
+    for epoch in (next(epochs), next(epochs)):
+        assert epoch.is_best
+        weights.append({name: value.clone() for name, value in epoch.weights.items()})
+        if len(weights) == 1:
+            folder.save(epoch, {"step": 1})
+    assert epoch.selection is not None
+
+    real, done = Path.replace, []
+
+    def replace(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise Killed
+        done.append(target)
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    try:
+        folder.save(epoch, {"step": 2})
+    except Killed:
+        assert renames < 4
+    else:
+        assert renames == 4 == len(done)
+    monkeypatch.undo()
+    checkpoint = TrialFolder(folder.path).checkpoint()
+    assert checkpoint is not None
+    assert (
+        checkpoint["step"] == checkpoint["record"]["step"] == checkpoint["best"]["step"] == (2 if renames >= 3 else 1)
+    )
+    expected = weights[checkpoint["step"] - 1]
+    assert all(torch.equal(value, expected[name]) for name, value in checkpoint["best_weights"].items())
+    assert all(torch.equal(value, expected[name]) for name, value in load_file(folder.best_file).items())
+    assert not (folder.path / "best.next.safetensors").exists()
+
+
+def test_a_folder_without_a_checkpoint_has_none(tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    assert folder.checkpoint() is None
+    assert folder.result() is None
+
+
+def test_a_failure_from_outside_keeps_what_the_trial_reached(recipe: TrialConfig, cache: Path, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path / "trial")
+    epochs = two_good_epochs(recipe, cache, folder)
+    epoch = next(epochs)
+    record = {"step": 1, "elapsed": 4.5}
+    folder.save(epoch, record)
+    folder.append(record)
+    folder.fail(7, {"optim.lr": 0.1}, "the process was ended by SIGKILL")
+    result = folder.result()
+    assert result is not None
+    assert (result["trial"], result["state"], result["reason"]) == (7, "failed", "the process was ended by SIGKILL")
+    assert (result["best_step"], result["params"], result["seconds"]) == (1, {"optim.lr": 0.1}, 4.5)
+    assert result["value"] == epoch.best.value
+    assert len(folder.predictions_file.read_text().splitlines()) == 17
+    assert folder.best_file.exists() and not folder.last_file.exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 torn"])
+def test_a_failure_without_a_readable_checkpoint_is_recorded_too(content: bytes | None, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    if content is not None:
+        folder.last_file.write_bytes(content)
+    folder.fail(0, {}, "why")
+    result = folder.result()
+    assert result is not None
+    assert (result["state"], result["value"], result["metrics"], result["seconds"]) == ("failed", None, {}, 0.0)
+    assert not folder.predictions_file.exists()
+
+
+# Studies
+
+HOLD = """
+import sys
+from pathlib import Path
+from elta_tune.records import StudyFolder
+with StudyFolder(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(study: StudyFolder) -> subprocess.Popen[str]:
+    """Another process that holds a study."""
+    command = [sys.executable, "-c", HOLD, str(study.path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_one_process_holds_a_study_until_it_ends(end: str, tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "study")
+    with hold(study) as process:
+        assert study.is_running()
+        with (
+            pytest.raises(StudyError, match=rf"study study is already running \(process {process.pid}\)"),
+            study.lock(),
+        ):
+            pass
+        if end == "killed":
+            process.kill()
+        else:
+            process.communicate("")
+        process.wait()
+        assert not study.is_running()
+        with study.lock():
+            assert study.is_running()
+            assert study.lock_file.read_text() == f"process {os.getpid()}"
+        assert not study.is_running()
+
+
+def test_looking_at_a_study_leaves_no_trace(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "study")
+    assert not study.is_running()
+    assert not study.path.exists()
+    with study.lock():
+        pass
+    before = study.lock_file.stat()
+    assert not study.is_running()
+    after = study.lock_file.stat()
+    assert (before.st_mtime_ns, before.st_size) == (after.st_mtime_ns, after.st_size)
+
+
+def test_looking_never_keeps_a_study_from_starting(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "study")
+    study.path.mkdir()
+    study.lock_file.touch()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            study.is_running()
+
+    lookers = [threading.Thread(target=look) for _ in range(4)]
+    for looker in lookers:
+        looker.start()
+    try:
+        for _ in range(300):
+            with study.lock():
+                pass
+    finally:
+        over.set()
+        for looker in lookers:
+            looker.join()
+
+
+def test_of_many_that_start_at_once_one_holds_the_study(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "study")
+    for _ in range(30):
+        begun, tried = threading.Barrier(6), threading.Barrier(6)
+        holders: list[int] = []
+
+        def start(number: int, begun: threading.Barrier, tried: threading.Barrier, holders: list[int]) -> None:
+            begun.wait()
+            try:
+                with study.lock():
+                    holders.append(number)
+                    tried.wait()
+            except StudyError:
+                tried.wait()
+
+        starters = [threading.Thread(target=start, args=(number, begun, tried, holders)) for number in range(6)]
+        for starter in starters:
+            starter.start()
+        for starter in starters:
+            starter.join()
+        assert len(holders) == 1
+
+
+def study_with(runs: Path, name: str, *results: dict[str, Any]) -> StudyFolder:
+    study = StudyFolder(runs / name)
+    study.create("name: x\n")
+    for number, result in enumerate(results):
+        study.trial(number).create("seed: 0\n")
+        write_json(study.trial(number).result_file, {"trial": number, **result})
+    return study
+
+
+def test_a_study_counts_what_ended_and_lists_trials_by_number(tmp_path: Path) -> None:
+    study = study_with(tmp_path, "one", *({"state": state} for state in ("complete", "pruned", "failed", "complete")))
+    study.trial(12345).create("seed: 0\n")
+    study.trial(9999).create("seed: 0\n")
+    assert [number for number, _ in study.trials()] == [0, 1, 2, 3, 9999, 12345]
+    assert [result["state"] for result in study.results()] == ["complete", "pruned", "failed", "complete"]
+    assert study.ended() == 3
+
+
+def test_a_study_is_found_by_folder_by_name_or_as_the_last_that_changed(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for number, name in enumerate(("b-old", "a-new")):
+        study = study_with(runs, name, {"state": "complete"})
+        study.trial(0).append({"step": 1})
+        for file in study.path.rglob("*"):
+            os.utime(file, (number, number))
+    assert [study.name for study in find_studies(runs)] == ["b-old", "a-new"]
+    assert open_study(None, runs).name == "a-new"
+    os.utime(runs / "b-old" / "trials" / "0000" / "metrics.jsonl", (9, 9))
+    assert open_study(None, runs).name == "b-old"
+    assert open_study("a-new", runs).path == open_study(str(runs / "a-new"), tmp_path).path
+
+
+def test_a_study_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="there is no study in") as caught:
+        open_study(None, tmp_path)
+    assert "elta-tune run" in str(caught.value.hint)
+    study_with(tmp_path, "default-demo")
+    with pytest.raises(
+        StudyError, match=r"there is no study 'default-dmo' in .* — did you mean 'default-demo'"
+    ) as caught:
+        open_study("default-dmo", tmp_path)
+    assert caught.value.hint == "there are: default-demo"
