@@ -110,6 +110,23 @@ function refusal({ method, url, headers }) {
     return WRITES.some(isAllowed) ? null : 'not to be changed here';
 }
 
+const PAGES = /^\/(oview|detail|experiment)?$/;
+/** The table of trials begins with the metrics that count here; whoever chooses other columns keeps his. */
+const COLUMNS = `{
+    const columns = ['sequenceId', 'id', 'status', 'latestAccuracy'];
+    const metrics = ['metric/srcc', 'metric/plcc', 'metric/accuracy'];
+    const choice = { value: JSON.stringify([...columns, ...metrics]), time: Date.now(), expire: 1e15, isSelectall: false };
+    if (localStorage.getItem('experiment_columns') === null) {
+        localStorage.setItem('experiment_columns', JSON.stringify(choice));
+    }
+}`;
+
+function sendPage(response) {
+    const page = fs.readFileSync(path.join(process.cwd(), 'static', 'index.html'), 'utf8');
+    response.writeHead(200, { 'Content-Type': 'text/html; charset=utf-8', 'Cache-Control': 'no-store' });
+    response.end(page.replace('<head>', `<head><script>${COLUMNS}</script>`));
+}
+
 const HEADERS = {
     'Content-Security-Policy':
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; " +
@@ -136,6 +153,10 @@ http.Server.prototype.emit = function (event, first, second, ...rest) {
         if (reason !== null) {
             second.writeHead(403, { 'Content-Type': 'text/plain', Connection: 'close' });
             second.end(`forbidden: ${reason}\n`);
+            return true;
+        }
+        if (first.method === 'GET' && PAGES.test(first.url.slice(1 + PREFIX.length))) {
+            sendPage(second);
             return true;
         }
     }

@@ -56,12 +56,13 @@ class NniReporter:
         self._known.add(step - 1)
 
 
-def finite(metrics: Mapping[str, Any], objective: str) -> dict[str, float]:
-    """Metrics for NNI: `default`, the objective, first, then all validation metrics that are numbers."""
-    from elta_tune.method.metrics import DIRECTIONS
+SHOWN = ("srcc", "plcc", "accuracy", "mae", "mae_low", "mae_mid", "mae_high", "bmae")
+"""What NNI's web UI shows beside the objective: each is a column, and an axis of its parallel coordinates."""
 
-    names = dict.fromkeys(("default", "srcc", "plcc", "accuracy", *DIRECTIONS, "loss"))
-    values = {name: metrics.get(objective if name == "default" else name) for name in names}
+
+def finite(metrics: Mapping[str, Any], objective: str) -> dict[str, float]:
+    """Metrics for NNI, if they are numbers: the objective as `default`, which tuner and assessor see, and `SHOWN`."""
+    values = {"default": metrics.get(objective), **{name: metrics.get(name) for name in SHOWN}}
     return {name: float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
 
 
