@@ -51,10 +51,13 @@ class NniStudies:
         """Starts the command; what it says goes to a file, `said` reads it."""
         log = (self.root / f"command-{len(self.commands)}.txt").open("w")
         own = {"ELTA_TUNE_CACHE": str(self.cache), "PYTHONPATH": str(self.root / "hooks"), "COLUMNS": "100"}
+        inherited = {
+            name: value for name, value in os.environ.items() if name != "UV"
+        }  # as from an environment of its own
         command = subprocess.Popen(
             [COMMAND, *arguments],
             cwd=self.root,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **own, **environment},
+            env={**inherited, "OMP_NUM_THREADS": "1", **own, **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
