@@ -344,12 +344,12 @@ def _dead(space: SearchSpace, recipe: TrialConfig, name: str, parameter: Paramet
 
 
 def _reachable(varied: Parameter | None, own: Any, conditions: Sequence[Condition]) -> list[Any]:
-    """Values that a field can have in trials where the conditions on it hold."""
+    """Values that a field can have in trials where the conditions on it hold; what varies contains `own`."""
     values = [own]
     if varied is not None:
         marks = [each.value for each in conditions]
         flat = itertools.chain.from_iterable(mark if isinstance(mark, list) else [mark] for mark in marks)
-        values = [*varied.telling(flat), *([own] if varied.when else ())]
+        values = list(varied.telling(flat))
     return [value for value in values if all(condition.holds(value) for condition in conditions)]
 
 

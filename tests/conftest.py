@@ -16,6 +16,9 @@ from PIL import Image
 
 from elta_tune.config import TrialConfig
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Tiny models gain nothing from more, and where cores are shared their threads wait for each other by spinning."""
+
 COMMAND = str(Path(sys.executable).with_name("elta-tune"))
 """The installed entry point."""
 

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -341,7 +342,12 @@ def is_writing(folder: Path) -> bool:
     return any(folder.rglob(".*"))
 
 
+def size(file: Path) -> tuple[int, int]:
+    return (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
+
+
 def test_kills_at_any_moment_cost_an_epoch_at_most(rounds: TrialConfig, cache: Path, tmp_path: Path) -> None:
+    """Each process is killed some random time after its first sign of life, or while it writes a file."""
     start_forkserver(main="pytest")
     config = rounds.replace({"training.epochs": 3, "self_training.epochs": 2})
     whole = start_process(config, tmp_path / "whole", cache)
@@ -350,22 +356,26 @@ def test_kills_at_any_moment_cost_an_epoch_at_most(rounds: TrialConfig, cache: P
     seconds = json.loads((tmp_path / "whole" / "result.json").read_text())["seconds"]
 
     folder, chance, saved, kills = tmp_path / "killed", random.Random(0), 0, 0
-    while kills < 12:
+    last, metrics = folder / "last.ckpt", folder / "metrics.jsonl"
+    signs: list[Callable[[Any], bool]] = [
+        lambda before: folder.exists(),
+        lambda before: is_writing(folder),
+        lambda before: size(last) != before[0],
+        lambda before: size(metrics) != before[1],
+    ]
+    for number, seen in enumerate((*signs, *signs)):
+        before = size(last), size(metrics)
         process = start_process(config, folder, cache)
-        process.join(chance.uniform(0.1, 0.6) * seconds)
-        while process.is_alive() and kills % 2 and not is_writing(folder):
-            pass  # every other kill hits the moment in which a file is written
+        while process.is_alive() and not seen(before):
+            time.sleep(0.001)
+        if number >= len(signs):
+            process.join(chance.uniform(0, 0.2) * seconds)
         process.kill()
         process.join()
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
-        kills += 1
-        last = folder / "last.ckpt"
+        kills += process.exitcode == -signal.SIGKILL
         now = torch.load(last, weights_only=True)["step"] if last.exists() else saved
         assert now >= saved
-        recorded = len(TrialFolder(folder).epochs())
-        assert recorded in (now, now - 1) or not last.exists()
+        assert len(TrialFolder(folder).epochs()) in (now, now - 1) or not last.exists()
         saved = now
     assert kills >= 2
     process = start_process(config, folder, cache)

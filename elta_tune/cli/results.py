@@ -10,7 +10,7 @@ import typer
 from elta_tune.cli.options import DEFAULT_CACHE, Cache, Json, Runs, Study
 
 if TYPE_CHECKING:
-    from elta_tune.records import StudyFolder
+    from elta_tune.records import StudyFolder, TrialFolder
     from elta_tune.studies.plan import StudyPlan
 
 
@@ -57,7 +57,7 @@ def best(
             told["difference"] = export(folder, result, file, export_as, cache=cache)  # type: ignore[arg-type]
         if test:
             measured = measure_trial(folder, result, "test", cache=cache)
-            told |= {"test": measured["metrics"], "test_data": measured["data"]}
+            told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
     _print_json(told) if as_json else _tell_best(folder, told)
 
 
@@ -172,9 +172,10 @@ def _show_study(folder: StudyFolder, plan: StudyPlan, as_json: bool) -> None:
     if as_json:
         running = [{"trial": number, "epochs": epochs} for number, epochs in unfinished]
         return _print_json({**_study_row(folder), "results": results, "unfinished": running})
+    from rich.padding import Padding
     from rich.text import Text
 
-    from elta_tune.cli.text import console, metric, trial_table
+    from elta_tune.cli.text import console, metric, parameters, trial_table
 
     row, objective = _study_row(folder), plan.space.objective
     told = f"{row['ended']} of {row['budget']} trials, {row['pruned']} pruned, {row['failed']} failed; {row['state']}"
@@ -183,41 +184,42 @@ def _show_study(folder: StudyFolder, plan: StudyPlan, as_json: bool) -> None:
         console.print(trial_table(results, objective.metric))
     for number, epochs in unfinished:
         last = epochs[-1] if epochs else {"step": 0}
-        console.print(
-            f"trial {number} unfinished: step {last['step']}, {objective.metric} {metric(last.get(objective.metric))}"
-        )
+        told = f"step {last['step']}, {objective.metric} {metric(last.get(objective.metric))}"
+        console.print(Text(f"trial {number} unfinished: {told}"), soft_wrap=True)
+        params = Text(parameters(_params(folder.trial(number), plan)), style="dim")
+        console.print(Padding(params, (0, 0, 0, 7), expand=False))
     console.print(Text(f"{folder.path}"), soft_wrap=True)
 
 
-def _show_trial(folder: StudyFolder, plan: StudyPlan, number: int, as_json: bool) -> None:
+def _params(trial: TrialFolder, plan: StudyPlan) -> dict[str, Any]:
+    """What the study gave a trial, also while that has no result."""
+    from elta_tune.config import load_recipe
+
+    if not trial.config_file.exists():
+        return {}
+    get = load_recipe(trial.config_file).get
+    return {name: get(name) for name, parameter in plan.space.parameters.items() if parameter.is_active(get)}
+
+
+def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json: bool) -> None:
     from elta_tune.errors import StudyError
 
-    trial = folder.trial(number)
+    trial = folder.trial(trial_number)
     if not trial.path.exists():
-        raise StudyError(f"study {folder.name} has no trial {number}", f"see them: elta-tune show {folder.name}")
+        raise StudyError(f"study {folder.name} has no trial {trial_number}", f"see them: elta-tune show {folder.name}")
     result, epochs = trial.result(), trial.epochs()
     if as_json:
-        return _print_json({"study": folder.name, "trial": number, "result": result, "epochs": epochs})
+        return _print_json({"study": folder.name, "trial": trial_number, "result": result, "epochs": epochs})
     from rich.text import Text
 
-    from elta_tune.cli.text import columns_of, console, metric, plain_table
-    from elta_tune.cli.text import number as short
+    from elta_tune.cli.text import console, epoch_table, number
 
     state = result["state"] if result else "unfinished"
     why = f": {result['reason']}" if result and result["reason"] else ""
-    console.print(Text(f"study {folder.name}, trial {number}: {state}{why}"), soft_wrap=True)
-    for name, value in (result["params"] if result else {}).items():
-        console.print(Text(f"  {name} = {short(value)}"))
-    names = columns_of(plan.space.objective.metric)
-    headers = ["step", "round", "epoch", "loss", "lr", *names, "pseudo-labels"]
-    table = plain_table(headers, right=headers)
-    for line in epochs:
-        best = line["step"] == (result["best_step"] if result else epochs[-1]["best_step"])
-        cells = [*(str(line[key]) for key in ("step", "round", "epoch")), metric(line["loss"]), short(line["lr"], 3)]
-        table.add_row(
-            *cells, *(metric(line[name]) for name in names), str(line["pseudo_labels"]), style="green" if best else None
-        )
-    console.print(table)
+    console.print(Text(f"study {folder.name}, trial {trial_number}: {state}{why}"), soft_wrap=True)
+    for name, value in _params(trial, plan).items():
+        console.print(Text(f"  {name} = {number(value)}"))
+    console.print(epoch_table(epochs, plan.space.objective.metric))
     for item in result["rounds"] if result and "rounds" in result else ():
         if "skipped" in item:
             console.print(Text(f"round {item['round']} was skipped: {item['skipped']}"))

@@ -196,6 +196,7 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     if ranking:
         best, first = ranking[0], next((result for result in ranking if result["trial"] == 0), None)
         gain = f"; trial 0, the recipe as it stands: {metric(first['value'])}" if first else ""
+        gain = ", the recipe as it stands" if best is first else gain
         lines.append(f"best: trial {best['trial']}, {objective} {metric(best['value'])}{gain}")
     lines.append(f"folder: {folder.path}")
     if ranking:

@@ -80,14 +80,13 @@ class Decoded:
         """The image as a square, not yet turned."""
         return self.image.resize((size, size), Image.Resampling.BILINEAR, (0, 0, self.width, self.height))
 
-    def square(self, size: int) -> NDArray[np.uint8]:
-        """The image as an upright square (S, S, 3)."""
-        square = self.squashed(size)
+    def upright(self, square: Image.Image) -> NDArray[np.uint8]:
+        """A square of the image, turned: (S, S, 3)."""
         return np.asarray(square if self.turn is None else square.transpose(self.turn))
 
-    def halved(self) -> Decoded:
-        """The mean of each 2×2 pixels."""
-        return replace(self, image=self.image.reduce(2), width=self.width / 2, height=self.height / 2)
+    def reduced(self, factor: int) -> Decoded:
+        """The mean of each `factor`² pixels."""
+        return replace(self, image=self.image.reduce(factor), width=self.width / factor, height=self.height / factor)
 
 
 @contextlib.contextmanager
@@ -129,9 +128,15 @@ def shrink(content: bytes, sizes: Sequence[int]) -> Shrunk:
     """
     largest = max(sizes)
     decoded = _decode(content, math.ceil(ROOM * largest))
-    if decoded.is_reduced and _difference(decoded.squashed(largest), decoded.halved().squashed(largest)) > DOUBT:
+    square = decoded.squashed(largest)
+    if decoded.is_reduced and _difference(square, decoded.reduced(2).squashed(largest)) > DOUBT:
         decoded = _decode(content, None)
-    return Shrunk({size: decoded.square(size) for size in sizes}, decoded.square(THUMBNAIL), decoded.size)
+        square = decoded.squashed(largest)
+    squares = {size: square if size == largest else decoded.squashed(size) for size in sizes}
+    # Means of a few pixels, of which eight times as many as wanted remain, are as good for it and four times as quick.
+    thumbnail = decoded.reduced(max(1, min(decoded.image.size) // (8 * THUMBNAIL))).squashed(THUMBNAIL)
+    pixels = {size: decoded.upright(square) for size, square in squares.items()}
+    return Shrunk(pixels, decoded.upright(thumbnail), decoded.size)
 
 
 def _decode(content: bytes, enough: int | None) -> Decoded:

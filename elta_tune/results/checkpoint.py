@@ -6,6 +6,7 @@ A file stands by itself: `load_checkpoint` needs nothing else to predict.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
             (float(facts["scale"][0]), float(facts["scale"][1])),
             dict(facts["source"]),
         )
-    except (KeyError, TypeError, OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise ModelError(f"{path}: not a checkpoint of elta-tune: {type(error).__name__}: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: not a checkpoint of elta-tune: it holds more than weights and plain values"
+        ) from error
+    except (KeyError, TypeError, IndexError, OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ModelError(f"{path}: not a checkpoint of elta-tune: {reason}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

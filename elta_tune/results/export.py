@@ -2,53 +2,66 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from elta_tune.config import load_recipe
 from elta_tune.errors import StudyError
-from elta_tune.records import StudyFolder, TrialFolder
+from elta_tune.records import StudyFolder
 from elta_tune.results.checkpoint import Checkpoint, Format, save_checkpoint
 from elta_tune.training.devices import available_devices
 
 TOLERANCE = 1e-5
-"""Predictions of the exported file and of the trial's best epoch agree to this, on one kind of device."""
+"""Predictions of the exported file and of the trial's best epoch agree to this, on the same kind and make of device."""
 TOLERANCE_ELSEWHERE = 1e-3
-"""The same where the trial ran on another kind of device, whose sums run in another order."""
+"""The same where the trial ran on another device, whose sums run in another order."""
 
 
 def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format, *, cache: Path) -> float:
-    """Writes the weights of a trial's best epoch and measures the file again on the validation split.
+    """Writes the weights of a trial's best epoch, after a new process has measured the file on the validation split.
 
     Returns:
         The largest difference of a predicted score.
 
     Raises:
-        StudyError: the trial has no weights, or the file does not predict as the trial did: by how much.
+        StudyError: the trial's files are gone or damaged, the data have changed, or the file does not predict as the
+            trial did: by how much.
     """
+    checkpoint, predictions = trial_checkpoint(study, result), study.trial(result["trial"]).predictions_file
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    device = _device_like(result)
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(trial_checkpoint(study, result), aside, kind)
-        measured = measure(aside, "val", cache=cache, device=device)
-        difference = _compare(study.trial(result["trial"]), result, measured, device)
-        aside.replace(path)
-    except OSError as error:
-        raise StudyError(f"{path}: can't be written: {error.strerror or error}") from error
+    try:
+        with _writing(path):
+            save_checkpoint(checkpoint, aside, kind)
+        measured = measure(aside, "val", cache=cache, like=result["environment"])
+        difference = _compare(result, predictions, measured)
+        with _writing(path):
+            aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
     return difference
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        raise StudyError(f"{path}: can't be written: {error}") from error
 
 
 def measure_trial(study: StudyFolder, result: dict[str, Any], split: str, *, cache: Path) -> dict[str, Any]:
@@ -56,20 +69,22 @@ def measure_trial(study: StudyFolder, result: dict[str, Any], split: str, *, cac
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"trial-{result['trial']}.safetensors"
         save_checkpoint(trial_checkpoint(study, result), file, "safetensors")
-        return measure(file, split, cache=cache, device=_device_like(result))
+        return measure(file, split, cache=cache, like=result["environment"])
 
 
 def trial_checkpoint(study: StudyFolder, result: dict[str, Any]) -> Checkpoint:
     """The checkpoint of a trial's best epoch.
 
     Raises:
-        StudyError: its weights are gone.
+        StudyError: its weights are gone or damaged.
     """
     trial = study.trial(result["trial"])
-    if not trial.best_file.exists():
-        raise StudyError(f"{trial.best_file}: the weights of trial {result['trial']} are gone")
+    try:
+        weights = load_file(trial.best_file)
+    except (OSError, SafetensorError) as error:
+        raise StudyError(f"{trial.best_file}: the weights of trial {result['trial']} can't be read: {error}") from error
     return Checkpoint(
-        state_dict=load_file(trial.best_file),
+        state_dict=weights,
         config=load_recipe(trial.config_file),
         metrics=result["metrics"],
         epoch=result["best_epoch"],
@@ -80,55 +95,76 @@ def trial_checkpoint(study: StudyFolder, result: dict[str, Any]) -> Checkpoint:
     )
 
 
-def _device_like(result: dict[str, Any]) -> str:
-    """The kind of device that the trial ran on if there is one here, else the CPU."""
-    kind = str(result["environment"]["device"]).partition(":")[0]
-    return next((name for name in available_devices() if name.partition(":")[0] == kind), "cpu")
+def measure(checkpoint: Path, split: str, *, cache: Path, like: dict[str, Any]) -> dict[str, Any]:
+    """Evaluates a checkpoint file in a new process: `metrics`, `ids`, `scores`, `data`, `environment`.
 
-
-def measure(checkpoint: Path, split: str, *, cache: Path, device: str) -> dict[str, Any]:
-    """Evaluates a checkpoint file in a new process: `metrics`, `ids`, `scores`, `data` of the split.
+    Args:
+        like: the environment that a trial recorded. The same device and threads are used where they are here.
 
     Raises:
         StudyError: the process failed, with the last line that it said.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
-        command = [
-            sys.executable,
-            "-m",
-            "elta_tune.results.measure",
-            str(checkpoint),
-            split,
-            str(cache),
-            device,
-            str(out),
-        ]
+        # -P: no module of the working directory stands in for one of ours.
+        command = [sys.executable, "-P", "-m", "elta_tune.results.measure", str(checkpoint), split, str(cache)]
+        command += [_device_like(like["device"]), str(like["threads"]), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise StudyError(f"{checkpoint}: can't be measured on {split}: {said}")
+            raise StudyError(f"the checkpoint can't be measured on the {split} split: {said}")
         measured: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return measured
 
 
-def _compare(trial: TrialFolder, result: dict[str, Any], measured: dict[str, Any], device: str) -> float:
+def _device_like(name: str) -> str:
+    """The device of that name if it is here, else one of its kind, else the CPU."""
+    here = available_devices()
+    kind = name.partition(":")[0]
+    return name if name in here else next((other for other in here if other.partition(":")[0] == kind), "cpu")
+
+
+def _make(environment: dict[str, Any]) -> tuple[str, str]:
+    """Kind and name of a device: `cuda:0` and `cuda:1` may be of one make."""
+    return environment["device"].partition(":")[0], environment["device_name"]
+
+
+def _compare(result: dict[str, Any], predictions: Path, measured: dict[str, Any]) -> float:
     """The largest difference of a prediction, if it and the metrics' are within the tolerance."""
-    own = pd.read_csv(trial.predictions_file, dtype={"image_id": str}, float_precision="round_trip")
-    if list(own["image_id"]) != measured["ids"]:
-        raise StudyError(f"{trial.predictions_file}: the validation split has changed since the trial", "restore it")
-    same = result["environment"]["device"].partition(":")[0] == device.partition(":")[0]
+    for split in ("train", "val"):  # the former cuts the scale into low, mid and high
+        before, now = result["data"][split], measured["data"][split]
+        if before["hash"] != now["hash"]:
+            raise StudyError(
+                f"{now['file']}: its images or ratings have changed since the trial "
+                f"({before['rows']} rows then, {now['rows']} now)",
+                "restore the file: the trial's metrics hold for what it was trained and measured on",
+            )
+    same = _make(result["environment"]) == _make(measured["environment"])
     tolerance = TOLERANCE if same else TOLERANCE_ELSEWHERE
-    difference = float(np.abs(own["score"].to_numpy() - np.array(measured["scores"])).max())
+    difference = _largest_difference(predictions, measured)
     if not difference <= tolerance:
         raise StudyError(
             f"the exported file does not predict as trial {result['trial']} did: scores differ by up to "
-            f"{difference:.3g}, more than {tolerance:g}; nothing was written"
+            f"{difference:.3g}, more than {tolerance:g}; nothing was written",
+            "the trial's weights, or validation images, are not what they were",
         )
     for name, value in result["metrics"].items():
         again = measured["metrics"].get(name)
-        # Ranks and thresholds jump where two predictions tie within the tolerance: a share of the images may flip.
-        allowed = tolerance + 10 / len(own) ** 2 if same else 0.01
+        # Ranks and thresholds jump where predictions tie within the tolerance: elsewhere two images may change sides.
+        count = len(measured["ids"])
+        allowed = tolerance + 10 / count**2 if same else max(0.01, 2 / count)
         if value is not None and (again is None or not math.isclose(value, again, rel_tol=1e-4, abs_tol=allowed)):
             raise StudyError(f"the exported file's {name} is {again}, the trial's {value}; nothing was written")
     return difference
+
+
+def _largest_difference(predictions: Path, measured: dict[str, Any]) -> float:
+    """Of the scores in a trial's `predictions.csv` and those measured now."""
+    try:
+        with predictions.open(encoding="utf-8", newline="") as file:
+            own = list(csv.DictReader(file))
+        if [row["image_id"] for row in own] != measured["ids"]:
+            raise ValueError("it does not list the images of the validation split")
+        return float(np.abs(np.array([float(row["score"]) for row in own]) - np.array(measured["scores"])).max())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StudyError(f"{predictions}: the trial's predictions can't be read: {error}") from error

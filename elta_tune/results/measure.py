@@ -1,4 +1,7 @@
-"""Evaluates a checkpoint file on a split: ``python -m elta_tune.results.measure FILE SPLIT CACHE DEVICE OUT``."""
+"""Evaluates a checkpoint file on a split, in a process of its own:
+
+python -m elta_tune.results.measure FILE SPLIT CACHE DEVICE THREADS OUT
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from elta_tune.data.dataset import open_dataset
 from elta_tune.errors import DataError, EltaTuneError
 from elta_tune.records import write_json
 from elta_tune.results.checkpoint import load_checkpoint
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import evaluate, predict
-from elta_tune.trial import describe_split
+from elta_tune.trial import describe_data, environment
 
 
 def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -> dict[str, Any]:
@@ -25,19 +30,23 @@ def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -
     dataset = open_dataset(loaded.config.data, cache, splits=("train", "val", split))
     rows = getattr(dataset, split)
     if rows is None:
-        raise DataError(f"there is no {split} split; name one in data.{split}")
-    predictions = predict(loaded.model().to(device_of(device)), rows, loaded.config, dataset.scale)
+        raise DataError(f"there is no {split} split", f"name it: --set data.{split}=FILE")
+    # As the training holds it: in another memory format the sums run in another order.
+    model = loaded.model().to(device=device_of(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    predictions = predict(model, rows, loaded.config, dataset.scale)
     return {
         "metrics": evaluate(predictions, rows, dataset),
         "ids": list(predictions.ids),
         "scores": predictions.scores.tolist(),
-        "data": describe_split(rows),
+        "data": describe_data(dataset),
+        "environment": environment(device),
     }
 
 
 def main(arguments: list[str]) -> int:
     """The command; a refusal is the last line of standard error."""
-    checkpoint, split, cache, device, out = arguments
+    checkpoint, split, cache, device, threads, out = arguments
+    torch.set_num_threads(int(threads))
     try:
         write_json(Path(out), measure_checkpoint(Path(checkpoint), split, Path(cache), device))
     except EltaTuneError as error:

@@ -80,7 +80,7 @@ def assert_right(cached: CachedImages, files: Sequence[str]) -> None:
         for file, image in zip(files, pixels(images), strict=True):
             np.testing.assert_array_equal(image, expected(file, size), err_msg=file)
     for file, preview in zip(files, cached.previews(), strict=True):
-        np.testing.assert_array_equal(preview["thumbnail"], expected(file, 8))
+        assert abs(preview["thumbnail"] - expected(file, 8).astype(int)).mean() <= 1
         with Image.open(file) as image:
             assert tuple(preview["size"]) == image.size
 

@@ -1,0 +1,175 @@
+"""An exported file predicts as its trial did, or there is none."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from elta_tune.config import TrialConfig, load_recipe
+from elta_tune.errors import StudyError
+from elta_tune.records import StudyFolder
+from elta_tune.results.checkpoint import load_checkpoint
+from elta_tune.results.export import export, measure_trial
+from elta_tune.trial import NoReporter, run_trial
+
+pytestmark = pytest.mark.usefixtures("measured_here")
+Change = Callable[[str, float], None]
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
+def test_the_file_holds_what_the_best_epoch_was(
+    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path, kind: Literal["ckpt", "safetensors"]
+) -> None:
+    path = tmp_path / "out" / f"best.{kind}"
+    assert export(study, result, path, kind, cache=cache) <= 1e-5
+    assert left_in(path.parent) == [path.name]
+    loaded = load_checkpoint(path)
+    weights = load_file(study.trial(0).best_file)
+    assert loaded.state_dict.keys() == weights.keys()
+    assert all(torch.equal(loaded.state_dict[name], weights[name]) for name in weights)
+    assert loaded.config == load_recipe(study.trial(0).config_file)
+    assert loaded.metrics == result["metrics"]
+    assert loaded.epoch == result["best_epoch"]
+    assert loaded.source["study"] == "study"
+    assert loaded.source["trial"] == 0
+
+
+def test_it_predicts_what_the_trial_recorded(study: StudyFolder, result: dict[str, Any], cache: Path) -> None:
+    measured = measure_trial(study, result, "val", cache=cache)
+    with study.trial(0).predictions_file.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert measured["ids"] == [row["image_id"] for row in rows]
+    np.testing.assert_allclose(measured["scores"], [float(row["score"]) for row in rows], atol=1e-5)
+    assert measured["metrics"] == pytest.approx(result["metrics"], rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["head.0.weight", "backbone.conv_stem.weight"])
+def test_a_changed_weight_is_found_and_nothing_is_written(
+    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path, change_weights: Change, name: str
+) -> None:
+    change_weights(name, 1.0)
+    with pytest.raises(StudyError, match="does not predict as trial 0 did: scores differ by up to") as refused:
+        export(study, result, tmp_path / "out" / "best.ckpt", "ckpt", cache=cache)
+    found = re.search(r"up to ([\d.e-]+), more than 1e-05", refused.value.message)
+    assert found is not None
+    assert float(found[1]) > 1e-3
+    assert left_in(tmp_path / "out") == []
+
+
+def test_a_file_that_is_there_survives_a_failed_export(
+    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path, change_weights: Change
+) -> None:
+    (tmp_path / "best.ckpt").write_text("an earlier one")
+    change_weights("head.0.weight", 1.0)
+    with pytest.raises(StudyError, match="does not predict"):
+        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+    assert (tmp_path / "best.ckpt").read_text() == "an earlier one"
+
+
+@pytest.mark.parametrize(("device", "fits"), [("as recorded", False), ("of another make", True)])
+def test_another_make_of_device_may_differ_a_little_more(
+    study: StudyFolder,
+    result: dict[str, Any],
+    cache: Path,
+    tmp_path: Path,
+    change_weights: Change,
+    device: str,
+    fits: bool,
+) -> None:
+    """Its sums run in another order: as far apart as this small change is."""
+    change_weights("head.2.bias", 3e-4)
+    if device == "of another make":
+        result["environment"]["device_name"] = device
+    if fits:
+        assert 1e-5 < export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 1e-3
+    else:
+        with pytest.raises(StudyError, match="more than 1e-05"):
+            export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("val.csv", lambda lines: lines[:-1]),
+        ("val.csv", lambda lines: [*lines[:1], *reversed(lines[1:])]),
+        ("val.csv", lambda lines: [*lines[:-1], lines[-1].partition(",")[0] + ",9,9,9,9,9"]),
+        ("train.csv", lambda lines: lines[:-1]),
+    ],
+    ids=["a row less", "another order", "another rating", "a training row less"],
+)
+def test_changed_data_are_named(
+    study: StudyFolder,
+    result: dict[str, Any],
+    cache: Path,
+    data: Path,
+    tmp_path: Path,
+    file: str,
+    change: Callable[[list[str]], list[str]],
+) -> None:
+    path = data / file
+    path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
+    with pytest.raises(StudyError, match=rf"{file}: its images or ratings have changed since the trial"):
+        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+    assert not (tmp_path / "best.ckpt").exists()
+
+
+def test_data_that_are_gone_are_named(
+    study: StudyFolder, result: dict[str, Any], cache: Path, data: Path, tmp_path: Path
+) -> None:
+    (data / "val.csv").unlink()
+    with pytest.raises(StudyError, match=r"can't be measured on the val split: .*val\.csv"):
+        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+
+
+def test_a_split_that_never_was_is_refused(study: StudyFolder, result: dict[str, Any], cache: Path, data: Path) -> None:
+    (data / "test.csv").unlink()
+    with pytest.raises(StudyError, match="can't be measured on the test split: there is no test split"):
+        measure_trial(study, result, "test", cache=cache)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "predictions.csv"])
+@pytest.mark.parametrize("content", [None, b"damaged"])
+def test_damaged_files_of_a_trial_are_named(
+    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    path = study.trial(0).path / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(StudyError, match=rf"{name}: the .* can't be read"):
+        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"file/best\.ckpt: can't be written"):
+        export(study, result, tmp_path / "file" / "best.ckpt", "ckpt", cache=cache)
+
+
+def test_images_may_have_any_name(recipe: TrialConfig, data_root: Path, cache: Path, tmp_path: Path) -> None:
+    """Also one that a table's reader takes for a missing value, or that has its separator in it."""
+    root = tmp_path / "data"
+    shutil.copytree(data_root, root)
+    text = (root / "val.csv").read_text()
+    for number, name in enumerate(("NA", "null", "a, b.png", 'q"uote.png')):
+        old = f"val_{number:03d}.png"
+        (root / "images" / old).rename(root / "images" / (name if "." in name else f"{name}.png"))
+        text = text.replace(old, '"' + name.replace('"', '""') + '"')
+    (root / "val.csv").write_text(text)
+    folder = StudyFolder(tmp_path / "study")
+    config = recipe.replace({"data.root": str(root), "training.epochs": 1})
+    found = run_trial(config, folder.trial(0), NoReporter(), cache=cache, number=0)
+    assert export(folder, found, tmp_path / "best.ckpt", "ckpt", cache=cache) <= 1e-5
