@@ -167,12 +167,12 @@ class TrialFolder:
 
     def checkpoint(self) -> dict[str, Any] | None:
         """`last.ckpt` with the best weights as `best_weights`, or None if no epoch was saved."""
+        if not self.last_file.exists():
+            return None
         import torch
         from safetensors import safe_open
         from safetensors.torch import load_file
 
-        if not self.last_file.exists():
-            return None
         checkpoint: dict[str, Any] = torch.load(self.last_file, map_location="cpu", weights_only=True)
         if self._next_best.exists():
             with safe_open(self._next_best, framework="pt") as file:
@@ -182,10 +182,10 @@ class TrialFolder:
 
     def finish(self, result: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> None:
         """Writes the predictions that a checkpoint has of its best epoch and, last, `result.json`."""
-        from elta_tune.training.loop import Predictions
-        from elta_tune.training.self_training import from_plain
-
         if checkpoint is not None:
+            from elta_tune.training.loop import Predictions
+            from elta_tune.training.self_training import from_plain
+
             predictions = from_plain(Predictions, checkpoint["best"]["predictions"])
             write_aside(self.predictions_file, lambda aside: write_predictions(aside, predictions))
         write_json(self.result_file, result)

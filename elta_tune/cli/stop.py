@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,29 +23,31 @@ def stop(study: Study = None, runs: Runs = Path("runs")) -> None:
 
     folder = open_study(study, runs)
     stopped = _stop_nni(folder) if backend_of(folder) == "nni" else _stop_process(folder.lock_file, folder.name)
-    console.print(f"study {folder.name} is stopped" if stopped else f"study {folder.name} is not running")
+    told = "is stopped" if stopped else "is not running"
+    console.print(f"study {folder.name} {told}", markup=False, soft_wrap=True)
 
 
 def _stop_process(lock: Path, name: str) -> bool:
     """Asks the process that holds a lock to end, and waits until it has; returns whether there was one."""
+    import psutil
+
     from elta_tune.cli.text import console
     from elta_tune.errors import StudyError
-    from elta_tune.locks import is_held, owner
+    from elta_tune.locks import owner
 
-    if not is_held(lock):
+    number = owner(lock)
+    if number is None:
         return False
-    process = owner(lock)
-    if process is None:
-        raise StudyError(f"{lock}: is held by a process that did not leave its number", "end it yourself")
-    console.print(f"stopping study {name} (process {process})")
+    console.print(f"stopping study {name} (process {number})", markup=False, soft_wrap=True)
     try:
-        os.kill(process, signal.SIGTERM)
-    except ProcessLookupError:
+        process = psutil.Process(number)
+        process.terminate()
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(PAUSE)
+    except psutil.NoSuchProcess:
         pass
-    except PermissionError:
-        raise StudyError(f"study {name} runs as process {process} of another user", "that user can stop it") from None
-    while is_held(lock) and owner(lock) == process:
-        time.sleep(PAUSE)
+    except psutil.AccessDenied:
+        raise StudyError(f"study {name} runs as process {number} of another user", "that user can stop it") from None
     return True
 
 
@@ -61,7 +61,7 @@ def _stop_nni(folder: StudyFolder) -> bool:
     watched = _stop_process(nni.attached_lock, folder.name)
     left = bool(members(nni))
     if left and not watched:
-        console.print(f"stopping study {folder.name}")
+        console.print(f"stopping study {folder.name}", markup=False, soft_wrap=True)
     end(nni)
     reconcile(folder, read_plan(folder))
     return watched or left

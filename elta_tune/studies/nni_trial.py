@@ -17,16 +17,15 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from elta_tune.config import TrialConfig
 from elta_tune.errors import EltaTuneError, StudyError
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.studies.nni_channel import NodeGone, TrialChannel
+from elta_tune.studies.nni_node import NniFolder
 from elta_tune.studies.nni_space import decode
-from elta_tune.studies.plan import StudyPlan, read_plan
-
-if TYPE_CHECKING:
-    from elta_tune.studies.nni_node import Workers
+from elta_tune.studies.plan import read_plan
 
 
 class NniReporter:
@@ -121,23 +120,23 @@ def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
     params: dict[str, Any] = {}
     try:
         plan = read_plan(study)
+        objective = plan.space.objective.metric
         record = channel.parameters()
         check(record, channel.recorded_parameters())
         params = decode(plan.space, plan.recipe, record["parameters"])
-        result = _train(study, plan, number, folder, params, channel, record["parameter_id"])
+        config = plan.recipe.replace(params, source=f"trial {number}")
+        reporter = NniReporter(channel, record["parameter_id"], objective, config.planned_epochs)
+        result = _train(NniFolder(study), number, config, params, reporter, trial)
+    except NodeGone:
+        raise
     except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
-        from elta_tune.trial import TrialStopped
-
-        if isinstance(error, NodeGone | TrialStopped):
-            raise NodeGone("NNI's node is gone") from error
         traceback.print_exc()
         reason = error.message if isinstance(error, EltaTuneError) else f"{type(error).__name__}: {error}"
         folder.fail(number, params, reason, nni_trial_id=trial)
         return "failed"
     print(f"{time.strftime('%F %T')} {result['state']} {result['reason'] or ''}")
     if result["state"] == "complete":
-        values = finite(result["metrics"], plan.space.objective.metric)
-        channel.report("FINAL", record["parameter_id"], 0, values)
+        channel.report("FINAL", record["parameter_id"], 0, finite(result["metrics"], objective))
     return str(result["state"])
 
 
@@ -155,48 +154,37 @@ def check(received: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
 
 
 def _train(
-    study: StudyFolder,
-    plan: StudyPlan,
-    number: int,
-    folder: TrialFolder,
-    params: dict[str, Any],
-    channel: TrialChannel,
-    parameter_id: int,
+    nni: NniFolder, number: int, config: TrialConfig, params: dict[str, Any], reporter: NniReporter, trial: str
 ) -> dict[str, Any]:
+    """Trains in a slot of its own.
+
+    Raises:
+        NodeGone: node ends; the epoch is saved.
+    """
     import torch
 
     from elta_tune.executors.slots import take_slot
-    from elta_tune.studies.nni_node import NniFolder
-    from elta_tune.trial import TrialPruned, run_trial
+    from elta_tune.trial import TrialPruned, TrialStopped, run_trial
 
-    config = plan.recipe.replace(params, source=f"trial {number}")
-    reporter = NniReporter(channel, parameter_id, plan.space.objective.metric, config.planned_epochs)
-    nni = NniFolder(study)
-    workers: Workers = nni.workers()
+    workers = nni.workers()
     if number == 0:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the recipe always runs to its end
+
+    def train(device: str) -> dict[str, Any]:
+        facts = {"number": number, "params": params, "facts": {"nni_trial_id": trial}}
+        return run_trial(config, nni.study.trial(number), reporter, cache=workers.cache, device=device, **facts)
+
     with take_slot(nni.slots, workers.slots) as slot:
         print(f"{time.strftime('%F %T')} on {slot.device}, {slot.threads} threads")
         torch.set_num_threads(slot.threads)
-
-        def train() -> dict[str, Any]:
-            facts = {"nni_trial_id": channel.trial}
-            return run_trial(
-                config,
-                folder,
-                reporter,
-                cache=workers.cache,
-                device=slot.device,
-                number=number,
-                params=params,
-                facts=facts,
-            )
-
         try:
-            result = train()
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        except TrialPruned:  # it came when nothing was left to prune
-            result = train()
+            try:
+                result = train(slot.device)
+                signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            except TrialPruned:  # it came when nothing was left to prune
+                result = train(slot.device)
+        except TrialStopped as stopped:
+            raise NodeGone("NNI's node is gone") from stopped
         return result
 
 
