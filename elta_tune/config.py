@@ -84,7 +84,7 @@ class SplitConfig(Section):
     @model_validator(mode="after")
     def _leaves_some(self) -> SplitConfig:
         if self.val + self.test >= 1:
-            raise ValueError(f"val and test should leave images to train on, not {self.val} and {self.test}")
+            raise field_error("val", f"and test should leave images to train on, not {self.val} and {self.test}")
         return self
 
 

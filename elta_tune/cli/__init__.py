@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from elta_tune.cli import nni, results, run, space, stop
+from elta_tune.cli import data, nni, results, run, space, stop
 from elta_tune.errors import EltaTuneError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("best")(results.best)
 app.command("list")(results.list_studies)
 app.command("show")(results.show)
 app.add_typer(space.app, name="space")
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -259,23 +258,6 @@ def study_view(board: Board, console: Console, epochs: Callable[[int], list[dict
     view = LiveView(board, console, epochs)
     with view.live:
         yield view
-
-
-@contextmanager
-def preparing(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar for each part of the preparation of data; yields what takes (done, total, what)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
-
-        def show(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-                if not console.is_terminal:
-                    console.print(f"{what}: {total}")
-            progress.update(tasks[what], completed=done)
-
-        yield show
 
 
 class EpochLines:

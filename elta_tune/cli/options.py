@@ -1,10 +1,10 @@
-"""Options that several commands have."""
+"""Options that several commands have, and what `--json` prints."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,3 +18,10 @@ Cache = Annotated[
     Path,
     typer.Option(envvar="ELTA_TUNE_CACHE", show_envvar=True, help="Folder of decoded images, shared by all studies."),
 ]
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON; what is not a finite number is null."""
+    from elta_tune.records import to_json
+
+    print(to_json(value, indent=2))

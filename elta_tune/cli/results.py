@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from elta_tune.cli.options import DEFAULT_CACHE, Cache, Json, Runs, Study
+from elta_tune.cli.options import DEFAULT_CACHE, Cache, Json, Runs, Study, print_json
 
 if TYPE_CHECKING:
     from elta_tune.records import StudyFolder, TrialFolder
@@ -58,7 +58,7 @@ def best(
         if test:
             measured = measure_trial(folder, result, "test", cache=cache)
             told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
-    _print_json(told) if as_json else _tell_best(folder, told)
+    print_json(told) if as_json else _tell_best(folder, told)
 
 
 def _recipe_result(folder: StudyFolder) -> dict[str, Any] | None:
@@ -104,7 +104,7 @@ def list_studies(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
     rows = [_study_row(folder) for folder in find_studies(runs)]
     if as_json:
-        return _print_json(rows)
+        return print_json(rows)
     from elta_tune.cli.text import console, metric, plain_table
 
     if not rows:
@@ -171,7 +171,7 @@ def _show_study(folder: StudyFolder, plan: StudyPlan, as_json: bool) -> None:
     unfinished = [(number, trial.epochs()) for number, trial in folder.trials() if trial.result() is None]
     if as_json:
         running = [{"trial": number, "epochs": epochs} for number, epochs in unfinished]
-        return _print_json({**_study_row(folder), "results": results, "unfinished": running})
+        return print_json({**_study_row(folder), "results": results, "unfinished": running})
     from rich.padding import Padding
     from rich.text import Text
 
@@ -209,7 +209,7 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
         raise StudyError(f"study {folder.name} has no trial {trial_number}", f"see them: elta-tune show {folder.name}")
     result, epochs = trial.result(), trial.epochs()
     if as_json:
-        return _print_json({"study": folder.name, "trial": trial_number, "result": result, "epochs": epochs})
+        return print_json({"study": folder.name, "trial": trial_number, "result": result, "epochs": epochs})
     from rich.text import Text
 
     from elta_tune.cli.text import console, epoch_table, number
@@ -224,9 +224,3 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
         if "skipped" in item:
             console.print(Text(f"round {item['round']} was skipped: {item['skipped']}"))
     console.print(Text(f"{trial.path}"), soft_wrap=True)
-
-
-def _print_json(value: Any) -> None:
-    from elta_tune.records import to_json
-
-    print(to_json(value, indent=2))

@@ -120,7 +120,7 @@ def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: b
     """Finds out whether the study can run at all, while the forkserver (if `fork`) imports what trials need."""
     from rich.text import Text
 
-    from elta_tune.cli.live import preparing
+    from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import console, errors
     from elta_tune.errors import ConfigError
     from elta_tune.executors.local import cores_text, plan_slots, start_forkserver
@@ -218,7 +218,8 @@ def train(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Runs one trial without a study, in this process: the path to debug. The same command goes on where it was."""
-    from elta_tune.cli.live import EpochLines, preparing
+    from elta_tune.cli.live import EpochLines
+    from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import console, duration, metric
     from elta_tune.config import load_recipe
     from elta_tune.documents import find_document

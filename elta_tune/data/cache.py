@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,10 @@ from elta_tune.errors import DataError
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what)."""
+
+
+def no_progress(done: int, total: int, what: str) -> None:
+    """Shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +104,31 @@ def find_room(
         DataError: says how much it would take.
     """
     shelf = Shelf(root)
-    free = shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
+    free = free_bytes(root)
     allowed = free if limit is None else min(free, limit)
-    if _missing_bytes(parts) > allowed and shelf.path.exists():
-        # What was moved or copied is there already: the bytes of the files tell.
+    if 0 < _missing_bytes(parts) - allowed <= _cached_bytes(shelf, {edge for part in parts for edge in part.images}):
+        # What was moved or copied may be there already: the bytes of the files tell.
         parts = [_compare(shelf, root, part, progress) for part in parts]
     if (needed := _missing_bytes(parts)) > allowed:
-        bound = f"{size_text(free)} that are free in {root}" if allowed == free else f"{size_text(allowed)} allowed"
+        bound = f"{size_text(allowed)} allowed" if allowed < free else f"{size_text(free)} that are free in {root}"
         raise DataError(
             f"decoding takes {size_text(needed)} on disk, more than the {bound}",
-            "put it on another disk: --cache FOLDER, or ELTA_TUNE_CACHE; or make room: elta-tune data cache --list",
+            "take another disk: --cache FOLDER, or ELTA_TUNE_CACHE; or remove what is not needed: elta-tune data cache",
         )
     return parts
 
 
+def free_bytes(root: Path) -> int:
+    """What is free on the disk of a cache, whether it is there or not."""
+    return shutil.disk_usage(next(path for path in (root, *root.parents) if path.exists())).free
+
+
 def _missing_bytes(parts: Sequence[CachedImages]) -> int:
     return sum(part.missing_bytes for part in parts)
+
+
+def _cached_bytes(shelf: Shelf, edges: Iterable[int]) -> int:
+    return sum(len(pack.digests()) * edge**2 * 3 for edge in edges for pack in shelf.packs(edge))
 
 
 def _compare(shelf: Shelf, root: Path, part: CachedImages, progress: Progress) -> CachedImages:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from elta_tune.config import DataConfig
-from elta_tune.data.cache import CachedImages, Progress
-from elta_tune.data.found import Found, decode_files, find_files, left_out, too_few
+from elta_tune.config import DataConfig, TrialConfig
+from elta_tune.data.cache import CachedImages, Progress, no_progress
+from elta_tune.data.demo import with_demo
+from elta_tune.data.found import Found, decode_files, find_files, left_out, look_up_files, too_few
 from elta_tune.data.overlap import Member, Shared, find_shared, leak
 from elta_tune.data.readers import Ratings
 from elta_tune.data.shelf import Shelf
@@ -33,6 +34,29 @@ class Examined:
     shared: Sequence[Shared]
     refusals: Sequence[DataError]
 
+    def used(self, name: SplitName) -> Ratings:
+        """The labels of a split's images that can be used, or of all where none was looked at."""
+        ratings = self.ratings[name]
+        if name not in self.cached:
+            return ratings
+        usable = np.zeros(len(ratings.ids), bool)
+        usable[self.found[name].rows[self.cached[name].decoded]] = True
+        return ratings.take(usable, ratings.origin)
+
+
+def examine_recipe(
+    config: TrialConfig, cache: Path, progress: Progress, *, labels_only: bool = False, limit: int | None = None
+) -> Examined:
+    """What `examine` or `examine_labels` finds, and whether the recipe can be trained on it.
+
+    Raises:
+        DataError: a file is missing or wrong, or there is no room for the decoded images.
+    """
+    examined = examine_labels(config.data, cache) if labels_only else examine(config.data, cache, progress, limit)
+    train = examined.used("train")
+    refusal = unfit(config, train.file, len(train.ids), has_pool="pool" in examined.ratings)
+    return replace(examined, refusals=[*examined.refusals, *_only_errors(refusal)])
+
 
 def examine_labels(config: DataConfig, cache: Path) -> Examined:
     """Reads all splits, and finds what of their labels would spoil a study.
@@ -40,6 +64,7 @@ def examine_labels(config: DataConfig, cache: Path) -> Examined:
     Raises:
         DataError: a file is missing or wrong.
     """
+    config = with_demo(config, cache, no_progress)
     ratings = read_splits(config)
     shared = find_shared([Member(name, item.file, item.ids) for name, item in ratings.items()], Shelf(cache))
     others = (other_ratings(ratings["train"], ratings[name]) for name in ("val", "test") if name in ratings)
@@ -55,18 +80,33 @@ def examine(config: DataConfig, cache: Path, progress: Progress, limit: int | No
     Raises:
         DataError: a file is missing or wrong, or there is no room for the decoded images.
     """
+    config = with_demo(config, cache, progress)
     labels = examine_labels(config, cache)
     found = {name: find_files(config, name, ratings) for name, ratings in labels.ratings.items()}
     too_few_files = (too_few(item.ratings, item.missing, config) for item in found.values())
     if refusals := _only_errors(*labels.refusals, *too_few_files):
         return replace(labels, found=found, refusals=refusals)
-    cached = decode_files(found, config, cache, progress, limit)
+    cached = decode_files(look_up_files(found, config, cache), cache, progress, limit)
     members = [
         Member(name, item.ratings.file, item.ratings.ids[item.rows], cached[name]) for name, item in found.items()
     ]
     shared = find_shared(members, Shelf(cache))
     too_few_images = (too_few(item.ratings, left_out(item, cached[name]), config) for name, item in found.items())
     return Examined(labels.ratings, found, cached, shared, _only_errors(*too_few_images, leak(shared)))
+
+
+def unfit(config: TrialConfig, train: Path, images: int, *, has_pool: bool) -> DataError | None:
+    """Why a recipe can't be trained on so many images of a rating file, or None if it can."""
+    if images < config.training.batch_size:
+        return DataError(
+            f"training.batch_size: {config.training.batch_size} is more than the {images} images of {train}, "
+            "and incomplete batches are dropped"
+        )
+    if config.self_training.rounds and not has_pool:
+        return DataError(
+            "self_training.rounds: there is no pool of unlabelled images", "name one: --set data.pool=FILE, or a folder"
+        )
+    return None
 
 
 def _only_errors(*found: DataError | None) -> list[DataError]:

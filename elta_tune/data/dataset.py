@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,20 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
-from elta_tune.data.cache import CachedImages, Progress
+from elta_tune.data.cache import CachedImages, Progress, no_progress
 from elta_tune.data.check import examine, other_ratings
-from elta_tune.data.demo import write_demo
-from elta_tune.data.found import Found, decode_files, edges_of, find_files, images_folder, left_out, too_few
+from elta_tune.data.demo import with_demo
+from elta_tune.data.found import (
+    Found,
+    decode_files,
+    edges_of,
+    find_files,
+    fingerprint,
+    images_folder,
+    left_out,
+    look_up_files,
+    too_few,
+)
 from elta_tune.data.overlap import listing
 from elta_tune.data.packs import Images
 from elta_tune.data.readers import Ratings
 from elta_tune.data.shelf import Shelf
 from elta_tune.data.snapshots import Snapshot, read_snapshot, write_snapshot
-from elta_tune.data.splits import SPLITS, SplitName, read_splits
+from elta_tune.data.splits import SplitName, read_splits
 from elta_tune.method.metrics import tail_cuts
-
-DEMO_VERSION = 1
-"""Another number makes the demo's images anew: raise it when `demo.py` draws others."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,7 @@ class Split:
     @property
     def fingerprint(self) -> str:
         """A hash of its ids and labels."""
-        digest = hashlib.blake2b("\0".join(self.ids).encode(), digest_size=8)
-        digest.update(b"" if self.scores is None else self.scores.round(6).tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.ids, self.scores)
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,6 @@ class Dataset:
     tail_cuts: tuple[float, float]
     is_spread: bool = False
     warnings: tuple[str, ...] = ()
-
-
-def no_progress(done: int, total: int, what: str) -> None:
-    """Shows nothing."""
 
 
 def prepare(config: DataConfig, cache: Path, progress: Progress = no_progress) -> Dataset:
@@ -120,7 +119,7 @@ def _snapshot(config: DataConfig, cache: Path, name: SplitName, ratings: Ratings
     found = find_files(config, name, ratings)
     if refusal := too_few(ratings, found.missing, config):
         raise refusal
-    cached = decode_files({name: found}, config, cache, no_progress)[name]
+    cached = decode_files(look_up_files({name: found}, config, cache), cache, no_progress)[name]
     if refusal := too_few(ratings, left_out(found, cached), config):
         raise refusal
     return _take(found, cached, config, cache)
@@ -132,28 +131,6 @@ def _take(found: Found, cached: CachedImages, config: DataConfig, cache: Path) -
     snapshot = Snapshot(found.rows[usable], images, left_out(found, cached))
     write_snapshot(Shelf(cache), images_folder(config, found.ratings), found.ratings.ids, snapshot)
     return snapshot
-
-
-def with_demo(config: DataConfig, cache: Path, progress: Progress) -> DataConfig:
-    """The demo is written once, as files like everyone's; from there on it is a root like any other."""
-    if config.demo is None:
-        return config
-    facts = config.demo.model_dump()
-    key = hashlib.blake2b(f"{DEMO_VERSION} {facts}".encode(), digest_size=6).hexdigest()
-    folder = cache.absolute() / f"demo-{key}"
-    if not folder.exists():
-        total = sum(facts[name] for name in SPLITS)
-        progress(0, total, "drawing the demo's photographs")
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".demo-", dir=cache) as aside:
-            write_demo(Path(aside) / "demo", **facts)
-            try:
-                (Path(aside) / "demo").rename(folder)
-            except OSError:
-                if not folder.exists():  # else another process was faster, with the same images
-                    raise
-        progress(total, total, "drawing the demo's photographs")
-    return config.model_copy(update={"demo": None, "root": folder})
 
 
 def _split(name: SplitName, ratings: Ratings, snapshot: Snapshot) -> Split:

@@ -17,6 +17,8 @@ bright, red and cyan) and the scenes in many colours, so colour statistics tell 
 from __future__ import annotations
 
 import csv
+import hashlib
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,12 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.special import ndtr
 
+from elta_tune.config import DataConfig
+from elta_tune.data.cache import Progress
+from elta_tune.data.splits import SPLITS
+
+VERSION = 1
+"""Another number makes the images anew: raise it when others are drawn."""
 Picture = NDArray[np.float64]
 RATINGS = np.arange(1, 11)
 VOTE_COLUMNS = [f"score{rating + 1}" for rating in RATINGS]  # AVA's files call the count of rating 1 score2
@@ -49,6 +57,28 @@ FAULTS = Grades(composition=8.0, exposure=0.5, sharpness=1.0, cleanness=0.08, co
 
 WORST = -2.5
 """Grade below which a fault grows no more: there would be no picture left."""
+
+
+def with_demo(config: DataConfig, cache: Path, progress: Progress) -> DataConfig:
+    """A data section that names the demo's folder: its files are written once, and are then like everyone's."""
+    if config.demo is None:
+        return config
+    facts = config.demo.model_dump()
+    key = hashlib.blake2b(f"{VERSION} {facts}".encode(), digest_size=6).hexdigest()
+    folder = cache.absolute() / f"demo-{key}"
+    if not folder.exists():
+        total = sum(facts[name] for name in SPLITS)
+        progress(0, total, "drawing the demo's photographs")
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".demo-", dir=cache) as aside:
+            write_demo(Path(aside) / "demo", **facts)
+            try:
+                (Path(aside) / "demo").rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was faster, with the same images
+                    raise
+        progress(total, total, "drawing the demo's photographs")
+    return config.model_copy(update={"demo": None, "root": folder})
 
 
 def write_demo(

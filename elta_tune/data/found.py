@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import CachedImages, Progress, complete, find_room, look_up
@@ -60,24 +62,35 @@ def images_folder(config: DataConfig, ratings: Ratings) -> str:
     return str(folder)
 
 
+def fingerprint(ids: NDArray[np.object_], scores: NDArray[np.float64] | None) -> str:
+    """A hash of the ids and labels of a split: results are compared on the same one only."""
+    digest = hashlib.blake2b("\0".join(ids).encode(), digest_size=8)
+    digest.update(b"" if scores is None else scores.round(6).tobytes())
+    return digest.hexdigest()
+
+
 def edges_of(name: SplitName, config: DataConfig) -> list[int]:
     """The sizes at which a split's images are wanted."""
     return [config.crop] if name in ("val", "test") else [config.resize, config.crop]
 
 
+def look_up_files(found: Mapping[SplitName, Found], config: DataConfig, cache: Path) -> dict[SplitName, CachedImages]:
+    """What the cache has of the images of some splits."""
+    return {name: look_up(cache, item.files, edges_of(name, config)) for name, item in found.items()}
+
+
 def decode_files(
-    found: Mapping[SplitName, Found], config: DataConfig, cache: Path, progress: Progress, limit: int | None = None
+    cached: Mapping[SplitName, CachedImages], cache: Path, progress: Progress, limit: int | None = None
 ) -> dict[SplitName, CachedImages]:
-    """The decoded images of some splits, from the cache or now.
+    """The images of some splits, with those that were missing.
 
     Raises:
         DataError: there is no room for them, or more than `limit` bytes would be written.
     """
-    known = [look_up(cache, item.files, edges_of(name, config)) for name, item in found.items()]
-    parts = find_room(cache, known, limit, progress)
+    parts = find_room(cache, list(cached.values()), limit, progress)
     return {
         name: complete(cache, part, progress, f"decoding {name} images")
-        for name, part in zip(found, parts, strict=True)
+        for name, part in zip(cached, parts, strict=True)
     }
 
 

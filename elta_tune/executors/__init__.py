@@ -43,6 +43,20 @@ class Ended:
     fault: str | None
 
 
+@dataclass(frozen=True)
+class Halted:
+    """A trial's process is gone for a fault of the machine (a full disk, a folder that vanished).
+
+    Its folder has all up to then: once that is mended, it goes on.
+    """
+
+    number: int
+    reason: str
+
+
+Heard = Reported | Ended | Halted
+
+
 class Executor(Protocol):
     """Runs jobs in slots, like `concurrent.futures`, but hears of each epoch."""
 
@@ -60,7 +74,7 @@ class Executor(Protocol):
         """Starts a trial in a free slot."""
         ...
 
-    def wait(self, timeout: float) -> list[Reported | Ended]:
+    def wait(self, timeout: float) -> list[Heard]:
         """What happened, as soon as something did, or nothing after `timeout` seconds."""
         ...
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import signal
 import time
 from collections.abc import Sequence
@@ -19,12 +20,10 @@ from pathlib import Path
 import psutil
 
 from elta_tune.errors import ConfigError
-from elta_tune.executors import Ended, Job, Reported, Verdict
+from elta_tune.executors import Ended, Halted, Heard, Job, Reported, Verdict
 
 PRELOAD = ["elta_tune.executors.worker", "scipy.stats", "pandas.io.formats.csvs", "torch.utils.serialization"]
 """What a trial's process imports, libraries' own late imports among it: the forkserver has it ready."""
-PATIENCE = 5.0
-"""Seconds between asking a process to end and killing it."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,14 @@ def start_forkserver(main: str | None = None) -> None:
         main: what the main script imports: each trial's process imports that script, too.
     """
     multiprocessing.set_forkserver_preload([*PRELOAD, *([main] if main else [])])
-    # Ctrl-C goes to all processes of a terminal, and is the supervisor's to answer: started while it is ignored, the
-    # forkserver and its children ignore it from their first moment.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    multiprocessing.resource_tracker.ensure_running()  # which unblocks signals
+    # Ctrl-C goes to all processes of a terminal, and is the supervisor's to answer: started while it is blocked, the
+    # forkserver and its children never take it, and this process takes it afterwards.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 class LocalExecutor:
@@ -121,7 +121,7 @@ class LocalExecutor:
         theirs.close()  # else the end of the process would not end the pipe
         self._running[job.number] = Running(process, ours, slot)
 
-    def wait(self, timeout: float) -> list[Reported | Ended]:
+    def wait(self, timeout: float) -> list[Heard]:
         """What happened, as soon as something did, or nothing after `timeout` seconds."""
         owners = {running.connection: number for number, running in self._running.items()}
         if not owners:
@@ -139,19 +139,20 @@ class LocalExecutor:
     def close(self) -> None:
         """Ends whatever still runs, at once."""
         for running in self._running.values():
-            running.process.terminate()
-        for number, running in list(self._running.items()):
-            running.process.join(PATIENCE)
             running.process.kill()
+        for number in list(self._running):
             self._release(number)
 
-    def _hear(self, number: int) -> Reported | Ended:
-        running = self._running[number]
+    def _hear(self, number: int) -> Heard:
         try:
-            step, metrics = running.connection.recv()
-            return Reported(number, step, metrics)
+            message = self._running[number].connection.recv()
         except (EOFError, OSError):  # the latter where it died in the middle of a message
             return Ended(number, _fault(self._release(number)))
+        if isinstance(message, Halted):
+            self._release(number)
+            return message
+        step, metrics = message
+        return Reported(number, step, metrics)
 
     def _release(self, number: int) -> int | None:
         """Frees the slot of a trial once its process is gone; returns the exit code."""

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from elta_tune.errors import EltaTuneError
-from elta_tune.executors import Job, Verdict
+from elta_tune.executors import Halted, Job, Verdict
 from elta_tune.records import TrialFolder
 from elta_tune.trial import TrialPruned, TrialStopped, run_trial
 
@@ -68,6 +68,9 @@ def work(connection: Connection, job: Job, device: str, threads: int, asked: flo
         print(f"{time.strftime('%F %T')} {result['state']} {result['reason'] or ''}")
     except TrialStopped:
         print(f"{time.strftime('%F %T')} stopped, to be resumed")
+    except OSError as error:  # the machine's fault, not the trial's, which is kept as it is
+        traceback.print_exc()
+        connection.send(Halted(job.number, str(error)))
     except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
         traceback.print_exc()
         reason = error.message if isinstance(error, EltaTuneError) else f"{type(error).__name__}: {error}"

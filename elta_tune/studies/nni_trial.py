@@ -171,8 +171,10 @@ def _train(
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the recipe always runs to its end
 
     def train(device: str) -> dict[str, Any]:
-        facts = {"number": number, "params": params, "facts": {"nni_trial_id": trial}}
-        return run_trial(config, nni.study.trial(number), reporter, cache=workers.cache, device=device, **facts)
+        folder, facts = nni.study.trial(number), {"nni_trial_id": trial}
+        return run_trial(
+            config, folder, reporter, cache=workers.cache, device=device, number=number, params=params, facts=facts
+        )
 
     with take_slot(nni.slots, workers.slots) as slot:
         print(f"{time.strftime('%F %T')} on {slot.device}, {slot.threads} threads")

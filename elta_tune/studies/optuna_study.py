@@ -65,11 +65,13 @@ class OptunaStudy:
         jobs = []
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             opened = self._opened(Trial(self._study, frozen._trial_id), set(frozen.intermediate_values))
-            for line in self.folder.trial(frozen.number).epochs():
+            folder = self.folder.trial(frozen.number)
+            for line in folder.epochs():
                 self._record(opened, line["step"], line)
-            if self.folder.trial(frozen.number).result() is None:
+            if folder.result() is None:
                 jobs.append(opened.job)
             else:
+                folder.clear()  # a kill may have come right after the result
                 self.tell(frozen.number)
         return jobs
 

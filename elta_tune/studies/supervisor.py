@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from elta_tune.errors import StudyError
-from elta_tune.executors import Ended, Executor, Job, Reported
+from elta_tune.executors import Ended, Executor, Halted, Heard, Job, Reported
 from elta_tune.records import TrialFolder
 
 if TYPE_CHECKING:  # a view of the events needs no Optuna, whose import takes a second
@@ -139,7 +139,12 @@ class Supervisor:
         under_way = self.study.ended() + len(self.executor.running)
         return self.study.ask() if under_way < self.study.plan.budget.trials else None
 
-    def _answer(self, event: Reported | Ended) -> Iterator[Event]:
+    def _answer(self, event: Heard) -> Iterator[Event]:
+        if isinstance(event, Halted):
+            raise StudyError(
+                f"trial {event.number} can't go on: {event.reason}",
+                "once that is mended, the same command goes on with the study",
+            )
         if isinstance(event, Reported):
             verdict = self.study.observe(event.number, event.step, event.metrics)
             has_more = event.step < self.study.job(event.number).config.planned_epochs

@@ -160,8 +160,8 @@ def _load_weights(backbone: nn.Module, path: Path) -> None:
     try:
         state = timm.models.load_state_dict(str(path))
     except Exception as error:  # safetensors and torch raise many kinds for a file that is not theirs
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ModelError(f"model.weights: {path}: can't be read as weights: {reason}") from error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ModelError(f"model.weights: {path}: can't be read as safetensors or pth: {reason}") from error
     wrong = _unfit(backbone, state)
     if wrong and (adapted := _adapted(backbone, state)) is not None:
         state, wrong = adapted, _unfit(backbone, adapted)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.check import unfit
 from elta_tune.data.dataset import Dataset
-from elta_tune.errors import ConfigError, DataError
+from elta_tune.errors import ConfigError
 from elta_tune.method.scores import mean_score
 from elta_tune.method.sharpening import select, sharpen
 from elta_tune.training.loop import (
@@ -136,15 +137,8 @@ def check_fits(config: TrialConfig, dataset: Dataset) -> None:
 
 
 def _check_data(config: TrialConfig, dataset: Dataset) -> None:
-    if len(dataset.train.ids) < config.training.batch_size:
-        raise DataError(
-            f"training.batch_size: {config.training.batch_size} is more than the {len(dataset.train.ids)} images "
-            f"of {dataset.train.file}, and incomplete batches are dropped"
-        )
-    if config.self_training.rounds and dataset.pool is None:
-        raise DataError(
-            "self_training.rounds: there is no pool of unlabelled images", "name one: --set data.pool=FILE, or a folder"
-        )
+    if refusal := unfit(config, dataset.train.file, len(dataset.train.ids), has_pool=dataset.pool is not None):
+        raise refusal
     val, metric = dataset.val, config.evaluation.metric
     distributions = val.distributions if config.model.head == "emd" else None
     ideal = Predictions(val.ids, val.true_scores, val.true_scores, distributions, None)

@@ -266,6 +266,15 @@ def test_what_is_there_under_another_path_needs_no_room(tmp_path: Path, decoded:
     assert not decoded
 
 
+def test_what_can_not_be_there_is_refused_without_a_look_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(tmp_path / "cache", write_images(tmp_path / "images", 2))
+    files = write_images(tmp_path / "other", 10, edge=40)
+    known = look_up(tmp_path / "cache", files, SIZES)
+    monkeypatch.setattr(builder, "read_content", lambda path: pytest.fail(f"{path} is read"))
+    with pytest.raises(DataError, match="more than the 10 kB allowed"):
+        find_room(tmp_path / "cache", [known], 10_000, silent)
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path

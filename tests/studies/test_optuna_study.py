@@ -289,7 +289,10 @@ def test_a_result_that_was_not_told_is_told(
             if isinstance(event, Reported):
                 executor.answer(event.number, "go on")
     assert [row["state"] for row in database(study_folder)] == ["RUNNING"]
+    left = study_folder.trial(0).last_file
+    left.touch()  # a kill between the result and the cleaning up
     assert run(study_folder, plan).started == [(1, 1)]
+    assert not left.exists()
     assert [row["state"] for row in database(study_folder)] == ["COMPLETE", "COMPLETE"]
     assert database(study_folder)[0]["steps"] == {1: rising(job, 1), 2: rising(job, 2)}
 

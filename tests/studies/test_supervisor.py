@@ -28,7 +28,7 @@ Run = Callable[..., list[Event]]
 RATES: dict[str, Any] = {"optim.lr": {"type": "categorical", "choices": [3e-3, 2e-3, 1e-9, 1e30, 1e31, 1e32]}}
 """Rates that learn, one that does not, and some whose loss is soon not finite."""
 SPACE: dict[str, Any] = {
-    "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True},
+    "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
     "self_training.rounds": {"type": "int", "low": 0, "high": 1},
     "sharpening.threshold": {"type": "float", "low": 0.1, "high": 0.9, "when": "self_training.rounds > 0"},
 }
@@ -168,6 +168,22 @@ def test_trials_that_fail_alike_stop_the_study_with_their_cause(
     assert refused.value.message == f"3 trials in a row failed alike: {reason}"
     assert str(study_folder.trial(3).log_file) in (refused.value.hint or "")
     assert [result["state"] for result in study_folder.results()] == ["complete", "failed", "failed", "failed"]
+
+
+def test_a_fault_of_the_machine_stops_the_study_and_costs_no_trial(
+    make_plan_of: MakePlan, supervise: Callable[..., Supervisor], study_folder: StudyFolder, database: Database
+) -> None:
+    plan = make_plan_of(SPACE, budget={"trials": 2})
+    in_the_way = study_folder.trial(0).metrics_file
+    in_the_way.mkdir(parents=True)  # a line of metrics can't be written then, as on a full disk
+    with pytest.raises(StudyError, match=r"trial 0 can't go on: .*metrics\.jsonl"):
+        list(supervise(plan).events())
+    assert [row["state"] for row in database(study_folder)] == ["RUNNING"]
+    assert study_folder.trial(0).last_file.exists()
+    in_the_way.rmdir()
+    events = list(supervise(plan).events())
+    assert [event.resumed for event in kinds(events, Started)] == [True, False]
+    assert [row["state"] for row in database(study_folder)] == ["COMPLETE", "COMPLETE"]
 
 
 def test_time_that_is_up_stops_after_the_running_epochs(

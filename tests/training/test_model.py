@@ -160,7 +160,8 @@ def test_a_file_that_is_no_weights_is_refused(
 ) -> None:
     file = write(timm.create_model("test_resnet").state_dict(), tmp_path)
     spoil(file)
-    with pytest.raises(ModelError, match=r"model\.weights: .*weights\.(safetensors|pth): can't be read as weights: .+"):
+    kinds = "can't be read as safetensors or pth"
+    with pytest.raises(ModelError, match=rf"model\.weights: .*weights\.(safetensors|pth): {kinds}: .+"):
         build(weights=file)
 
 

@@ -35,6 +35,7 @@ class Ratings:
         ids: (N,) text.
         scores: (N,) MOS on the data set's own scale; None for unlabelled images.
         distributions: (N, K), each row sums to 1; None where there are scores only.
+        votes: (N,) how many votes each is of; None where the file has shares of votes, or scores.
         bins: (K,) the rating of each column of them.
         is_spread: whether the distributions were made from the scores (`data.spread`).
         scale: the lowest and highest possible rating.
@@ -48,6 +49,7 @@ class Ratings:
     ids: NDArray[np.object_]
     scores: NDArray[np.float64] | None = None
     distributions: NDArray[np.float32] | None = None
+    votes: NDArray[np.float64] | None = None
     bins: NDArray[np.float64] | None = None
     is_spread: bool = False
     scale: tuple[float, float] | None = None
@@ -56,7 +58,7 @@ class Ratings:
 
     def take(self, rows: NDArray[np.bool_], origin: str) -> Ratings:
         """The rows that are marked, (N,)."""
-        arrays = {name: getattr(self, name) for name in ("ids", "scores", "distributions", "splits")}
+        arrays = {name: getattr(self, name) for name in ("ids", "scores", "distributions", "votes", "splits")}
         kept = {name: array[rows] for name, array in arrays.items() if array is not None}
         return replace(self, origin=origin, **kept)
 
@@ -140,11 +142,13 @@ def _with_votes(ratings: Ratings, choice: Choice, votes: NDArray[np.float64], co
         raise DataError(
             f"{ratings.file}: data.spread: it has distributions of {len(bins)} bins; only scores are spread"
         )
-    distributions = votes / votes.sum(axis=1, keepdims=True)
+    totals = votes.sum(axis=1)
+    distributions = votes / totals[:, None]
     return replace(
         ratings,
         scores=distributions @ bins,
         distributions=distributions.astype(np.float32),
+        votes=totals if (votes == np.floor(votes)).all() else None,
         bins=bins,
         scale=scale,
         threshold=_threshold(choice, scale, config),

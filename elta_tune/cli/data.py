@@ -1,0 +1,121 @@
+"""`elta-tune data`: what a study would be made of, and the cache of decoded images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from elta_tune.cli.options import DEFAULT_CACHE, Cache, Json, Set, print_json
+
+app = typer.Typer(help="Data sets, and the cache of their images.", no_args_is_help=True, rich_markup_mode=None)
+Limit = Annotated[float | None, typer.Option(min=0, help="Most gigabytes that may be written to the cache.")]
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file, or the name of a recipe that ships.")],
+    overrides: Set = None,
+    labels_only: Annotated[bool, typer.Option("--labels-only", help="Look at no image: none need be there.")] = False,
+    limit_gb: Limit = None,
+    as_json: Json = False,
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """Shows the data of a recipe, and checks them as each study does before it starts: exit code 2 if it would refuse.
+
+    Images that are not in the cache are decoded on the way.
+    """
+    from elta_tune.cli.data_view import show_check
+    from elta_tune.cli.progress import preparing
+    from elta_tune.cli.text import errors
+    from elta_tune.config import load_recipe
+    from elta_tune.data.check import examine_recipe
+    from elta_tune.data.description import describe
+    from elta_tune.documents import find_document
+    from elta_tune.errors import DataError
+
+    config = load_recipe(find_document(recipe, "trials"), overrides or ())
+    with preparing(errors) as progress:
+        examined = examine_recipe(config, cache.absolute(), progress, labels_only=labels_only, limit=_bytes(limit_gb))
+    content = describe(examined)
+    print_json(content) if as_json else show_check(content)
+    if examined.refusals:
+        hints = [error.hint for error in examined.refusals if error.hint]
+        raise DataError("\n".join(error.message for error in examined.refusals), hints[0] if hints else None)
+
+
+@app.command("cache")
+def cache_(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Left out: what the cache holds.")] = None,
+    overrides: Set = None,
+    limit_gb: Limit = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be decoded.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Show what the cache holds.")] = False,
+    remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Remove a part of it.")] = None,
+    as_json: Json = False,
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """Decodes the images of a recipe, once for all studies. Without one: shows what the cache holds, or removes parts.
+
+    How much it takes is said before. Exit code 2: that is more than --limit-gb, or than is free on the disk.
+    """
+    from elta_tune.errors import ConfigError
+
+    if recipe is not None and (show or remove):
+        raise ConfigError("--list and --remove: are for the whole cache; leave RECIPE out")
+    if recipe is None:
+        _list(cache.absolute(), remove or [], as_json=as_json)
+    else:
+        _build(recipe, overrides or [], cache.absolute(), _bytes(limit_gb), dry_run=dry_run, as_json=as_json)
+
+
+def _build(recipe: str, overrides: list[str], cache: Path, limit: int | None, *, dry_run: bool, as_json: bool) -> None:
+    from elta_tune.cli.data_view import show_plan
+    from elta_tune.cli.progress import preparing
+    from elta_tune.cli.text import console, errors
+    from elta_tune.config import load_recipe
+    from elta_tune.data.demo import with_demo
+    from elta_tune.data.description import describe_cache
+    from elta_tune.data.found import decode_files, find_files, look_up_files
+    from elta_tune.data.splits import read_splits
+    from elta_tune.documents import find_document
+
+    config = load_recipe(find_document(recipe, "trials"), overrides)
+    with preparing(errors) as progress:
+        data = with_demo(config.data, cache, progress)
+        found = {name: find_files(data, name, ratings) for name, ratings in read_splits(data).items()}
+        cached = look_up_files(found, data, cache)
+    if not as_json:
+        show_plan(describe_cache(cached, cache))
+    if not dry_run:
+        with preparing(errors) as progress:
+            cached = decode_files(cached, cache, progress, limit)
+    if as_json:
+        print_json(describe_cache(cached, cache))
+    elif not dry_run:
+        unreadable = sum(len(part.unreadable) for part in cached.values())
+        more = f"; {unreadable:,} unreadable, see: elta-tune data check {recipe}" if unreadable else ""
+        console.print(f"{sum(len(part.decoded) for part in cached.values()):,} images are there{more}", markup=False)
+
+
+def _list(cache: Path, remove: list[str], *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from elta_tune.cli.data_view import show_entries
+    from elta_tune.cli.text import console
+    from elta_tune.data.cache import size_text
+    from elta_tune.data.inventory import list_entries, remove_entry
+
+    removed = [remove_entry(cache, key) for key in remove]
+    entries = list_entries(cache)
+    if as_json:
+        told = {"entries": [asdict(entry) for entry in entries], "removed": [asdict(entry) for entry in removed]}
+        return print_json({"cache": cache, **told})
+    for entry in removed:
+        console.print(f"removed {entry.key}: {size_text(entry.bytes)}", markup=False)
+    show_entries(cache, entries)
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else round(gigabytes * 1e9)

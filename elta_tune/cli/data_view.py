@@ -1,0 +1,127 @@
+"""How data sets and the cache look in a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from elta_tune.cli.text import console, duration, plain_table
+from elta_tune.data.cache import size_text
+from elta_tune.data.inventory import Entry
+
+BAR = 30
+"""Widest bar of the histogram, in characters."""
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def show_check(content: Mapping[str, Any]) -> None:
+    """What `describe` tells: splits, histogram, images that are there twice or left out."""
+    splits = content["splits"]
+    console.print(_splits_table(splits))
+    for name, split in splits.items():
+        console.print(Text(f"{name:<6} {split['file']}"), soft_wrap=True)
+        part = split["origin"].removeprefix(Path(split["file"]).name).removeprefix(", ")
+        facts = filter(None, [split["format"], part, f"hash {split['hash']}"])
+        console.print(Padding(Text("; ".join(facts), style="dim"), (0, 0, 0, 7), expand=False))
+    if content["tail_cuts"] is not None:
+        console.print(_histogram(content))
+    for line in _remarks(content):
+        console.print(line, soft_wrap=True)
+    if content["ok"]:
+        looked = all(split["images"] for split in splits.values())
+        console.print(Text("a study can start" if looked else "the labels are fine", style="green"))
+
+
+def _splits_table(splits: Mapping[str, Any]) -> Table:
+    looked = any(split["images"] for split in splits.values())
+    heads = ["split", "rows", *(["missing", "unreadable", "twice"] if looked else []), "votes", "MOS", "std"]
+    table = plain_table(heads, right=heads[1:])
+    for name, split in splits.items():
+        images, votes, mos = split["images"], split["votes"], split["mos"]
+        counts = [images["missing"], images["unreadable"], split["twice"]] if images else []
+        table.add_row(
+            name,
+            f"{split['rows']:,}",
+            *("–" if count is None else f"{count:,}" for count in counts),
+            "–" if votes is None else " … ".join(f"{votes[key]:g}" for key in ("min", "median", "max")),
+            *(["–", "–"] if mos is None else [f"{mos['mean']:.3f}", f"{mos['std']:.3f}"]),
+        )
+    return table
+
+
+def _histogram(content: Mapping[str, Any]) -> Table:
+    """The MOS of the labelled splits, with where the tails of the training images begin."""
+    counts = {name: split["histogram"] for name, split in content["splits"].items() if split["histogram"]}
+    edges, (low, high) = content["histogram_edges"], content["tail_cuts"]
+    filled = [part for part in range(len(edges) - 1) if any(column[part] for column in counts.values())]
+    largest = max(counts["train"])
+    table = plain_table(["MOS", "training images", *counts], right=list(counts))
+    for part in range(filled[0], filled[-1] + 1):
+        start, end = edges[part], edges[part + 1]
+        style = "blue" if end <= low else "green" if start >= high else ""
+        numbers = [f"{column[part]:,}" for column in counts.values()]
+        table.add_row(f"{start:.3g} … {end:.3g}", Text(_bar(counts["train"][part] / largest), style=style), *numbers)
+        for cut, told, segment in ((low, "≤", "low"), (high, "≥", "high")):
+            if start <= cut < end or (cut == end == edges[-1]):
+                tails = [f"{content['splits'][name]['segments'][segment]:,}" for name in counts]
+                table.add_row("", Text(f"{'┈' * 8} {segment} tail: {told} {cut:.3f}"), *tails, style="dim")
+    return table
+
+
+def _bar(share: float) -> str:
+    eighths = round(share * BAR * 8)
+    if share > 0:
+        eighths = max(eighths, 1)
+    return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
+
+
+def _remarks(content: Mapping[str, Any]) -> Iterator[Text]:
+    """What is odd, and what is not allowed."""
+    for name, split in content["splits"].items():
+        if split["images"] and (left_out := split["images"]["left_out"]):
+            shown = "; ".join(f"{item['id']!r}: {item['reason']}" for item in left_out[:3])
+            more = "; …" if len(left_out) > 3 else ""
+            yield Text(f"{name}: {len(left_out):,} images left out: {shown}{more}", style="yellow")
+    for (first, second, same, refused), group in groupby(sorted(content["shared"], key=_kind), key=_kind):
+        items = list(group)
+        where = f"twice in {first}" if first == second else f"in {first} and {second}"
+        shown = "; ".join(f"{item['first']['id']!r} = {item['second']['id']!r}" for item in items[:3])
+        more = "; …" if len(items) > 3 else ""
+        counted = f"{len(items):,} image{'s' if len(items) > 1 else ''}"
+        yield Text(f"{counted} {where}, the same {same}: {shown}{more}", style="red" if refused else "yellow")
+
+
+def _kind(item: Mapping[str, Any]) -> tuple[str, str, str, bool]:
+    return item["first"]["split"], item["second"]["split"], item["same"], item["refused"]
+
+
+def show_plan(content: Mapping[str, Any]) -> None:
+    """What `describe_cache` tells: how much there is, and how much decoding the rest takes."""
+    table = plain_table(["split", "images", "px", "in all", "to decode"], right=["images", "in all", "to decode"])
+    for name, split in content["splits"].items():
+        sizes = [size_text(split[key]) for key in ("bytes", "missing")]
+        table.add_row(name, f"{split['images']:,}", ", ".join(map(str, split["edges"])), *sizes)
+    console.print(table)
+    told = f"to decode: {size_text(content['missing'])}, into {content['cache']} ({size_text(content['free'])} free)"
+    console.print(Text(told), soft_wrap=True)
+
+
+def show_entries(cache: Path, entries: Sequence[Entry]) -> None:
+    """The parts of the cache."""
+    if entries:
+        table = plain_table(["key", "images", "px", "size", "used", "from"], right=["images", "px", "size"])
+        for entry in entries:
+            used = f"{duration(time.time() - entry.used)} ago"
+            edge = "–" if entry.edge is None else str(entry.edge)
+            folder = entry.folder or "an older version: not used any more"
+            table.add_row(entry.key, f"{entry.images:,}", edge, size_text(entry.bytes), used, folder)
+        console.print(table)
+    total = size_text(sum(entry.bytes for entry in entries))
+    console.print(Text(f"{cache}: {total}; to remove a part: elta-tune data cache --remove KEY"), soft_wrap=True)
