@@ -46,6 +46,8 @@ END_SECONDS = 75.0
 """Node gives its parts 60 s to end."""
 PATIENCE = 5.0
 """Seconds between asking leftovers to end and killing them."""
+KILLS = 5
+"""Rounds of killing: one that is about to start another may need a second."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,9 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int) -> Node
     try:
         _wait_for(folder, node)
         verify(node)
+    except NodeGone as error:
+        kill(folder)
+        raise StudyError(f"NNI did not start: {error}", f"look into {folder.node_log}") from error
     except BaseException:
         kill(folder)
         raise
@@ -333,9 +338,20 @@ def end(folder: NniFolder) -> None:
 
 
 def kill(folder: NniFolder) -> None:
-    """Ends all processes of the study at once."""
-    while left := members(folder):
+    """Ends all processes of the study at once.
+
+    Raises:
+        StudyError: one of them can't be ended.
+    """
+    for _ in range(KILLS):
+        left = members(folder)
+        if not left:
+            return
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(left, timeout=PATIENCE)
+    numbers = ", ".join(str(process.pid) for process in left)
+    raise StudyError(
+        f"study {folder.study.name}: processes {numbers} can't be ended", "the kernel holds them; try later"
+    )

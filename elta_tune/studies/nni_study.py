@@ -191,11 +191,10 @@ class NniWatcher:
                 jobs = self._ask() or jobs
                 yield from list(news.of(jobs)) or [Tick()]
                 time.sleep(PAUSE)
-        except (KeyboardInterrupt, GeneratorExit):
+            end(nni)
+        except BaseException:  # a second Ctrl-C, say
             kill(nni)
             raise
-        finally:
-            end(nni)
         yield from news.of(recorded_jobs(nni))
         if self.stopped is None:
             explain(nni)

@@ -1,9 +1,13 @@
 """A study keeps its back end, and what a back end can't do is refused before anything starts."""
 
+import platform
+import sys
+
 import pytest
 
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.studies.backends import backend_of, check_plan, choose_backend
+from elta_tune.studies.nni_node import require_nni
 from elta_tune.studies.plan import record_plan
 
 LR = {"optim.lr": {"type": "float", "low": 3e-4, "high": 3e-2, "log": True}}
@@ -61,3 +65,19 @@ def test_a_new_study_takes_the_back_end_that_is_asked_for_and_keeps_it(make_plan
 def test_an_unknown_back_end_is_refused(study_folder):
     with pytest.raises(ConfigError, match="--backend nnii: should be optuna or nni — did you mean 'nni'"):
         choose_backend(study_folder, "nnii")
+
+
+@pytest.mark.parametrize(
+    ("machine", "told", "hint"),
+    [
+        ("x86_64", "NNI is not installed", 'pip install "elta-tune[nni]"'),
+        ("aarch64", "there is no wheel of NNI 3.0 for Linux aarch64", "use the Optuna back end: --backend optuna"),
+    ],
+)
+def test_without_nni_the_way_to_it_or_around_it_is_told(monkeypatch, machine, told, hint):
+    monkeypatch.setitem(sys.modules, "nni_node", None)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    with pytest.raises(ConfigError) as caught:
+        require_nni()
+    assert (caught.value.message, caught.value.hint) == (f"--backend nni: {told}", hint)
