@@ -244,7 +244,8 @@ class News:
     def _fail(self, nni_job: NniJob, trial: TrialFolder) -> None:
         job = self._job(nni_job)
         trial.create(job.config.to_yaml())
-        reason = nni_job.message or "the process ended without a result"
+        by_hand = nni_job.status == "USER_CANCELED"
+        reason = nni_job.message or ("cancelled in the web UI" if by_hand else "the process ended without a result")
         trial.fail(job.number, job.params, reason, nni_trial_id=nni_job.id)
 
     def _job(self, job: NniJob) -> Job:
