@@ -20,18 +20,18 @@ left aside is removed by the next one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from elta_tune.errors import StudyError, did_you_mean
+from elta_tune.locks import Held, hold, is_held
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
     from elta_tune.training.learner import Selection
@@ -168,12 +168,12 @@ class TrialFolder:
 
     def checkpoint(self) -> dict[str, Any] | None:
         """`last.ckpt` with the best weights as `best_weights`, or None if no epoch was saved."""
+        if not self.last_file.exists():
+            return None
         import torch
         from safetensors import safe_open
         from safetensors.torch import load_file
 
-        if not self.last_file.exists():
-            return None
         checkpoint: dict[str, Any] = torch.load(self.last_file, map_location="cpu", weights_only=True)
         if self._next_best.exists():
             with safe_open(self._next_best, framework="pt") as file:
@@ -183,17 +183,21 @@ class TrialFolder:
 
     def finish(self, result: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> None:
         """Writes the predictions that a checkpoint has of its best epoch and, last, `result.json`."""
-        from elta_tune.training.learner import from_plain
-        from elta_tune.training.loop import Predictions
-
         if checkpoint is not None:
+            from elta_tune.training.learner import from_plain
+            from elta_tune.training.loop import Predictions
+
             predictions = from_plain(Predictions, checkpoint["best"]["predictions"])
             write_aside(self.predictions_file, lambda aside: write_predictions(aside, predictions))
         write_json(self.result_file, result)
         self.clear()
 
-    def fail(self, number: int, params: Mapping[str, Any], reason: str) -> None:
-        """Writes the `result.json` of a trial that could not write its own, with what its checkpoint has."""
+    def fail(self, number: int, params: Mapping[str, Any], reason: str, **facts: Any) -> None:
+        """Writes the `result.json` of a trial that could not write its own, with what its checkpoint has.
+
+        Args:
+            facts: what else it tells.
+        """
         try:
             checkpoint = self.checkpoint()
         except Exception:  # a checkpoint that can't be read may be the very fault
@@ -201,7 +205,7 @@ class TrialFolder:
         epochs = self.epochs()
         result: dict[str, Any] = {"trial": number, "state": "failed", "reason": reason, **outcome(checkpoint)}
         result |= {"params": dict(params), "rounds": [], "seconds": epochs[-1]["elapsed"] if epochs else 0.0}
-        self.finish(result, checkpoint)
+        self.finish(result | facts, checkpoint)
 
     def clear(self) -> None:
         """Removes what only a resume needs."""
@@ -283,50 +287,26 @@ class StudyFolder:
         return sum(result["state"] in ("complete", "pruned") for result in self.results())
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the study for one supervisor.
+    def lock(self) -> Iterator[int]:
+        """Holds the study for one supervisor; yields the lock's descriptor, which a child may inherit.
 
         Raises:
             StudyError: another one holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.lock_file.open("a+") as file:
-            if not _take(file):
-                file.seek(0)
-                owner = file.read().strip() or "another process"
+        with contextlib.ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(hold(self.lock_file))
+            except Held as held:
+                owner = f"process {held.owner}" if held.owner else "another process"
                 raise StudyError(
                     f"study {self.name} is already running ({owner})",
                     f"watch it: elta-tune show {self.name}; or start another with --name",
-                )
-            file.truncate(0)
-            file.write(f"process {os.getpid()}")
-            file.flush()
-            yield
+                ) from None
+            yield descriptor
 
     def is_running(self) -> bool:
-        """Whether a supervisor holds the study now. It only looks, also where it may not write."""
-        try:
-            with self.lock_file.open() as file:
-                return not _flock(file, fcntl.LOCK_SH)
-        except FileNotFoundError:
-            return False
-
-
-def _take(file: TextIO) -> bool:
-    """Locks a file unless a supervisor holds it; who shares it only looks, for less than a moment."""
-    while not _flock(file, fcntl.LOCK_EX):
-        if not _flock(file, fcntl.LOCK_SH):
-            return False
-        fcntl.flock(file, fcntl.LOCK_UN)
-    return True
-
-
-def _flock(file: TextIO, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        """Whether a supervisor holds the study now."""
+        return is_held(self.lock_file)
 
 
 def find_studies(runs: Path) -> list[StudyFolder]:

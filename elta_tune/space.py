@@ -69,14 +69,14 @@ class Budget(Section):
 class SamplerConfig(Section):
     """Who proposes parameters."""
 
-    name: Literal["tpe", "random", "grid", "gp", "qmc"] = "tpe"
+    name: Literal["tpe", "random", "grid", "gp", "qmc", "evolution"] = "tpe"
     startup_trials: Annotated[int, Field(ge=1)] | None = None
-    """Random trials before `tpe` or `gp` learn (default: a third of the budget, 4 to 10)."""
+    """Random trials before `tpe`, `gp` or `evolution` learn (default: a third of the budget, 4 to 10)."""
 
     @model_validator(mode="after")
     def _live(self) -> SamplerConfig:
-        if self.startup_trials is not None and self.name not in ("tpe", "gp"):
-            raise field_error("startup_trials", f"has no effect on {self.name}, only on tpe and gp")
+        if self.startup_trials is not None and self.name not in ("tpe", "gp", "evolution"):
+            raise field_error("startup_trials", f"has no effect on {self.name}, only on tpe, gp and evolution")
         return self
 
 
@@ -127,15 +127,18 @@ class SearchSpace(Section):
     def guesses(self, recipe: TrialConfig) -> list[dict[str, Any]]:
         """The parameters of the first trials: the recipe as it stands, then the space's own guesses."""
         own = {name: recipe.get(name) for name in self.parameters}
-        return [self.suggest(_Fixed({**own, **guess}), recipe) for guess in ({}, *self.enqueue)]
+        return [self.choose({**own, **guess}, recipe) for guess in ({}, *self.enqueue)]
+
+    def choose(self, values: Mapping[str, Any], recipe: TrialConfig) -> dict[str, Any]:
+        """The parameters that exist in a trial, taken from `values`."""
+        return self.suggest(_Fixed(values), recipe)
 
     def grid(self, recipe: TrialConfig) -> list[dict[str, Any]]:
         """Every combination, each once, what does not exist in it left out; the space's last parameter runs first."""
         points: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
         axes = [[(name, value) for value in axis.grid()] for name, axis in self.parameters.items()]
         for combination in itertools.product(*axes):
-            chosen = _Fixed(dict(combination))
-            point = self.suggest(chosen, recipe)
+            point = self.choose(dict(combination), recipe)
             points.setdefault(tuple(point.items()), point)
         return list(points.values())
 

@@ -67,6 +67,7 @@ def run_trial(
     device: str = "cpu",
     number: int | None = None,
     params: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a recipe to its end, or goes on where the folder's checkpoint stands.
 
@@ -75,6 +76,7 @@ def run_trial(
     Args:
         cache: folder of the decoded images.
         number, params: what a study calls the trial and what it varies, for `result.json`.
+        facts: what else `result.json` tells.
 
     Returns:
         The content of `result.json`: state is complete, pruned or failed (loss not finite, memory used up).
@@ -110,7 +112,7 @@ def run_trial(
         result |= {"state": "failed", "reason": why}
     result |= {"params": dict(params or {}), "rounds": _rounds(folder, config, state)}
     result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
-    result["environment"] = environment(device)
+    result |= {"environment": environment(device), **(facts or {})}
     result["model"] = {
         "bins": None if dataset.bins is None else method_bins(dataset).tolist(),
         "scale": dataset.scale,

@@ -10,7 +10,19 @@ import pytest
 
 import elta_tune
 
-ROOMS = ("errors", "documents", "method", "config", "parameters", "space", "data", "training", "records", "trial")
+ROOMS = (
+    "errors",
+    "locks",
+    "documents",
+    "method",
+    "config",
+    "parameters",
+    "space",
+    "data",
+    "training",
+    "records",
+    "trial",
+)
 ROOMS += ("executors", "studies", "results", "cli")
 PACKAGE = Path(elta_tune.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -141,7 +141,7 @@ def test_every_error_of_a_space_is_told_at_once_each_with_its_line(write):
         (LR + f"budget: {{timeout: {'9' * 400}d}}\n", ["budget.timeout: should be a finite number"]),
         (
             LR + "sampler: {name: tpee}\n",
-            ["sampler.name: should be 'tpe', 'random', 'grid', 'gp' or 'qmc', not 'tpee'"],
+            ["sampler.name: should be 'tpe', 'random', 'grid', 'gp', 'qmc' or 'evolution', not 'tpee'"],
         ),
         (LR + "sampler: {name: random, startup_trials: 3}\n", ["sampler.startup_trials: has no effect on random"]),
         (LR + "sampler: {startup_trials: 0}\n", ["sampler.startup_trials: should be greater than or equal to 1"]),

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from elta_tune.cli import data, models, results, run, space
+from elta_tune.cli import data, models, nni, results, run, space, stop
 from elta_tune.errors import EltaTuneError
 
 app = typer.Typer(
@@ -18,6 +18,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("run")(run.run)
+app.command("stop")(stop.stop)
+app.command("ui")(nni.ui)
 app.command("train")(run.train)
 app.command("best")(results.best)
 app.command("evaluate")(models.evaluate)

@@ -138,6 +138,8 @@ class Board:
             told.append("stopping after this epoch; Ctrl-C kills")
         elif self.stopping == "timeout":
             told.append("time is up: stopping after this epoch")
+        elif self.stopping == "now":
+            told.append("stopping; Ctrl-C kills")
         elif (left := self.seconds_left) is not None:
             told.append(f"about {duration(left)} left")
         return " · ".join(told)

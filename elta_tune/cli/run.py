@@ -32,6 +32,13 @@ def run(
     runs: Runs = Path("runs"),
     workers: Annotated[str, typer.Option(help="Trials at a time; auto: one per device.")] = "auto",
     devices: Annotated[str, typer.Option(help="cpu, cuda:0,cuda:1, mps; auto: every GPU, else the CPU.")] = "auto",
+    backend: Annotated[
+        str | None, typer.Option(help="optuna or nni.", show_default="the study's own; of a new one: optuna")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of NNI's web UI.", show_default="the first free from 8080 on")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Leave NNI running, and return.")] = False,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Starts a study, or goes on with it: trials run the full ELTA training, up to the study's budget."""
@@ -40,6 +47,7 @@ def run(
     from elta_tune.errors import ConfigError
     from elta_tune.records import StudyFolder
     from elta_tune.space import load_space, parse_duration
+    from elta_tune.studies.backends import check_plan, choose_backend
     from elta_tune.studies.plan import make_plan, settle
     from elta_tune.studies.progress import is_finished
 
@@ -50,28 +58,41 @@ def run(
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"--name {name}: should be a plain name; --runs says in which folder")
     folder = StudyFolder((runs / name).absolute())
-    with _claimed(folder), _to_be_continued():
-        plan = settle(folder, asked, trials, None if timeout is None else parse_duration(timeout, "--timeout"))
+    backend = choose_backend(folder, backend)
+    if backend != "nni" and (port is not None or detach):
+        raise ConfigError(f"{'--detach' if detach else '--port'}: is for --backend nni")
+    seconds = None if timeout is None else parse_duration(timeout, "--timeout")
+    files = {"space_file": str(space_file), "recipe_file": str(recipe_file)}
+    if backend == "nni":
+        from elta_tune.cli import nni
+
+        return nni.run(nni.Command(folder, asked, trials, seconds, cache, workers, devices, port, detach, files))
+    with claimed(folder), to_be_continued():
+        plan = settle(folder, asked, trials, seconds)
+        check_plan(plan, backend)
         if is_finished(folder, plan):
-            return _tell_finished(folder, plan, cache)
-        slots = _prepare(plan, cache, workers, devices)
-        _supervise(folder, plan, cache, slots, {"space_file": str(space_file), "recipe_file": str(recipe_file)})
+            from elta_tune.studies.optuna_study import OptunaStudy
+
+            OptunaStudy(folder, plan, cache.absolute()).unfinished()  # a kill may have kept its last result from it
+            return tell_finished(folder, plan)
+        slots = prepare(plan, cache, workers, devices)
+        _supervise(folder, plan, cache, slots, files)
 
 
 @contextmanager
-def _claimed(folder: StudyFolder) -> Iterator[None]:
-    """Holds the study for this process. What is refused before it began leaves nothing behind."""
+def claimed(folder: StudyFolder) -> Iterator[int]:
+    """Holds the study for this process; yields its lock. What is refused before it began leaves nothing behind."""
     from elta_tune.errors import StudyError
 
     with ExitStack() as held:
         try:
-            held.enter_context(folder.lock())
+            lock = held.enter_context(folder.lock())
         except OSError as error:
             raise StudyError(
                 f"{folder.path}: can't be written: {error.strerror}", "--runs names another place"
             ) from error
         try:
-            yield
+            yield lock
         finally:
             if not folder.exists():
                 folder.lock_file.unlink(missing_ok=True)
@@ -80,7 +101,7 @@ def _claimed(folder: StudyFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _to_be_continued() -> Iterator[None]:
+def to_be_continued() -> Iterator[None]:
     """Says how to go on after Ctrl-C, whatever it cut off."""
     from elta_tune.cli.text import console, this_command
 
@@ -91,22 +112,20 @@ def _to_be_continued() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _tell_finished(folder: StudyFolder, plan: StudyPlan, cache: Path) -> None:
-    """A study whose last trial was killed between its result and the study's knowing of it is finished here."""
+def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
+    """Says that nothing is left to do, and what came out."""
     from elta_tune.cli.text import console
-    from elta_tune.studies.optuna_study import OptunaStudy
     from elta_tune.studies.progress import trials_wanted
 
-    OptunaStudy(folder, plan, cache.absolute()).unfinished()
     told = f"study {folder.name} is finished: {folder.ended()} of {trials_wanted(plan)} trials"
     console.print(told, markup=False, soft_wrap=True)
     more = "its grid is used up" if plan.space.sampler.name == "grid" else "--trials raises the budget"
     console.print(f"{more}; another study of the same: --name NAME")
-    _tell_outcome(folder, plan)
+    tell_outcome(folder, plan)
 
 
-def _prepare(plan: StudyPlan, cache: Path, workers: str, devices: str) -> list[Slot]:
-    """Finds out whether the study can run at all, while the forkserver imports what trials need."""
+def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: bool = True) -> list[Slot]:
+    """Finds out whether the study can run at all, while the forkserver (if `fork`) imports what trials need."""
     from rich.text import Text
 
     from elta_tune.cli.progress import preparing
@@ -116,7 +135,8 @@ def _prepare(plan: StudyPlan, cache: Path, workers: str, devices: str) -> list[S
 
     if workers != "auto" and not (workers.isdecimal() and int(workers)):
         raise ConfigError(f"--workers {workers}: should be a number from 1 on, or auto")
-    start_forkserver(main="elta_tune.cli")
+    if fork:
+        start_forkserver(main="elta_tune.cli")
     with console.status("starting") if console.is_terminal else nullcontext():
         from elta_tune.studies.preflight import configurations, preflight
         from elta_tune.training.devices import available_devices, check_devices
@@ -160,7 +180,7 @@ def _supervise(folder: StudyFolder, plan: StudyPlan, cache: Path, slots: list[Sl
     with interruptible(supervisor), view_of as view, closing(supervisor.events()) as events:
         for event in events:
             view.show(event)
-    _tell_outcome(folder, plan)
+    tell_outcome(folder, plan)
     if supervisor.stopped == "interrupted":
         console.print(f"stopped; to go on:\n  {this_command()}", markup=False, soft_wrap=True)
         raise typer.Exit(130)
@@ -168,7 +188,7 @@ def _supervise(folder: StudyFolder, plan: StudyPlan, cache: Path, slots: list[Sl
         console.print("the time of the study is used up; to go on: the same command with a larger --timeout")
 
 
-def _tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
+def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     """The best trials, where everything lies, and what to type next."""
     from rich.text import Text
 
@@ -178,7 +198,7 @@ def _tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     results, ranking = folder.results(), ranked(folder, plan)
     if not results:
         return
-    objective, study = plan.space.objective.metric, _study_argument(folder)
+    objective, study = plan.space.objective.metric, study_argument(folder)
     console.print()
     console.print(trial_table((ranking or results)[:SHOWN], objective))
     lines = [f"\n{counts(results)}"]
@@ -193,7 +213,7 @@ def _tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
-def _study_argument(folder: StudyFolder) -> str:
+def study_argument(folder: StudyFolder) -> str:
     """How the other commands find the study."""
     default = folder.path.parent == Path("runs").absolute()
     return folder.name if default else os.path.relpath(folder.path)
@@ -221,7 +241,7 @@ def train(
 
     file, name = _recipe(recipe, source, runs)
     config = load_recipe(file, overrides or ())
-    with _to_be_continued():
+    with to_be_continued():
         from elta_tune.records import TrialFolder
         from elta_tune.studies.preflight import preflight
         from elta_tune.training.devices import available_devices, check_devices

@@ -30,6 +30,21 @@ class StudyPlan:
         """When the study ends."""
         return self.space.budget
 
+    @property
+    def sampler_startup(self) -> int:
+        """Trials before the sampler learns; they fit the budget, or a short study would be a random search."""
+        return self.space.sampler.startup_trials or min(10, max(4, self.budget.trials // 3))
+
+    @property
+    def pruner_startup(self) -> int:
+        """Trials that end before the median pruner prunes any."""
+        return self.space.pruner.startup_trials or min(8, max(3, self.budget.trials // 3))
+
+    @property
+    def pruner_warmup(self) -> int:
+        """Epochs that each trial may always run."""
+        return math.ceil(self.space.pruner.warmup * self.recipe.training.epochs)
+
     def with_budget(self, budget: Budget) -> StudyPlan:
         """The same plan with another budget."""
         return replace(self, space=self.space.model_copy(update={"budget": budget}))

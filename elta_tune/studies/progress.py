@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from elta_tune.records import StudyFolder
@@ -12,9 +13,16 @@ def given_points(plan: StudyPlan) -> list[dict[str, Any]]:
     """The parameters of the trials that no sampler proposes, in order and each once: the recipe as it stands, the
     space's `enqueue:`, and all of a grid.
     """
-    points = plan.space.guesses(plan.recipe)
-    if plan.space.sampler.name == "grid":
-        points += plan.space.grid(plan.recipe)
+    grid = plan.space.grid(plan.recipe) if plan.space.sampler.name == "grid" else []
+    return _each_once([*plan.space.guesses(plan.recipe), *grid])
+
+
+def first_guesses(plan: StudyPlan) -> list[dict[str, Any]]:
+    """The recipe as it stands and the space's `enqueue:`, in order and each once."""
+    return _each_once(plan.space.guesses(plan.recipe))
+
+
+def _each_once(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({tuple(point.items()): point for point in points}.values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -62,12 +61,8 @@ class NumberedQMCSampler(QMCSampler):
 
 
 def build_sampler(plan: StudyPlan, number: int, seed: int) -> BaseSampler:
-    """The space's sampler for one draw of a trial.
-
-    Start-up trials fit the budget: Optuna's 10 would make a short study a random search.
-    """
-    config = plan.space.sampler
-    startup = config.startup_trials or min(10, max(4, plan.budget.trials // 3))
+    """The space's sampler for one draw of a trial."""
+    config, startup = plan.space.sampler, plan.sampler_startup
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         if config.name == "tpe":
@@ -81,11 +76,9 @@ def build_sampler(plan: StudyPlan, number: int, seed: int) -> BaseSampler:
 
 def build_pruner(plan: StudyPlan) -> optuna.pruners.BasePruner:
     """The space's pruner; steps are epochs, counted from 1 across self-training rounds."""
-    config = plan.space.pruner
-    warmup = math.ceil(config.warmup * plan.recipe.training.epochs)
-    startup = config.startup_trials or min(8, max(3, plan.budget.trials // 3))
+    config, warmup = plan.space.pruner, plan.pruner_warmup
     if config.name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup)
+        return optuna.pruners.MedianPruner(n_startup_trials=plan.pruner_startup, n_warmup_steps=warmup)
     if config.name == "successive_halving":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, warmup))
     if config.name == "hyperband":

@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Ended, Executor, Halted, Heard, Job, Reported
 from elta_tune.records import TrialFolder
-from elta_tune.studies.optuna_study import OptunaStudy
+
+if TYPE_CHECKING:  # a view of the events needs no Optuna, whose import takes a second
+    from elta_tune.studies.optuna_study import OptunaStudy
 
 RETRIES = 2
 """How often a trial whose process died is resumed without a new epoch in between."""
@@ -61,9 +63,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Stopping:
-    """The study was asked to stop, or its time is up; running trials save their epoch first."""
+    """The study was asked to stop, or its time is up; running trials save their epoch first, unless they stop now."""
 
-    reason: Literal["interrupted", "timeout"]
+    reason: Literal["interrupted", "timeout", "now"]
 
 
 Event = Started | Reported | Retried | Finished | Paused | Tick | Stopping
@@ -191,15 +193,22 @@ def _cause(reason: str) -> str:
     return re.sub(r"\b(nan|inf)\b", "", re.split(r"[:\d]", reason, maxsplit=1)[0])
 
 
-class interruptible:  # noqa: N801 - a context manager, named like contextlib's
-    """Ctrl-C and SIGTERM ask the supervisor to stop; a second one raises KeyboardInterrupt."""
+class Interruptible(Protocol):
+    """What a signal asks to stop."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+    interrupted: bool
+
+
+class interruptible:  # noqa: N801 - a context manager, named like contextlib's
+    """Ctrl-C and SIGTERM, and what else is named, ask for a stop; a second one raises KeyboardInterrupt."""
+
+    def __init__(self, asked: Interruptible, *more: signal.Signals) -> None:
+        self._asked = asked
+        self._signals = (signal.SIGINT, signal.SIGTERM, *more)
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._signals:
             self._previous[number] = signal.signal(number, self._handle)
 
     def __exit__(self, *_: object) -> None:
@@ -207,6 +216,6 @@ class interruptible:  # noqa: N801 - a context manager, named like contextlib's
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._supervisor.interrupted:
+        if self._asked.interrupted:
             raise KeyboardInterrupt
-        self._supervisor.interrupted = True
+        self._asked.interrupted = True

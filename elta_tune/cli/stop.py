@@ -1,0 +1,67 @@
+"""`elta-tune stop`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elta_tune.cli.options import Runs, Study
+
+if TYPE_CHECKING:
+    from elta_tune.records import StudyFolder
+
+PAUSE = 0.2
+"""Seconds between looks whether the study has ended."""
+
+
+def stop(study: Study = None, runs: Runs = Path("runs")) -> None:
+    """Ends a study that runs in another terminal, or detached, as Ctrl-C does there."""
+    from elta_tune.cli.text import console
+    from elta_tune.records import open_study
+    from elta_tune.studies.backends import backend_of
+
+    folder = open_study(study, runs)
+    stopped = _stop_nni(folder) if backend_of(folder) == "nni" else _stop_process(folder.lock_file, folder.name)
+    told = "is stopped" if stopped else "is not running"
+    console.print(f"study {folder.name} {told}", markup=False, soft_wrap=True)
+
+
+def _stop_process(lock: Path, name: str) -> bool:
+    """Asks the process that holds a lock to end, and waits until it has; returns whether there was one."""
+    import psutil
+
+    from elta_tune.cli.text import console
+    from elta_tune.errors import StudyError
+    from elta_tune.locks import owner
+
+    number = owner(lock)
+    if number is None:
+        return False
+    console.print(f"stopping study {name} (process {number})", markup=False, soft_wrap=True)
+    try:
+        process = psutil.Process(number)
+        process.terminate()
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(PAUSE)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.AccessDenied:
+        raise StudyError(f"study {name} runs as process {number} of another user", "that user can stop it") from None
+    return True
+
+
+def _stop_nni(folder: StudyFolder) -> bool:
+    from elta_tune.cli.text import console
+    from elta_tune.studies.nni_node import NniFolder, end, members
+    from elta_tune.studies.nni_study import reconcile
+    from elta_tune.studies.plan import read_plan
+
+    nni = NniFolder(folder)
+    watched = _stop_process(nni.attached_lock, folder.name)
+    left = bool(members(nni))
+    if left and not watched:
+        console.print(f"stopping study {folder.name}", markup=False, soft_wrap=True)
+    end(nni)
+    reconcile(folder, read_plan(folder))
+    return watched or left

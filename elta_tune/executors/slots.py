@@ -1,0 +1,34 @@
+"""Slots that processes share without a supervisor that deals them out: a lock file each."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from elta_tune.executors.local import Slot
+from elta_tune.locks import Held, hold
+
+PAUSE = 0.1
+"""Seconds between looks for a free slot."""
+
+
+@contextlib.contextmanager
+def take_slot(folder: Path, slots: Sequence[Slot]) -> Iterator[Slot]:
+    """Waits for a free slot and holds it.
+
+    Args:
+        folder: of the lock files, one per slot: `0-cuda:0`, `1-cuda:1`…
+    """
+    with contextlib.ExitStack() as stack:
+        yield _take(folder, slots, stack)
+
+
+def _take(folder: Path, slots: Sequence[Slot], stack: contextlib.ExitStack) -> Slot:
+    while True:
+        for number, slot in enumerate(slots):
+            with contextlib.suppress(Held):
+                stack.enter_context(hold(folder / f"{number}-{slot.device}"))
+                return slot
+        time.sleep(PAUSE)

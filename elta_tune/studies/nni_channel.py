@@ -1,0 +1,169 @@
+"""What NNI's node is asked and told over HTTP, always on this machine and never through a proxy.
+
+The few requests that a trial needs are made here rather than with `nni`, whose import takes seconds that each trial
+would pay.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+HOST = "127.0.0.1"
+TIMEOUT = 20.0
+"""Seconds that node may take to answer."""
+
+
+class NodeGone(Exception):
+    """Node does not answer, or ends."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Status and body of a response."""
+
+    status: int
+    body: bytes
+
+
+def request(
+    port: int,
+    method: str,
+    path: str,
+    content: Any = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = TIMEOUT,
+) -> Answer:
+    """One request; `content` is sent as JSON.
+
+    Raises:
+        NodeGone: nobody listens, or the connection broke.
+    """
+    connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
+    body = None if content is None else json.dumps(content)
+    kind = {} if content is None else {"Content-Type": "application/json"}
+    try:
+        connection.request(method, path, body, {**kind, **(headers or {})})
+        response = connection.getresponse()
+        return Answer(response.status, response.read())
+    except (OSError, http.client.HTTPException) as error:
+        raise NodeGone(f"NNI does not answer on port {port}: {error}") from error
+    finally:
+        connection.close()
+
+
+@dataclass(frozen=True)
+class Rest:
+    """NNI's REST interface behind its secret prefix."""
+
+    port: int
+    prefix: str
+
+    @property
+    def url(self) -> str:
+        """Where the web UI is."""
+        return f"http://{HOST}:{self.port}/{self.prefix}/"
+
+    def get(self, what: str) -> Any:
+        """What NNI answers.
+
+        Raises:
+            NodeGone: nobody listens, or node refuses.
+        """
+        return self._call("GET", what)
+
+    def post(self, what: str, content: Any) -> Any:
+        """Sends JSON; see `get`."""
+        return self._call("POST", what, content)
+
+    def put(self, what: str, content: Any) -> Any:
+        """Sends JSON; see `get`."""
+        return self._call("PUT", what, content)
+
+    def _call(self, method: str, what: str, content: Any = None) -> Any:
+        answer = request(self.port, method, f"/{self.prefix}/api/v1/nni/{what}", content)
+        if answer.status != 200:
+            raise NodeGone(f"NNI refused {method} {what}: {answer.status} {answer.body[:500]!r}")
+        try:
+            return json.loads(answer.body) if answer.body else None
+        except ValueError as error:
+            raise NodeGone(f"NNI answered {method} {what} with no JSON: {answer.body[:500]!r}") from error
+
+
+@dataclass(frozen=True)
+class TrialChannel:
+    """A trial's own line to node (`NNI_TRIAL_COMMAND_CHANNEL`)."""
+
+    port: int
+    path: str
+    trial: str
+
+    @classmethod
+    def open(cls, url: str, trial: str) -> TrialChannel:
+        """The channel behind a URL such as ``http://localhost:8080/PREFIX/env/local-env/TRIAL``."""
+        parts = urlsplit(url)
+        return cls(parts.port or 80, parts.path, trial)
+
+    @property
+    def rest(self) -> Rest:
+        """The REST interface of the same node."""
+        return Rest(self.port, self.path.split("/")[1])
+
+    def parameters(self) -> dict[str, Any]:
+        """Asks for the trial's parameters: `parameter_id` and `parameters`.
+
+        Raises:
+            NodeGone: node ends.
+        """
+        self._put({"type": "request_parameter"})
+        while (answer := request(self.port, "GET", self.path)).status == 408:  # node lets one wait for a second
+            pass
+        if answer.status != 200:
+            raise NodeGone(f"NNI gave no parameters: {answer.status}")
+        record: dict[str, Any] = json.loads(json.loads(answer.body)["parameter"])
+        return record
+
+    def recorded_parameters(self, seconds: float = 60.0) -> dict[str, Any]:
+        """What NNI's database holds as this trial's parameters, as `parameters` returns them.
+
+        Raises:
+            NodeGone: node ends, or did not record the trial within `seconds`.
+        """
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            job = self.rest.get(f"trial-jobs/{self.trial}")
+            if job is not None and job.get("hyperParameters"):
+                record: dict[str, Any] = json.loads(job["hyperParameters"][0])
+                return record
+            time.sleep(0.1)  # it is recorded a moment after the trial's start
+        raise NodeGone(f"NNI has no parameters on record for trial {self.trial}")
+
+    def reported(self) -> set[int]:
+        """Sequence numbers of the intermediate metrics that NNI has of this trial."""
+        metrics = self.rest.get(f"metric-data/{self.trial}?type=PERIODICAL")
+        return {metric["sequence"] for metric in metrics}
+
+    def report(self, kind: str, parameter_id: int | None, sequence: int, values: Mapping[str, float]) -> None:
+        """Reports metrics, PERIODICAL or FINAL; `default` is what tuner and assessor see.
+
+        Raises:
+            NodeGone: node ends.
+        """
+        metric = {
+            "parameter_id": parameter_id,
+            "trial_job_id": self.trial,
+            "type": kind,
+            "sequence": sequence,
+            "value": json.dumps(values),
+        }
+        self._put({"type": "metric", "metric": json.dumps(metric)})
+
+    def _put(self, command: Mapping[str, Any]) -> None:
+        answer = request(self.port, "PUT", self.path, command)
+        if answer.status != 200:
+            raise NodeGone(f"NNI takes no more of trial {self.trial}: {answer.status}")

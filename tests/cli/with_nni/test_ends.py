@@ -1,0 +1,117 @@
+"""However a study under NNI ends, nothing is left of it, and the next start goes on from the last epoch."""
+
+import signal
+
+import pytest
+
+SLOW = """
+from elta_tune.records import TrialFolder
+append = TrialFolder.append
+def slow(self, record):
+    append(self, record)
+    time.sleep(1 if Path("{root}/slow").exists() else 0)
+TrialFolder.append = slow
+"""
+EPOCHS = 12
+LR = {"optim.lr": {"type": "float", "low": "0.1x", "high": "10x", "log": True}}
+
+
+@pytest.fixture(scope="module")
+def studies(nni_studies):
+    nni_studies.hooks(SLOW.format(root=nni_studies.root))
+    nni_studies.space("lr", parameters=LR)
+    return nni_studies
+
+
+RUN = ("run", "--space", "lr.yaml", "--recipe", "tiny.yaml", "--set", f"training.epochs={EPOCHS}")
+NEW = ("--backend", "nni", "--trials", "1", "--workers", "1")
+
+
+def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_ended(studies):
+    run = (*RUN, "--name", "one")
+    (studies.root / "slow").touch()
+
+    # The command is killed; another one attaches, and is killed too; the study is stopped from outside.
+    first = studies.start(*run, *NEW)
+    url, port = studies.address(first)
+    studies.wait_for(lambda: studies.epochs("one"), first)
+    first.kill()
+    first.wait()
+    assert [len(studies.processes(kind)) for kind in ("node", "tuner", "trial")] == [1, 1, 1]
+    attached = studies.start(*run)
+    assert studies.address(attached) == (url, port)
+    studies.wait_for(lambda: "trial   0 goes on" in studies.said(attached), attached)
+    assert '"state": "running"' in studies.run("list", "--json")[1]
+    code, said = studies.run(*run)
+    assert (code, f"already running (process {attached.pid})" in said) == (2, True), said
+    attached.kill()
+    attached.wait()
+    assert studies.run("stop", "one") == (0, "stopping study one\nstudy one is stopped\n")
+    studies.assert_nothing_left(port)
+    assert studies.run("stop", "one") == (0, "study one is not running\n")
+
+    # It is left running; a command that attached to it gets Ctrl-C.
+    done = len(studies.epochs("one"))
+    code, said = studies.run(*run, "--detach")
+    assert (code, "left running" in said) == (0, True), said
+    _, port = studies.address(studies.commands[-1])
+    attached = studies.start(*run)
+    studies.wait_for(lambda: len(studies.epochs("one")) > done, attached)
+    attached.send_signal(signal.SIGINT)
+    assert attached.wait(60) == 130, studies.said(attached)
+    assert "stopped; to go on:\n  elta-tune run" in studies.said(attached)
+    studies.assert_nothing_left(port)
+
+    # It ends by itself, with nobody attached.
+    (studies.root / "slow").unlink()
+    before = studies.epochs("one")
+    code, said = studies.run(*run, "--detach")
+    assert (code, "study one goes on: 0 of 1 trials done" in said) == (0, True), said
+    _, port = studies.address(studies.commands[-1])
+    studies.wait_for(lambda: not studies.processes())
+    studies.assert_nothing_left(port)
+    assert "study one is finished: 1 of 1 trials" in studies.run(*run)[1]
+
+    lines = studies.epochs("one")
+    assert [line["step"] for line in lines] == list(range(1, EPOCHS + 1))
+    assert len(before) > done and lines[: len(before)] == before  # nothing was trained again
+    (result,) = studies.results("one").values()
+    assert result["state"] == "complete"
+    trials = studies.query("one", "select distinct trialJobId from TrialJobEvent where trialJobId != ''")
+    assert trials == [(result["nni_trial_id"],)]
+    sequences = studies.query("one", "select sequence from MetricData where type = 'PERIODICAL' order by sequence")
+    assert sequences == [(step,) for step in range(EPOCHS)]  # NNI was told each epoch, and once
+
+
+def test_a_killed_node_or_tuner_ends_its_study_with_a_word(studies):
+    told = {"node": "NNI's node process was ended from outside", "tuner": "NNI's tuner died"}
+    commands = {kind: studies.start(*RUN, "--name", kind, *NEW) for kind in told}
+    ports = {kind: studies.address(command)[1] for kind, command in commands.items()}
+    for kind, command in commands.items():
+        studies.wait_for(lambda kind=kind: studies.processes("trial", kind), command)
+        studies.kill(kind, kind)
+    for kind, command in commands.items():
+        assert command.wait(120) == 2, studies.said(command)
+        assert f"elta-tune: {told[kind]}" in studies.said(command)
+    for port in ports.values():
+        studies.assert_nothing_left(port)
+
+
+def test_a_study_ends_when_its_trials_fail_alike_or_its_grid_is_used_up(studies):
+    fault = "the process ended with exit code 3"
+    studies.hooks("os._exit(3)")
+    for sampler, choices in (("random", 8), ("grid", 2)):
+        values = {"type": "categorical", "choices": [3e-3 * 2**n for n in range(choices)]}
+        studies.space(sampler, sampler={"name": sampler}, parameters={"optim.lr": values})
+    arguments = ("run", "--recipe", "tiny.yaml", "--backend", "nni", "--space")
+    commands = {sampler: studies.start(*arguments, f"{sampler}.yaml") for sampler in ("random", "grid")}
+    ports = [studies.address(command)[1] for command in commands.values()]
+    told = {"random": (2, f"elta-tune: 3 trials in a row failed alike: {fault}"), "grid": (0, "2 trials: 2 failed")}
+    for sampler, command in commands.items():
+        code, line = told[sampler]
+        assert (command.wait(120), line in studies.said(command)) == (code, True), studies.said(command)
+        results = studies.results(f"{sampler}-tiny")
+        assert [result["reason"] for result in results.values()] == [fault] * (3 if sampler == "random" else 2)
+        assert results[0]["params"] == {"optim.lr": 3e-3} != results[1]["params"]
+    for port in ports:
+        studies.assert_nothing_left(port)

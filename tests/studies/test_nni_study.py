@@ -1,0 +1,97 @@
+"""What the back end holds to, whatever node does: trials check their parameters, processes are found and ended."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from elta_tune.executors.local import Slot
+from elta_tune.records import StudyFolder
+from elta_tune.studies import nni_node
+from elta_tune.studies.nni_node import NniFolder, Workers, end, kill, members
+from elta_tune.studies.nni_study import NniWatcher, start
+from elta_tune.studies.plan import record_plan
+from elta_tune.studies.supervisor import Finished
+
+pytest.importorskip("nni_node", reason="NNI is not installed")
+
+LR = {"optim.lr": {"type": "float", "low": 3e-4, "high": 3e-2, "log": True}}
+# Trial 0 asks after trial 1 has got an answer.
+HOOKS = """
+import os, time
+from pathlib import Path
+if os.environ.get("NNI_TRIAL_SEQ_ID") is not None:
+    from elta_tune.studies.nni_channel import TrialChannel
+    ask, number = TrialChannel.parameters, os.environ["NNI_TRIAL_SEQ_ID"]
+    def asks(self):
+        while number == "0" and not Path("{root}/asked-1").exists():
+            time.sleep(0.05)
+        received = ask(self)
+        Path(f"{root}/asked-{{number}}").touch()
+        return received
+    TrialChannel.parameters = asks
+"""
+
+
+def test_a_trial_that_is_given_the_parameters_of_another_does_not_train(
+    tmp_path, monkeypatch, study_folder, make_plan_of, cache
+):
+    """NNI as it is, all of the guard but the mend that binds parameters to trials: it swaps them."""
+    guard = tmp_path / "guard.js"
+    mends = "V3asV1: mendBinding, "
+    assert mends in nni_node.GUARD.read_text()
+    guard.write_text(nni_node.GUARD.read_text().replace(mends, ""))
+    monkeypatch.setattr(nni_node, "GUARD", guard)
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "sitecustomize.py").write_text(HOOKS.format(root=tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hooks"))
+
+    plan = make_plan_of(LR, budget={"trials": 2}, sampler={"name": "random"}, enqueue=[{"optim.lr": 0.02}])
+    record_plan(study_folder, plan, {"backend": "nni"})
+    results = []
+    with study_folder.lock() as lock:
+        node = start(study_folder, plan, Workers([Slot("cpu", 1), Slot("cpu", 1)], cache), None, lock)
+        watcher = NniWatcher(study_folder, plan, node, cache)
+        for event in watcher.events():
+            results += [event.result] if isinstance(event, Finished) else []
+            watcher.interrupted = len(results) == 2
+    assert members(NniFolder(study_folder)) == []
+    told = {result["trial"]: result["reason"] for result in results}
+    assert sorted(told) == [0, 1]
+    for number, reason in told.items():
+        wrong = f"parameter_id {1 - number}, on record are {number}"
+        assert reason == f"NNI sent the parameters of another trial: {wrong}"
+        assert study_folder.trial(number).epochs() == []
+
+
+def test_every_process_of_a_study_is_found_and_ended_and_no_other(study_folder, tmp_path):
+    folder = NniFolder(study_folder)
+    stubborn = (
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(60)"
+    )
+    meek = "import time\nprint(1, flush=True)\ntime.sleep(60)"
+
+    def process(code, study):
+        environment = {**os.environ, nni_node.STUDY_VARIABLE: str(study)}
+        begun = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        begun.stdout.readline()
+        return begun
+
+    own = [process(meek, study_folder.path), process(stubborn, study_folder.path)]
+    other = process(meek, tmp_path / "another")
+    try:
+        assert {member.pid for member in members(folder)} == {each.pid for each in own}
+        began = time.monotonic()
+        end(folder)
+        assert [psutil.pid_exists(each.pid) for each in own] == [False, False]
+        assert time.monotonic() - began >= nni_node.PATIENCE  # it was given time to end by itself
+        assert other.poll() is None
+        kill(NniFolder(StudyFolder(tmp_path / "another")))
+        assert not psutil.pid_exists(other.pid)
+    finally:
+        for each in [*own, other]:
+            each.kill()
+            each.communicate()

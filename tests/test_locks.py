@@ -1,0 +1,56 @@
+"""Locks: one holder, known by its number, that a child may inherit and that a kill gives back."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from elta_tune.locks import Held, hold, is_held, owner
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from elta_tune.locks import hold
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that holds `lock`."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_who_holds_a_lock_is_known_until_he_is_killed(tmp_path, other):
+    lock = tmp_path / "lock"
+    assert (is_held(lock), owner(lock)) == (True, other.pid)
+    with pytest.raises(Held) as caught, hold(lock):
+        pass
+    assert caught.value.owner == other.pid
+    other.kill()
+    other.wait()
+    assert (is_held(lock), owner(lock)) == (False, None)
+    with hold(lock):
+        assert owner(lock) == os.getpid()
+
+
+def test_a_lock_that_nobody_ever_took_is_free(tmp_path):
+    assert (is_held(tmp_path / "none"), owner(tmp_path / "none")) == (False, None)
+    assert not (tmp_path / "none").exists()  # looking leaves nothing behind
+
+
+def test_a_child_that_inherits_a_lock_holds_it_for_its_own_life(tmp_path):
+    lock = tmp_path / "folder" / "lock"
+    with hold(lock) as descriptor:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(descriptor,))
+    assert is_held(lock)
+    child.communicate(b"\n")
+    assert not is_held(lock)
