@@ -66,6 +66,11 @@ class Ratings:
         return replace(self, origin=origin, **kept)
 
 
+def id_bytes(text: str) -> bytes:
+    """Ids as bytes to be hashed, whatever they are: names of files need not be UTF-8."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def read_ratings(path: Path, config: DataConfig) -> Ratings:
     """Reads a table of rated images.
 
