@@ -38,6 +38,7 @@ def test_json_alone_is_on_standard_output_and_the_checkpoint_in_its_file(elta_tu
         name: best[name] for name in ("trial", "value", "params", "metrics")
     }
     assert told["recipe"]["trial"] == 0
+    assert told["recipe"]["test"].keys() == told["test"].keys()  # what tuning bought on images that none has seen
     assert {"srcc", "plcc", "accuracy"} <= told["test"].keys()
     assert told["test"] != told["metrics"]
     assert told["test_data"]["rows"] == 16
