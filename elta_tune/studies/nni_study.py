@@ -111,9 +111,14 @@ def has_experiment(nni: NniFolder) -> bool:
     """Whether NNI has begun the experiment, and can resume or show it."""
     if not nni.database.exists():
         return False
-    with closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=ro", uri=True)) as database:
+    with _open(nni) as database:
         tables = database.execute("select name from sqlite_master where name = 'ExperimentProfile'").fetchall()
         return bool(tables) and database.execute("select 1 from ExperimentProfile limit 1").fetchone() is not None
+
+
+def _open(nni: NniFolder) -> closing[sqlite3.Connection]:
+    """NNI's database. It is only read, but what a killed node left half written has to be taken back."""
+    return closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=rw", uri=True))
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ def recorded_jobs(nni: NniFolder) -> list[NniJob]:
         "select trialJobId, event, data, sequenceId, message from TrialJobEvent where trialJobId != '' order by rowid"
     )
     jobs: dict[str, dict[str, Any]] = {}
-    with closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=ro", uri=True)) as database:
+    with _open(nni) as database:
         for id, event, data, number, message in database.execute(query):
             job = jobs.setdefault(id, {"trialJobId": id, "hyperParameters": []})
             job |= {"status": "USER_CANCELED" if event == "USER_TO_CANCEL" else event, "message": message}

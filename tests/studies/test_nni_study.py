@@ -12,7 +12,7 @@ from elta_tune.executors.local import Slot
 from elta_tune.records import StudyFolder
 from elta_tune.studies import nni_node
 from elta_tune.studies.nni_node import NniFolder, Workers, end, kill, members
-from elta_tune.studies.nni_study import NniWatcher, start
+from elta_tune.studies.nni_study import NniWatcher, has_experiment, recorded_jobs, start
 from elta_tune.studies.plan import record_plan
 from elta_tune.studies.supervisor import Finished
 
@@ -95,3 +95,26 @@ def test_every_process_of_a_study_is_found_and_ended_and_no_other(study_folder, 
         for each in [*own, other]:
             each.kill()
             each.communicate()
+
+
+def test_a_write_that_a_kill_cut_off_is_taken_back(study_folder):
+    folder = NniFolder(study_folder)
+    folder.database.parent.mkdir(parents=True)
+    half_written = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("create table ExperimentProfile (id)")
+database.execute("create table TrialJobEvent (trialJobId, event, data, sequenceId, message)")
+database.execute("insert into ExperimentProfile values ('experiment')")
+database.execute("insert into TrialJobEvent values ('abc', 'RUNNING', '{\\"parameters\\": {}}', 0, null)")
+database.execute("pragma cache_size = 1")
+database.execute("begin")
+for _ in range(2000):
+    database.execute("insert into TrialJobEvent values ('abc', 'FAILED', null, 0, null)")
+os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run([sys.executable, "-c", half_written, str(folder.database)], check=False)
+    assert killed.returncode == -9
+    assert folder.database.with_name("nni.sqlite-journal").exists()
+    assert has_experiment(folder)
+    assert [(job.id, job.status) for job in recorded_jobs(folder)] == [("abc", "RUNNING")]
