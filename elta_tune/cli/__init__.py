@@ -40,6 +40,3 @@ def main() -> None:
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # `elta-tune show | head`
-        sys.stderr.close()
-        sys.exit(1)

@@ -22,9 +22,9 @@ def check(
     as_json: Json = False,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
-    """Shows the data of a recipe, and checks them as each study does before it starts: exit code 2 if it would refuse.
+    """Checks the data of a recipe as a study does, and shows them.
 
-    Images that are not in the cache are decoded on the way.
+    Images that are not in the cache are decoded on the way. Exit code 2: a study would refuse the data.
     """
     from elta_tune.cli.data_view import show_check
     from elta_tune.cli.progress import preparing
@@ -47,7 +47,7 @@ def check(
 
 @app.command("cache")
 def cache_(
-    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="Left out: what the cache holds.")] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Left out: what the cache holds.")] = None,
     overrides: Set = None,
     limit_gb: Limit = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be decoded.")] = False,

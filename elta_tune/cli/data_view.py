@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -66,13 +66,17 @@ def _histogram(content: Mapping[str, Any]) -> Table:
     for part in range(filled[0], filled[-1] + 1):
         start, end = edges[part], edges[part + 1]
         style = "blue" if end <= low else "green" if start >= high else ""
+        if start <= high < end or high == end == edges[-1]:
+            table.add_row("", f"{'┈' * 8} high tail: ≥ {high:.3f}", *_tails(content, counts, "high"), style="dim")
         numbers = [f"{column[part]:,}" for column in counts.values()]
         table.add_row(f"{start:.3g} … {end:.3g}", Text(_bar(counts["train"][part] / largest), style=style), *numbers)
-        for cut, told, segment in ((low, "≤", "low"), (high, "≥", "high")):
-            if start <= cut < end or (cut == end == edges[-1]):
-                tails = [f"{content['splits'][name]['segments'][segment]:,}" for name in counts]
-                table.add_row("", Text(f"{'┈' * 8} {segment} tail: {told} {cut:.3f}"), *tails, style="dim")
+        if start <= low < end or low == end == edges[-1]:
+            table.add_row("", f"{'┈' * 8} low tail: ≤ {low:.3f}", *_tails(content, counts, "low"), style="dim")
     return table
+
+
+def _tails(content: Mapping[str, Any], names: Iterable[str], segment: str) -> list[str]:
+    return [f"{content['splits'][name]['segments'][segment]:,}" for name in names]
 
 
 def _bar(share: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +55,7 @@ def run(
     config = load_recipe(recipe_file, [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])])
     asked = make_plan(load_space(space_file, config), config)
     name = name or f"{space_file.stem}-{recipe_file.stem}"
-    if Path(name).name != name:
+    if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"--name {name}: should be a plain name; --runs says in which folder")
     folder = StudyFolder((runs / name).absolute())
     backend = choose_backend(folder, backend)
@@ -82,7 +82,15 @@ def run(
 @contextmanager
 def claimed(folder: StudyFolder) -> Iterator[int]:
     """Holds the study for this process; yields its lock. What is refused before it began leaves nothing behind."""
-    with folder.lock() as lock:
+    from elta_tune.errors import StudyError
+
+    with ExitStack() as held:
+        try:
+            lock = held.enter_context(folder.lock())
+        except OSError as error:
+            raise StudyError(
+                f"{folder.path}: can't be written: {error.strerror}", "--runs names another place"
+            ) from error
         try:
             yield lock
         finally:
@@ -112,7 +120,7 @@ def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
     told = f"study {folder.name} is finished: {folder.ended()} of {trials_wanted(plan)} trials"
     console.print(told, markup=False, soft_wrap=True)
     more = "its grid is used up" if plan.space.sampler.name == "grid" else "--trials raises the budget"
-    console.print(f"{more}; another study of the same: --name NAME\n")
+    console.print(f"{more}; another study of the same: --name NAME")
     tell_outcome(folder, plan)
 
 
@@ -125,8 +133,8 @@ def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: b
     from elta_tune.errors import ConfigError
     from elta_tune.executors.local import cores_text, plan_slots, start_forkserver
 
-    if workers != "auto" and not workers.isdecimal():
-        raise ConfigError(f"--workers {workers}: should be a number, or auto")
+    if workers != "auto" and not (workers.isdecimal() and int(workers)):
+        raise ConfigError(f"--workers {workers}: should be a number from 1 on, or auto")
     if fork:
         start_forkserver(main="elta_tune.cli")
     with console.status("starting") if console.is_terminal else nullcontext():
@@ -167,7 +175,7 @@ def _supervise(folder: StudyFolder, plan: StudyPlan, cache: Path, slots: list[Sl
     study = OptunaStudy(folder, plan, cache.absolute())
     supervisor = Supervisor(study, LocalExecutor(slots))
     board = Board(plan, len(slots), folder.results(), seconds_before=study.seconds_run)
-    console.print(Text(f"study {folder.name} {verb}: {board.progress} done, in {folder.path}\n"), soft_wrap=True)
+    console.print(Text(f"study {folder.name} {verb}: {board.progress} done\n{folder.path}\n"), soft_wrap=True)
     view_of = study_view(board, console, lambda number: folder.trial(number).epochs())
     with interruptible(supervisor), view_of as view, closing(supervisor.events()) as events:
         for event in events:
@@ -191,14 +199,15 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     if not results:
         return
     objective, study = plan.space.objective.metric, study_argument(folder)
+    console.print()
     console.print(trial_table((ranking or results)[:SHOWN], objective))
-    lines = [f"\n{counts(results)}; all of them: {command('show', study)}"]
+    lines = [f"\n{counts(results)}"]
     if ranking:
         best, first = ranking[0], next((result for result in ranking if result["trial"] == 0), None)
         gain = f"; trial 0, the recipe as it stands: {metric(first['value'])}" if first else ""
         gain = ", the recipe as it stands" if best is first else gain
         lines.append(f"best: trial {best['trial']}, {objective} {metric(best['value'])}{gain}")
-    lines.append(f"folder: {folder.path}")
+    lines += [f"folder: {folder.path}", f"all trials: {command('show', study)}"]
     if ranking:
         lines.append(f"next:\n  {command('best', study, '--export', 'ckpt')}")
     console.print(Text("\n".join(lines)), soft_wrap=True)

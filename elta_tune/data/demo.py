@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from scipy.special import ndtr
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import Progress
 from elta_tune.data.splits import SPLITS
+from elta_tune.errors import DataError
 
 VERSION = 1
 """Another number makes the images anew: raise it when others are drawn."""
@@ -60,7 +62,11 @@ WORST = -2.5
 
 
 def with_demo(config: DataConfig, cache: Path, progress: Progress) -> DataConfig:
-    """A data section that names the demo's folder: its files are written once, and are then like everyone's."""
+    """A data section that names the demo's folder: its files are written once, and are then like everyone's.
+
+    Raises:
+        DataError: they can't be written.
+    """
     if config.demo is None:
         return config
     facts = config.demo.model_dump()
@@ -69,16 +75,24 @@ def with_demo(config: DataConfig, cache: Path, progress: Progress) -> DataConfig
     if not folder.exists():
         total = sum(facts[name] for name in SPLITS)
         progress(0, total, "drawing the demo's photographs")
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".demo-", dir=cache) as aside:
-            write_demo(Path(aside) / "demo", **facts)
-            try:
-                (Path(aside) / "demo").rename(folder)
-            except OSError:
-                if not folder.exists():  # else another process was faster, with the same images
-                    raise
+        try:
+            _write_aside(folder, facts)
+        except OSError as error:
+            raise DataError(f"{folder}: the demo can't be written: {error.strerror or error}") from error
         progress(total, total, "drawing the demo's photographs")
     return config.model_copy(update={"demo": None, "root": folder})
+
+
+def _write_aside(folder: Path, facts: Mapping[str, int]) -> None:
+    """Writes the demo and renames it; another process that was faster has the same images."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder.parent) as aside:
+        write_demo(Path(aside) / "demo", **facts)
+        try:
+            (Path(aside) / "demo").rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
 
 
 def write_demo(

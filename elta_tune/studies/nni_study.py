@@ -17,7 +17,8 @@ from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Reported
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.studies.nni_channel import NodeGone
-from elta_tune.studies.nni_node import NniFolder, Node, Workers, end, kill, start_node
+from elta_tune.studies.nni_folder import NniFolder, Workers
+from elta_tune.studies.nni_node import Node, end, kill, start_node, verify_mends
 from elta_tune.studies.nni_space import decode, to_nni
 from elta_tune.studies.plan import StudyPlan
 from elta_tune.studies.supervisor import FAILURES_IN_A_ROW, Event, Finished, Started, Stopping, Tick
@@ -82,6 +83,10 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | No
     node = start_node(nni, "resume" if has_experiment(nni) else "create", port, lock)
     try:
         node.rest.post("experiment", config)
+        verify_mends(nni)
+    except StudyError:
+        kill(nni)
+        raise
     except NodeGone as error:
         kill(nni)
         raise StudyError(f"NNI did not take the experiment: {error}", f"look into {nni.node_log}") from error

@@ -13,7 +13,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from elta_tune.studies.plan import StudyPlan
-from elta_tune.training.seeding import stage_seed
 
 
 class ReplayableSampler(BaseSampler):
@@ -27,6 +26,8 @@ class ReplayableSampler(BaseSampler):
         self._plan = plan
 
     def _sampler(self, trial: FrozenTrial, draw: str) -> BaseSampler:
+        from elta_tune.training.seeding import stage_seed  # torch, which a study that only tells does not need
+
         seed = stage_seed(self._plan.recipe.seed, "sampler", trial.number, draw)
         return build_sampler(self._plan, trial.number, seed % 2**32)
 

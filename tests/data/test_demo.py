@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import kurtosis, spearmanr
 
-from elta_tune.data.demo import Grades, photograph, true_mos, write_demo
+from elta_tune.config import DataConfig, DemoConfig
+from elta_tune.data.cache import no_progress
+from elta_tune.data.demo import Grades, photograph, true_mos, with_demo, write_demo
+from elta_tune.errors import DataError
 
 COUNTS = {"train": 1000, "val": 300, "test": 2, "pool": 3}
 
@@ -114,3 +117,10 @@ def test_colour_statistics_tell_less_than_half(demo: Path) -> None:
     for penalty in (1, 10, 100, 1000):
         weights = np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
         assert spearmanr(x_val @ weights, ratings["val"]).statistic < 0.5
+
+
+def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cache").touch()
+    config = DataConfig(demo=DemoConfig(train=1, val=1, test=1, pool=0))
+    with pytest.raises(DataError, match=r"cache/demo-\w+: the demo can't be written: "):
+        with_demo(config, tmp_path / "cache", no_progress)

@@ -18,7 +18,16 @@ from elta_tune.records import StudyFolder
 from elta_tune.space import Budget
 from elta_tune.studies.optuna_study import OptunaStudy
 from elta_tune.studies.plan import StudyPlan
-from elta_tune.studies.supervisor import Event, Finished, Paused, Retried, Started, Stopping, Supervisor
+from elta_tune.studies.supervisor import (
+    Event,
+    Finished,
+    Paused,
+    Retried,
+    Started,
+    Stopping,
+    Supervisor,
+    interruptible,
+)
 
 Table = Callable[[StudyFolder], list[tuple[Any, ...]]]
 Database = Callable[[StudyFolder], list[dict[str, Any]]]
@@ -247,3 +256,16 @@ def test_an_interrupted_study_gives_the_table_of_an_unbroken_one(
     assert database(study_folder) == database(whole)
     assert {row["state"] for row in database(study_folder)} <= {"COMPLETE", "PRUNED"}
     assert len({str(result["params"]) for result in study_folder.results()}) == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_for_a_stop_and_a_second_one_stops(
+    make_plan_of: MakePlan, supervise: Callable[..., Supervisor], number: int
+) -> None:
+    supervisor, before = supervise(make_plan_of(SPACE)), signal.getsignal(number)
+    with interruptible(supervisor):
+        os.kill(os.getpid(), number)
+        assert supervisor.interrupted
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before

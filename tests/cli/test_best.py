@@ -1,0 +1,107 @@
+"""`elta-tune best`: the winner as JSON and as a checkpoint that was measured again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def results(study: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((study / "trials").glob("*/result.json"))]
+
+
+def test_json_alone_is_on_standard_output_and_the_checkpoint_in_its_file(elta_tune: Run, finished: Path) -> None:
+    """The checkpoint is measured on the validation and the test split, in new processes."""
+    (finished.parents[1] / "best.ckpt").write_text("precious")
+    arguments = ("best", "--json", "--test", "--export", "ckpt")
+    refused = elta_tune(*arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "best.ckpt: is there already" in refused.stderr
+    assert (finished.parents[1] / "best.ckpt").read_text() == "precious"
+    done = elta_tune(*arguments, "--force")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    best = max(results(finished), key=lambda result: result["value"])
+    assert told["study"] == "space-tiny"
+    assert {name: told[name] for name in ("trial", "value", "params", "metrics")} == {
+        name: best[name] for name in ("trial", "value", "params", "metrics")
+    }
+    assert told["recipe"]["trial"] == 0
+    assert {"srcc", "plcc", "accuracy"} <= told["test"].keys()
+    assert told["test"] != told["metrics"]
+    assert told["test_data"]["rows"] == 16
+    assert told["difference"] <= 1e-5
+    path = Path(told["checkpoint"])
+    assert path == finished.parents[1] / "best.ckpt"
+
+    content = torch.load(path, weights_only=True)
+    weights = load_file(finished / "trials" / f"{best['trial']:04d}" / "best.safetensors")
+    assert all(torch.equal(content["state_dict"][name], weights[name]) for name in weights)
+    assert (content["metrics"], content["epoch"]) == (best["metrics"], best["best_epoch"])
+    assert content["config"]["optim"]["lr"] == best["params"]["optim.lr"]
+
+
+def test_the_table_shows_the_winner_beside_the_recipe(elta_tune: Run, finished: Path) -> None:
+    done = elta_tune("best", "space-tiny")
+    ranking = sorted(results(finished), key=lambda result: -result["value"])
+    assert done.stdout.startswith(f"study space-tiny: trial {ranking[0]['trial']}, best at step")
+    line = next(line for line in done.stdout.splitlines() if line.split()[:1] == ["srcc"])
+    recipe = results(finished)[0]
+    assert line.split() == ["srcc", f"{ranking[0]['value']:.4f}", f"{recipe['value']:.4f}"]
+    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("checkpoint: ")) <= 80
+
+
+def test_tampered_weights_are_not_handed_over(elta_tune: Run, finished: Path) -> None:
+    best = max(results(finished), key=lambda result: result["value"])
+    path = finished / "trials" / f"{best['trial']:04d}" / "best.safetensors"
+    weights = load_file(path)
+    weights["head.0.weight"][0, 0] += 0.5
+    save_file(weights, path)
+    done = elta_tune("best", "--export", "ckpt")
+    assert done.returncode == 2
+    assert f"does not predict as trial {best['trial']} did: scores differ by up to" in done.stderr
+    assert done.stdout == ""
+    assert not (finished.parents[1] / "best.ckpt").exists()
+
+
+def test_predictions_of_the_best_epoch_are_recorded(finished: Path, data_root: Path) -> None:
+    """The metrics that chose the winner are those of its predictions."""
+    from scipy.stats import spearmanr
+
+    for result in results(finished):
+        folder = finished / "trials" / f"{result['trial']:04d}"
+        with (folder / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        truth, scores = (np.array([float(row[name]) for row in rows]) for name in ("gt", "score"))
+        assert result["value"] == pytest.approx(spearmanr(truth, scores).statistic, abs=1e-12)
+        curve = [json.loads(line)["srcc"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert result["value"] == max(curve)
+        assert result["best_step"] == 1 + curve.index(max(curve))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere",), "there is no study 'nowhere' in runs"),
+        (("space-tyni",), "did you mean 'space-tiny'?"),
+        (("--export", "onnx"), "--export onnx: should be ckpt or safetensors"),
+        (("--output", "x.ckpt"), "--output: needs --export"),
+        (("--runs", "elsewhere"), "there is no study in elsewhere"),
+    ],
+)
+def test_what_cannot_be_is_refused(elta_tune: Run, finished: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = elta_tune("best", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
