@@ -17,7 +17,8 @@ from elta_tune.cli.options import Runs, Study
 
 if TYPE_CHECKING:
     from elta_tune.records import StudyFolder
-    from elta_tune.studies.nni_node import NniFolder, Node, Workers
+    from elta_tune.studies.nni_folder import NniFolder, Workers
+    from elta_tune.studies.nni_node import Node
     from elta_tune.studies.plan import StudyPlan
 
 
@@ -53,7 +54,8 @@ class Command:
 def run(command: Command) -> None:
     """Starts a study under NNI, goes on with it, or attaches to the one that runs."""
     from elta_tune.cli.run import claimed, to_be_continued
-    from elta_tune.studies.nni_node import NniFolder, end, find_node, require_nni
+    from elta_tune.studies.nni_folder import NniFolder
+    from elta_tune.studies.nni_node import end, find_node, require_nni
 
     require_nni()
     command.plan()  # is refused here, before a folder is made
@@ -100,7 +102,7 @@ def _attach(command: Command, node: Node) -> bool:
     """Follows a node that runs; returns whether it ended before it heard of a raised budget, and is to start again."""
     from elta_tune.cli.text import console
     from elta_tune.studies.nni_channel import NodeGone
-    from elta_tune.studies.nni_node import NniFolder
+    from elta_tune.studies.nni_folder import NniFolder
     from elta_tune.studies.plan import record_plan
     from elta_tune.studies.progress import is_finished
 
@@ -120,7 +122,7 @@ def _start(command: Command, lock: int) -> None:
     from elta_tune.cli.run import prepare, study_argument, tell_finished
     from elta_tune.cli.text import command as typed
     from elta_tune.cli.text import console
-    from elta_tune.studies.nni_node import Workers
+    from elta_tune.studies.nni_folder import Workers
     from elta_tune.studies.nni_study import reconcile, start
     from elta_tune.studies.progress import is_finished
 
@@ -192,7 +194,8 @@ def ui(
     from elta_tune.errors import StudyError
     from elta_tune.records import open_study
     from elta_tune.studies.backends import backend_of
-    from elta_tune.studies.nni_node import NniFolder, end, find_node, require_nni
+    from elta_tune.studies.nni_folder import NniFolder
+    from elta_tune.studies.nni_node import end, find_node, require_nni
     from elta_tune.studies.nni_study import view
 
     folder = open_study(study, runs)

@@ -53,7 +53,8 @@ def _stop_process(lock: Path, name: str) -> bool:
 
 def _stop_nni(folder: StudyFolder) -> bool:
     from elta_tune.cli.text import console
-    from elta_tune.studies.nni_node import NniFolder, end, members
+    from elta_tune.studies.nni_folder import NniFolder
+    from elta_tune.studies.nni_node import end, members
     from elta_tune.studies.nni_study import reconcile
     from elta_tune.studies.plan import read_plan
 

@@ -1,15 +1,4 @@
-"""NNI's node process: started behind the guard, found again, ended with all that it started.
-
-runs/NAME/nni/               for the owner alone
-├── config.json              the experiment, as of the last start
-├── workers.json             slots and cache, for the trials
-├── connection.json          process, port and secret of the node that runs
-├── ended.json               why node ended, if it ended by itself
-├── attached.lock            held by the command that watches
-├── slots/                   a lock file per slot
-├── node.log  nni-experiments/
-└── experiment/              NNI's own: db/nni.sqlite  log/  environments/
-"""
+"""NNI's node process: started behind the guard, found again, ended with all that it started."""
 
 from __future__ import annotations
 
@@ -25,18 +14,19 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
 from elta_tune.errors import ConfigError, StudyError
-from elta_tune.executors.local import Slot
 from elta_tune.records import StudyFolder, write_json
 from elta_tune.studies.nni_channel import HOST, NodeGone, Rest, request
+from elta_tune.studies.nni_folder import EXPERIMENT, NniFolder
 
 GUARD = Path(__file__).with_name("nni_guard.js")
-EXPERIMENT = "experiment"
-"""NNI's id of the experiment, and its folder's name: each study has a place of its own."""
+MENDS = Path(__file__).with_name("nni_mends.js")
+MENDED = {"NNIManager", "NNIDataStore", "V3asV1", "TrialProcess"}
+"""Classes of NNI's that have to be mended before a trial may start."""
 STUDY_VARIABLE = "ELTA_TUNE_NNI_STUDY"
 """In the environment of node and of all that it starts; says to which study they belong."""
 FIRST_PORT, LAST_PORT = 8080, 8179
@@ -48,56 +38,6 @@ PATIENCE = 5.0
 """Seconds between asking leftovers to end and killing them."""
 KILLS = 5
 """Rounds of killing: one that is about to start another may need a second."""
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Where a study's trials may run, and where the decoded images are."""
-
-    slots: list[Slot]
-    cache: Path
-
-
-class NniFolder:
-    """NNI's part of a study's folder."""
-
-    def __init__(self, study: StudyFolder) -> None:
-        self.study = study
-        self.path = study.path / "nni"
-        self.config_file = self.path / "config.json"
-        self.workers_file = self.path / "workers.json"
-        self.connection_file = self.path / "connection.json"
-        self.ended_file = self.path / "ended.json"
-        self.attached_lock = self.path / "attached.lock"
-        self.slots = self.path / "slots"
-        self.node_log = self.path / "node.log"
-        self.index_file = self.path / "nni-experiments" / ".experiment"
-        self.experiment = self.path / EXPERIMENT
-        self.database = self.experiment / "db" / "nni.sqlite"
-        self.dispatcher_log = self.experiment / "log" / "dispatcher.log"
-
-    def create(self) -> None:
-        """Makes the folder, which only its owner may enter: NNI keeps parameters, logs and its secret there."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.path.chmod(0o700)
-        self.index_file.parent.mkdir(exist_ok=True)
-
-    def workers(self) -> Workers:
-        """`workers.json`."""
-        content = json.loads(self.workers_file.read_text(encoding="utf-8"))
-        return Workers([Slot(**slot) for slot in content["slots"]], Path(content["cache"]))
-
-    def write_workers(self, workers: Workers) -> None:
-        """Writes `workers.json`."""
-        slots = [{"device": slot.device, "threads": slot.threads} for slot in workers.slots]
-        write_json(self.workers_file, {"slots": slots, "cache": workers.cache})
-
-    def ended(self) -> dict[str, Any] | None:
-        """Why node ended by itself: `reason` done, failures, tuner or error, and `detail`; None if it was ended."""
-        if not self.ended_file.exists():
-            return None
-        told: dict[str, Any] = json.loads(self.ended_file.read_text(encoding="utf-8"))
-        return told
 
 
 @dataclass(frozen=True)
@@ -186,15 +126,11 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int) -> Node
     node_folder = require_nni()
     folder.create()
     folder.ended_file.unlink(missing_ok=True)
+    folder.mended_file.unlink(missing_ok=True)
     prefix = secrets.token_hex(16)
     command = [
-        *(
-            str(node_folder / "node"),
-            "--max-old-space-size=4096",
-            "--require",
-            str(GUARD),
-            str(node_folder / "main.js"),
-        ),
+        *(str(node_folder / "node"), "--max-old-space-size=4096"),
+        *("--require", str(GUARD), "--require", str(MENDS), str(node_folder / "main.js")),
         *("--port", str(port), "--experiment-id", EXPERIMENT, "--action", action),
         *("--experiments-directory", str(folder.path), "--log-level", "info"),
         *("--python-interpreter", sys.executable, "--mode", "local"),
@@ -294,6 +230,19 @@ def verify(node: Node) -> None:
         is_open.append("not even the secret opens it")
     if is_open:
         raise StudyError(f"NNI's guard is not in force, and nothing was started: open to {'; '.join(is_open)}")
+
+
+def verify_mends(folder: NniFolder) -> None:
+    """Makes sure that all of NNI is mended that has to be, once the experiment is set up and before a trial starts.
+
+    Raises:
+        StudyError: names what is not.
+    """
+    mended = json.loads(folder.mended_file.read_text(encoding="utf-8")) if folder.mended_file.exists() else []
+    if missing := MENDED - set(mended):
+        raise StudyError(
+            f"NNI's mends are not in force, and nothing was started: not mended {', '.join(sorted(missing))}"
+        )
 
 
 def find_node(folder: NniFolder) -> Node | None:

@@ -17,7 +17,8 @@ from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Reported
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.studies.nni_channel import NodeGone
-from elta_tune.studies.nni_node import NniFolder, Node, Workers, end, kill, start_node
+from elta_tune.studies.nni_folder import NniFolder, Workers
+from elta_tune.studies.nni_node import Node, end, kill, start_node, verify_mends
 from elta_tune.studies.nni_space import decode, to_nni
 from elta_tune.studies.plan import StudyPlan
 from elta_tune.studies.supervisor import FAILURES_IN_A_ROW, Event, Finished, Started, Stopping, Tick
@@ -82,6 +83,10 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | No
     node = start_node(nni, "resume" if has_experiment(nni) else "create", port, lock)
     try:
         node.rest.post("experiment", config)
+        verify_mends(nni)
+    except StudyError:
+        kill(nni)
+        raise
     except NodeGone as error:
         kill(nni)
         raise StudyError(f"NNI did not take the experiment: {error}", f"look into {nni.node_log}") from error
@@ -111,9 +116,14 @@ def has_experiment(nni: NniFolder) -> bool:
     """Whether NNI has begun the experiment, and can resume or show it."""
     if not nni.database.exists():
         return False
-    with closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=ro", uri=True)) as database:
+    with _open(nni) as database:
         tables = database.execute("select name from sqlite_master where name = 'ExperimentProfile'").fetchall()
         return bool(tables) and database.execute("select 1 from ExperimentProfile limit 1").fetchone() is not None
+
+
+def _open(nni: NniFolder) -> closing[sqlite3.Connection]:
+    """NNI's database. It is only read, but what a killed node left half written has to be taken back."""
+    return closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=rw", uri=True))
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,7 @@ def recorded_jobs(nni: NniFolder) -> list[NniJob]:
         "select trialJobId, event, data, sequenceId, message from TrialJobEvent where trialJobId != '' order by rowid"
     )
     jobs: dict[str, dict[str, Any]] = {}
-    with closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=ro", uri=True)) as database:
+    with _open(nni) as database:
         for id, event, data, number, message in database.execute(query):
             job = jobs.setdefault(id, {"trialJobId": id, "hyperParameters": []})
             job |= {"status": "USER_CANCELED" if event == "USER_TO_CANCEL" else event, "message": message}

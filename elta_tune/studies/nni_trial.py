@@ -23,7 +23,7 @@ from elta_tune.config import TrialConfig
 from elta_tune.errors import EltaTuneError, StudyError
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.studies.nni_channel import NodeGone, TrialChannel
-from elta_tune.studies.nni_node import NniFolder
+from elta_tune.studies.nni_folder import NniFolder
 from elta_tune.studies.nni_space import decode
 from elta_tune.studies.plan import read_plan
 

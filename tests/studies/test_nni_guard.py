@@ -13,7 +13,8 @@ import pytest
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder
 from elta_tune.studies import nni_node
-from elta_tune.studies.nni_node import NniFolder, end, find_node, free_port, kill, members, start_node
+from elta_tune.studies.nni_folder import NniFolder
+from elta_tune.studies.nni_node import end, find_node, free_port, kill, members, start_node
 
 pytest.importorskip("nni_node", reason="NNI is not installed")
 NOBODY = 65534

@@ -8,11 +8,13 @@ import time
 import psutil
 import pytest
 
+from elta_tune.errors import StudyError
 from elta_tune.executors.local import Slot
 from elta_tune.records import StudyFolder
 from elta_tune.studies import nni_node
-from elta_tune.studies.nni_node import NniFolder, Workers, end, kill, members
-from elta_tune.studies.nni_study import NniWatcher, start
+from elta_tune.studies.nni_folder import NniFolder, Workers
+from elta_tune.studies.nni_node import end, kill, members
+from elta_tune.studies.nni_study import NniWatcher, has_experiment, recorded_jobs, start
 from elta_tune.studies.plan import record_plan
 from elta_tune.studies.supervisor import Finished
 
@@ -36,15 +38,32 @@ if os.environ.get("NNI_TRIAL_SEQ_ID") is not None:
 """
 
 
+@pytest.fixture
+def without(tmp_path, monkeypatch):
+    """Takes a part of what mends NNI away."""
+
+    def without(part, instead=""):
+        mends = nni_node.MENDS.read_text()
+        assert part in mends
+        (tmp_path / "mends.js").write_text(mends.replace(part, instead))
+        monkeypatch.setattr(nni_node, "MENDS", tmp_path / "mends.js")
+
+    return without
+
+
+def test_nni_that_is_not_mended_is_ended_before_a_trial_starts(without, study_folder, make_plan_of, cache):
+    without("V3asV1: mendBinding, ")
+    plan = make_plan_of(LR)
+    record_plan(study_folder, plan, {"backend": "nni"})
+    with study_folder.lock() as lock, pytest.raises(StudyError, match=r"not mended V3asV1$"):
+        start(study_folder, plan, Workers([Slot("cpu", 1)], cache), None, lock)
+    assert members(NniFolder(study_folder)) == [] and study_folder.trials() == []
+
+
 def test_a_trial_that_is_given_the_parameters_of_another_does_not_train(
-    tmp_path, monkeypatch, study_folder, make_plan_of, cache
+    without, tmp_path, monkeypatch, study_folder, make_plan_of, cache
 ):
-    """NNI as it is, all of the guard but the mend that binds parameters to trials: it swaps them."""
-    guard = tmp_path / "guard.js"
-    mends = "V3asV1: mendBinding, "
-    assert mends in nni_node.GUARD.read_text()
-    guard.write_text(nni_node.GUARD.read_text().replace(mends, ""))
-    monkeypatch.setattr(nni_node, "GUARD", guard)
+    without("if (index >= 0) {", "if (false) {")  # parameters are not bound to trials: NNI swaps them
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks" / "sitecustomize.py").write_text(HOOKS.format(root=tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hooks"))
@@ -95,3 +114,26 @@ def test_every_process_of_a_study_is_found_and_ended_and_no_other(study_folder, 
         for each in [*own, other]:
             each.kill()
             each.communicate()
+
+
+def test_a_write_that_a_kill_cut_off_is_taken_back(study_folder):
+    folder = NniFolder(study_folder)
+    folder.database.parent.mkdir(parents=True)
+    half_written = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("create table ExperimentProfile (id)")
+database.execute("create table TrialJobEvent (trialJobId, event, data, sequenceId, message)")
+database.execute("insert into ExperimentProfile values ('experiment')")
+database.execute("insert into TrialJobEvent values ('abc', 'RUNNING', '{\\"parameters\\": {}}', 0, null)")
+database.execute("pragma cache_size = 1")
+database.execute("begin")
+for _ in range(2000):
+    database.execute("insert into TrialJobEvent values ('abc', 'FAILED', null, 0, null)")
+os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run([sys.executable, "-c", half_written, str(folder.database)], check=False)
+    assert killed.returncode == -9
+    assert folder.database.with_name("nni.sqlite-journal").exists()
+    assert has_experiment(folder)
+    assert [(job.id, job.status) for job in recorded_jobs(folder)] == [("abc", "RUNNING")]

@@ -168,7 +168,7 @@ def test_complete_trials_of_an_earlier_start_are_in_the_median(study):
 
 def test_the_web_ui_is_told_which_tuner_runs(study):
     from elta_tune.executors.local import Slot
-    from elta_tune.studies.nni_node import Workers
+    from elta_tune.studies.nni_folder import Workers
     from elta_tune.studies.nni_study import experiment
 
     folder, plan = study("evolution", pruner={"name": "median"})

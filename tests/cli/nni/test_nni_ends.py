@@ -58,7 +58,7 @@ def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_
     attached = studies.start(*run)
     studies.wait_for(lambda: len(studies.epochs("one")) > done, attached)
     attached.send_signal(signal.SIGINT)
-    assert attached.wait(60) == 130, studies.said(attached)
+    assert attached.wait(240) == 130, studies.said(attached)
     assert "stopped; to go on:\n  elta-tune run" in studies.said(attached)
     studies.assert_nothing_left(port)
 
@@ -91,7 +91,7 @@ def test_a_killed_node_or_tuner_ends_its_study_with_a_word(studies):
         studies.wait_for(lambda kind=kind: studies.processes("trial", kind), command)
         studies.kill(kind, kind)
     for kind, command in commands.items():
-        assert command.wait(120) == 2, studies.said(command)
+        assert command.wait(240) == 2, studies.said(command)
         assert f"elta-tune: {told[kind]}" in studies.said(command)
     for port in ports.values():
         studies.assert_nothing_left(port)
@@ -109,7 +109,7 @@ def test_a_study_ends_when_its_trials_fail_alike_or_its_grid_is_used_up(studies)
     told = {"random": (2, f"elta-tune: 3 trials in a row failed alike: {fault}"), "grid": (0, "2 trials: 2 failed")}
     for sampler, command in commands.items():
         code, line = told[sampler]
-        assert (command.wait(120), line in studies.said(command)) == (code, True), studies.said(command)
+        assert (command.wait(240), line in studies.said(command)) == (code, True), studies.said(command)
         results = studies.results(f"{sampler}-tiny")
         assert [result["reason"] for result in results.values()] == [fault] * (3 if sampler == "random" else 2)
         assert results[0]["params"] == {"optim.lr": 3e-3} != results[1]["params"]

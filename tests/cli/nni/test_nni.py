@@ -284,5 +284,5 @@ def test_the_web_ui_of_a_finished_study_is_opened_again_and_closed(finished, nni
     assert json.loads(get(url, "check-status")[1])["status"] == "VIEWED"
     assert get(url, "trial-file/x/..%2F..%2Fdb%2Fnni.sqlite")[0] == 403
     command.send_signal(signal.SIGINT)
-    assert command.wait(60) == 0 and nni_studies.said(command).endswith("closed\n")
+    assert command.wait(240) == 0 and nni_studies.said(command).endswith("closed\n")
     nni_studies.assert_nothing_left(port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -50,13 +51,10 @@ class NniStudies:
         """Starts the command; what it says goes to a file, `said` reads it."""
         log = (self.root / f"command-{len(self.commands)}.txt").open("w")
         own = {"ELTA_TUNE_CACHE": str(self.cache), "PYTHONPATH": str(self.root / "hooks"), "COLUMNS": "100"}
-        inherited = {
-            name: value for name, value in os.environ.items() if name != "UV"
-        }  # as from an environment of its own
         command = subprocess.Popen(
             [COMMAND, *arguments],
             cwd=self.root,
-            env={**inherited, "OMP_NUM_THREADS": "1", **own, **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **own, **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -168,3 +166,8 @@ def nni_studies(tmp_path_factory: pytest.TempPathFactory, data_root: Path, cache
     studies = NniStudies(tmp_path_factory.mktemp("nni"), recipe, cache)
     yield studies
     studies.close()
+
+
+def interrupt(command: subprocess.Popen[str]) -> None:
+    """Ctrl-C."""
+    command.send_signal(signal.SIGINT)
