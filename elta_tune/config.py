@@ -431,14 +431,14 @@ def switch_of(name: str) -> Switch | None:
     return next((switch for switch in SWITCHES if name in switch.fields), None)
 
 
-def load_recipe(path: Path, overrides: Iterable[str] = ()) -> TrialConfig:
-    """Reads a recipe and applies `key=value` overrides, whose values are YAML.
+def load_recipe(path: Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> TrialConfig:
+    """Reads a recipe and applies overrides: dotted fields with their values, or `key=value` texts as of `--set`.
 
     Raises:
         ConfigError: every wrong field of the file, or of the overrides, in one message.
     """
     document = read_document(path)
-    values = read_overrides(overrides)
+    values = dict(overrides) if isinstance(overrides, Mapping) else read_overrides(overrides)
     # The whole is checked at once, so that --set may mend the file.
     content = _with(document.content, values, "--set")
     return parse(TrialConfig, replace(document, content=content, overridden=frozenset(values)))

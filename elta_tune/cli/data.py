@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from elta_tune.cli.options import DEFAULT_CACHE, Cache, Json, Set, print_json
+from elta_tune.api import DEFAULT_CACHE
+from elta_tune.cli.options import Cache, Json, Set, print_json
 
 app = typer.Typer(help="Data sets, and the cache of their images.", no_args_is_help=True, rich_markup_mode=None)
 Limit = Annotated[float | None, typer.Option(min=0, help="Most gigabytes that may be written to the cache.")]

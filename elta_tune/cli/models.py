@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from elta_tune.cli.options import DEFAULT_CACHE, MODEL, Cache, Device, Json, Runs, Set, print_json
+from elta_tune.api import DEFAULT_CACHE
+from elta_tune.cli.options import MODEL, Cache, Device, Json, Runs, Set, print_json
 
 if TYPE_CHECKING:
     from elta_tune.data.splits import SplitName
-    from elta_tune.results.evaluate import Evaluation
     from elta_tune.results.kinds import Kind
     from elta_tune.results.predict import Prediction
     from elta_tune.results.sharpen import Sharpened
@@ -33,18 +33,19 @@ def evaluate(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """All metrics of a model on labelled images, or of a file of predictions (image_id, gt, score, score2 …)."""
+    from elta_tune import api
+    from elta_tune.cli.progress import preparing
+    from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
     from elta_tune.errors import ConfigError
     from elta_tune.records import write_aside, write_predictions
 
     if (model is None) == (from_predictions is None):
         raise ConfigError("evaluate: name either a model, or --from-predictions FILE")
+    if from_predictions is not None and (csv or images or split):
+        raise ConfigError("evaluate: --csv, --images and --split are for a model, not for --from-predictions")
     if csv is not None and split is not None:
         raise ConfigError("evaluate: --csv and --split exclude each other")
-    if images is not None and csv is None:
-        raise ConfigError("--images: needs --csv FILE; for a split of the model's own data: --set data.images=FOLDER")
-    if split not in (None, "val", "test", "train"):
-        raise ConfigError(f"--split {split}: should be val, test or train")
     values = read_overrides(overrides or ())
     if from_predictions is not None:
         from elta_tune.config import TrialConfig
@@ -52,36 +53,23 @@ def evaluate(
 
         found = evaluate_predictions(from_predictions, data_with(TrialConfig(), values))
     else:
-        found = _evaluate_model(str(model), csv, images, cast("SplitName", split or "val"), values, device, runs, cache)
+        with preparing(errors) as progress:
+            found = api.evaluate(
+                str(model),
+                split=cast("SplitName", split or "val"),
+                csv=csv,
+                images=images,
+                overrides=values,
+                device=device,
+                runs=runs,
+                cache=cache,
+                progress=progress,
+            )
     if predictions is not None:
         predictions.parent.mkdir(parents=True, exist_ok=True)
         write_aside(predictions, lambda aside: write_predictions(aside, found.predictions))
     told = {"model": model, "split": None if csv or from_predictions else split or "val", "data": found.data}
     _tell_metrics({**told, "metrics": found.metrics}, as_json)
-
-
-def _evaluate_model(
-    reference: str,
-    csv: Path | None,
-    images: Path | None,
-    split: SplitName,
-    values: dict[str, Any],
-    device: str,
-    runs: Path,
-    cache: Path,
-) -> Evaluation:
-    from elta_tune.cli.progress import preparing
-    from elta_tune.cli.text import errors
-    from elta_tune.results.evaluate import data_with, evaluate_model, table_data
-    from elta_tune.results.sources import load_model
-
-    checkpoint = load_model(reference, runs)
-    if csv is not None:
-        data, split = table_data(checkpoint, csv, images, values), "test"
-    else:
-        data = data_with(checkpoint.config, values)
-    with preparing(errors) as progress:
-        return evaluate_model(checkpoint, data, split, cache=cache, device=_device(device), progress=progress)
 
 
 def predict(
@@ -97,38 +85,44 @@ def predict(
     runs: Runs = Path("runs"),
 ) -> None:
     """Scores images: one line each, with the reason where one can't be read."""
+    from elta_tune import api
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
-    from elta_tune.config import TrialConfig, read_overrides
-    from elta_tune.results.evaluate import data_with
-    from elta_tune.results.predict import best_first, list_images, predict_images
+    from elta_tune.config import read_overrides
     from elta_tune.results.sources import load_model
     from elta_tune.results.tables import check_table, write_table
 
     if out is not None:
         check_table(out)
-    files = list_images(paths, images, data_with(TrialConfig(), read_overrides(overrides or ())))
     checkpoint = load_model(model, runs)
-    unreadable = 0
+    count = unreadable = 0
 
     def counted(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
-        nonlocal unreadable
+        nonlocal count, unreadable
         for one in predictions:
-            unreadable += one.reason is not None
+            count, unreadable = count + 1, unreadable + (one.reason is not None)
             yield one
 
     with preparing(errors) as progress:
-        rows: Iterable[Prediction] = counted(
-            predict_images(checkpoint, files, device=_device(device), batch_size=batch_size, progress=progress)
+        rows = counted(
+            api.predict(
+                checkpoint,
+                paths,
+                images=images,
+                overrides=read_overrides(overrides or ()),
+                device=device,
+                batch_size=batch_size,
+                sort=sort,
+                progress=progress,
+            )
         )
-        rows = best_first(rows) if sort else rows
         if out is not None:
             write_table(out, rows, 0 if checkpoint.bins is None else len(checkpoint.bins))
         else:
             for one in rows:
                 print(_line(one, as_json), flush=True)
     if unreadable:
-        errors.print(f"note: {unreadable:,} of {len(files):,} images can't be read", style="yellow", soft_wrap=True)
+        errors.print(f"note: {unreadable:,} of {count:,} images can't be read", style="yellow", soft_wrap=True)
 
 
 def export(
@@ -139,9 +133,9 @@ def export(
     runs: Runs = Path("runs"),
 ) -> None:
     """Any model in another format, read back and compared; a checkpoint of ELTA's released code, too."""
-    from elta_tune.cli.results import exported_file
     from elta_tune.cli.text import console
     from elta_tune.results.convert import write_model
+    from elta_tune.results.kinds import exported_file
     from elta_tune.results.sources import load_model
 
     file = exported_file(kind, output, force)
@@ -233,14 +227,6 @@ def _line(prediction: Prediction, as_json: bool) -> str:
     return f"{metric(prediction.score):>8}  {prediction.image_id}" + (
         f"  ({prediction.reason})" if prediction.reason else ""
     )
-
-
-def _device(name: str) -> str:
-    from elta_tune.training.devices import available_devices, check_devices
-
-    device = available_devices()[0] if name == "auto" else name
-    check_devices([device])
-    return device
 
 
 def _tell_metrics(told: dict[str, Any], as_json: bool) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elta-tune"
 
 Runs = Annotated[Path, typer.Option(help="Folder of the studies.")]
 Study = Annotated[str | None, typer.Argument(help="Folder of a study, or its name; left out: the last one.")]

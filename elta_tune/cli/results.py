@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from elta_tune.cli.options import DEFAULT_CACHE, Cache, Json, Runs, Study, print_json
+from elta_tune.api import DEFAULT_CACHE
+from elta_tune.cli.options import Cache, Json, Runs, Study, print_json
 
 if TYPE_CHECKING:
     from elta_tune.records import StudyFolder, TrialFolder
+    from elta_tune.results.kinds import Kind
     from elta_tune.studies.plan import StudyPlan
 
 
@@ -29,64 +31,32 @@ def best(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """The best trial of a study; --export hands over its checkpoint, measured again."""
+    from elta_tune import api
     from elta_tune.errors import ConfigError
-    from elta_tune.records import open_study
-    from elta_tune.results.best import best_result
-    from elta_tune.studies.plan import read_plan
+    from elta_tune.results.kinds import exported_file
 
     if output is not None and export_as is None:
         raise ConfigError("--output: needs --export FORMAT")
     file = None if export_as is None else exported_file(export_as, output, force)
-    folder = open_study(study, runs)
-    plan = read_plan(folder)
-    result = best_result(folder, plan)
-    told: dict[str, Any] = {
-        "study": folder.name,
-        "metric": plan.space.objective.metric,
-        **{
-            key: result[key] for key in ("trial", "value", "best_step", "best_round", "best_epoch", "params", "metrics")
-        },
-        "checkpoint": str(file or folder.trial(result["trial"]).best_file),
-        "config": str(folder.trial(result["trial"]).config_file),
-        "recipe": _recipe_result(folder),
-    }
-    if file is not None or test:
-        from elta_tune.results.export import export, measure_trial
+    found = api.Study.open(study, runs=runs)
+    told = api.best(found)
+    if file is not None:
+        told["checkpoint"] = str(file)
+        told["difference"] = found.export(cast("Kind", export_as), file, force, cache=cache)
+    if test:
+        from elta_tune.results.export import measure_trial
 
-        if file is not None:
-            told["difference"] = export(folder, result, file, export_as, cache=cache)  # type: ignore[arg-type]
-        if test:
-            measured = measure_trial(folder, result, "test", cache=cache)
-            told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
-            if told["recipe"] and told["recipe"]["state"] == "complete":  # what tuning bought, on images none has seen
-                first = folder.trial(0).result() or {}
-                is_best = result["trial"] == 0
-                of_recipe = measured if is_best else measure_trial(folder, first, "test", cache=cache)
-                told["recipe"]["test"] = of_recipe["metrics"]
-    print_json(told) if as_json else _tell_best(folder, told)
+        measured = measure_trial(found.folder, found.best, "test", cache=cache)
+        told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
+        if told["recipe"] and told["recipe"]["state"] == "complete":  # what tuning bought, on images none has seen
+            first = found.folder.trial(0).result() or {}
+            is_best = told["trial"] == 0
+            of_recipe = measured if is_best else measure_trial(found.folder, first, "test", cache=cache)
+            told["recipe"]["test"] = of_recipe["metrics"]
+    print_json(told) if as_json else _tell_best(told)
 
 
-def exported_file(kind: str, output: Path | None, force: bool) -> Path:
-    """Where an export goes, before anything is done for it."""
-    from elta_tune.errors import ConfigError, StudyError, did_you_mean
-    from elta_tune.results.kinds import DEFAULT_NAMES
-
-    if kind not in DEFAULT_NAMES:
-        known = ", ".join(DEFAULT_NAMES)
-        raise ConfigError(f"--export {kind}: should be one of {known}{did_you_mean(kind, DEFAULT_NAMES)}")
-    file = (output or Path(DEFAULT_NAMES[kind])).absolute()
-    if file.exists() and not force:
-        raise StudyError(f"{file}: is there already", "replace it with --force, or name another with --output")
-    return file
-
-
-def _recipe_result(folder: StudyFolder) -> dict[str, Any] | None:
-    """What trial 0, the recipe as it stands, reached."""
-    result = folder.trial(0).result()
-    return result and {key: result[key] for key in ("trial", "state", "value", "metrics")}
-
-
-def _tell_best(folder: StudyFolder, told: dict[str, Any]) -> None:
+def _tell_best(told: dict[str, Any]) -> None:
     from rich.text import Text
 
     from elta_tune.cli.text import HEADLINE, console, metric, number, plain_table
