@@ -66,7 +66,7 @@ def examine_labels(config: DataConfig, cache: Path) -> Examined:
     """
     config = with_demo(config, cache, no_progress)
     ratings = read_splits(config)
-    shared = find_shared([Member(name, item.file, item.ids) for name, item in ratings.items()], Shelf(cache))
+    shared = find_shared([Member(name, item.file, item.ids) for name, item in ratings.items()], Shelf(cache), 0)
     others = (other_ratings(ratings["train"], ratings[name]) for name in ("val", "test") if name in ratings)
     return Examined(ratings, {}, {}, shared, _only_errors(*others, leak(shared)))
 
@@ -90,7 +90,7 @@ def examine(config: DataConfig, cache: Path, progress: Progress, limit: int | No
     members = [
         Member(name, item.ratings.file, item.ratings.ids[item.rows], cached[name]) for name, item in found.items()
     ]
-    shared = find_shared(members, Shelf(cache))
+    shared = find_shared(members, Shelf(cache), config.max_missing)
     too_few_images = (too_few(item.ratings, left_out(item, cached[name]), config) for name, item in found.items())
     return Examined(labels.ratings, found, cached, shared, _only_errors(*too_few_images, leak(shared)))
 
