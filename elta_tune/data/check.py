@@ -16,7 +16,7 @@ from elta_tune.data.found import Found, decode_files, find_files, left_out, look
 from elta_tune.data.overlap import Member, Shared, find_shared, leak
 from elta_tune.data.readers import Ratings
 from elta_tune.data.shelf import Shelf
-from elta_tune.data.splits import SplitName, read_splits
+from elta_tune.data.splits import SPLITS, SplitName, read_splits
 from elta_tune.errors import DataError
 
 
@@ -56,6 +56,18 @@ def examine_recipe(
     train = examined.used("train")
     refusal = unfit(config, train.file, len(train.ids), has_pool="pool" in examined.ratings)
     return replace(examined, refusals=[*examined.refusals, *_only_errors(refusal)])
+
+
+def refused_files(config: DataConfig, cache: Path) -> list[DataError]:
+    """Why rating files are refused, each of them for itself."""
+    config = with_demo(config, cache, no_progress)
+    found: dict[str, DataError] = {}
+    for name in SPLITS:
+        try:
+            read_splits(config, [name])
+        except DataError as error:
+            found.setdefault(error.message, error)
+    return list(found.values())
 
 
 def examine_labels(config: DataConfig, cache: Path) -> Examined:
