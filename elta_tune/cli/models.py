@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from elta_tune.cli.options import DEFAULT_CACHE, MODEL, Cache, Device, Json, Runs, Set
+from elta_tune.cli.options import DEFAULT_CACHE, MODEL, Cache, Device, Json, Runs, Set, print_json
 
 if TYPE_CHECKING:
     from elta_tune.data.splits import SplitName
@@ -70,7 +70,7 @@ def _evaluate_model(
     runs: Path,
     cache: Path,
 ) -> Evaluation:
-    from elta_tune.cli.live import preparing
+    from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.results.evaluate import data_with, evaluate_model, table_data
     from elta_tune.results.sources import load_model
@@ -97,7 +97,7 @@ def predict(
     runs: Runs = Path("runs"),
 ) -> None:
     """Scores images: one line each, with the reason where one can't be read."""
-    from elta_tune.cli.live import preparing
+    from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import TrialConfig, read_overrides
     from elta_tune.results.evaluate import data_with
@@ -201,12 +201,10 @@ def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) ->
 
     labels, selection = found.labels, found.labels.selection
     if as_json:
-        from elta_tune.records import to_json
-
         choices = {"best": asdict(found.best), "recipe": found.recipe and asdict(found.recipe)}
         counts = {"images": selection.pool_size, "selected": len(selection.rows)}
         pool = {**counts, "spread": labels.spread, "pool_spread": labels.pool_spread, "diagnosis": labels.diagnosis}
-        return print(to_json({**choices, "pool": pool, "pseudo_labels": str(out)}, indent=2))
+        return print_json({**choices, "pool": pool, "pseudo_labels": str(out)})
     for name, value in found.best.params.items():
         console.print(f"  {name} = {number(value)}")
     columns = {"best": found.best} | ({"recipe": found.recipe} if found.recipe else {})
@@ -247,9 +245,7 @@ def _device(name: str) -> str:
 
 def _tell_metrics(told: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        from elta_tune.records import to_json
-
-        return print(to_json(told, indent=2))
+        return print_json(told)
     from rich.text import Text
 
     from elta_tune.cli.text import console, metric, plain_table

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from elta_tune.config import DataConfig
-from elta_tune.data.cache import Progress
-from elta_tune.data.dataset import Split, no_progress, open_split
+from elta_tune.data.cache import Progress, no_progress
+from elta_tune.data.dataset import Split, open_split
 from elta_tune.data.readers import Ratings
 from elta_tune.data.splits import SplitName, read_splits
 from elta_tune.errors import ConfigError, DataError

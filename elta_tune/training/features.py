@@ -29,8 +29,8 @@ from torch import Tensor
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.batches import Index, in_order, prefetch
-from elta_tune.data.cache import Progress
-from elta_tune.data.dataset import Dataset, Split, no_progress
+from elta_tune.data.cache import Progress, no_progress
+from elta_tune.data.dataset import Dataset, Split
 from elta_tune.data.decoding import RULE as DECODING
 from elta_tune.data.packs import Images
 from elta_tune.errors import DataError
