@@ -121,10 +121,17 @@ class TrialFolder:
             raise StudyError(f"{self.config_file}: another configuration was trained here", "choose another --out")
 
     def result(self) -> dict[str, Any] | None:
-        """`result.json`, or None while the trial is unfinished."""
+        """`result.json`, or None while the trial is unfinished.
+
+        Raises:
+            StudyError: it is damaged.
+        """
         if not self.result_file.exists():
             return None
-        result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        try:
+            result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StudyError(f"{self.result_file}: is damaged: {error}") from error
         return result
 
     def epochs(self) -> list[dict[str, Any]]:

@@ -58,6 +58,11 @@ def best(
         if test:
             measured = measure_trial(folder, result, "test", cache=cache)
             told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
+            if told["recipe"] and told["recipe"]["state"] == "complete":  # what tuning bought, on images none has seen
+                first = folder.trial(0).result() or {}
+                is_best = result["trial"] == 0
+                of_recipe = measured if is_best else measure_trial(folder, first, "test", cache=cache)
+                told["recipe"]["test"] = of_recipe["metrics"]
     print_json(told) if as_json else _tell_best(folder, told)
 
 
@@ -94,9 +99,9 @@ def _tell_best(folder: StudyFolder, told: dict[str, Any]) -> None:
         ),
         soft_wrap=True,
     )
-    columns = {"validation": told["metrics"], "recipe (trial 0)": recipe["metrics"] if recipe else {}}
+    columns = {"validation": told["metrics"], "of trial 0": recipe["metrics"] if recipe else {}}
     if "test" in told:
-        columns["test"] = told["test"]
+        columns |= {"test": told["test"], "test of trial 0": (recipe or {}).get("test", {})}
     table = plain_table(["metric", *columns], right=list(columns))
     names = list(dict.fromkeys([told["metric"], *HEADLINE, *told["metrics"]]))
     for name in names:
@@ -116,42 +121,59 @@ def list_studies(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """All studies, the last changed last."""
     from elta_tune.records import find_studies
 
-    rows = [_study_row(folder) for folder in find_studies(runs)]
+    rows = [_any_study_row(folder) for folder in find_studies(runs)]
     if as_json:
         return print_json(rows)
-    from elta_tune.cli.text import console, metric, plain_table
+    from rich.text import Text
+
+    from elta_tune.cli.text import console, errors, metric, plain_table
 
     if not rows:
-        return console.print(f"there is no study in {runs}; start one: elta-tune run --space default.yaml")
+        return console.print(
+            f"there is no study in {runs}; start one: elta-tune run --space default.yaml", markup=False, soft_wrap=True
+        )
     table = plain_table(
         ["study", "state", "trials", "pruned", "failed", "metric", "best"], right=["trials", "pruned", "failed", "best"]
     )
     for row in rows:
         table.add_row(
-            row["study"],
+            Text(row["study"]),
             row["state"],
-            f"{row['ended']}/{row['budget']}",
-            str(row["pruned"]),
-            str(row["failed"]),
-            row["metric"],
-            metric(row["value"]),
+            f"{row['ended']}/{row['budget']}" if "ended" in row else "",
+            *(str(row.get(name, "")) for name in ("pruned", "failed", "metric")),
+            metric(row["value"]) if "value" in row else "",
         )
     console.print(table)
+    for row in rows:
+        if "reason" in row:
+            errors.print(Text(row["reason"], style="red"), soft_wrap=True)
+
+
+def _any_study_row(folder: StudyFolder) -> dict[str, Any]:
+    """The row of a study that may be damaged: the others are shown all the same."""
+    from elta_tune.errors import EltaTuneError
+
+    try:
+        return _study_row(folder)
+    except EltaTuneError as error:
+        path = str(folder.path.absolute())
+        return {"study": folder.name, "state": "damaged", "reason": error.message, "path": path}
 
 
 def _study_row(folder: StudyFolder) -> dict[str, Any]:
     from elta_tune.results.best import ranked
     from elta_tune.studies.plan import read_plan
+    from elta_tune.studies.progress import is_finished, trials_wanted
 
     plan = read_plan(folder)
     states = [result["state"] for result in folder.results()]
     ranking = ranked(folder, plan)
-    finished = folder.ended() >= plan.budget.trials
+    finished = is_finished(folder, plan)
     return {
         "study": folder.name,
         "state": "running" if folder.is_running() else "finished" if finished else "stopped",
         "ended": folder.ended(),
-        "budget": plan.budget.trials,
+        "budget": trials_wanted(plan),
         "pruned": states.count("pruned"),
         "failed": states.count("failed"),
         "metric": plan.space.objective.metric,
@@ -226,7 +248,7 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
         return print_json({"study": folder.name, "trial": trial_number, "result": result, "epochs": epochs})
     from rich.text import Text
 
-    from elta_tune.cli.text import console, epoch_table, number
+    from elta_tune.cli.text import console, epoch_table, number, skipped_rounds
 
     state = result["state"] if result else "unfinished"
     why = f": {result['reason']}" if result and result["reason"] else ""
@@ -234,7 +256,6 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
     for name, value in _params(trial, plan).items():
         console.print(Text(f"  {name} = {number(value)}"))
     console.print(epoch_table(epochs, plan.space.objective.metric))
-    for item in result["rounds"] if result and "rounds" in result else ():
-        if "skipped" in item:
-            console.print(Text(f"round {item['round']} was skipped: {item['skipped']}"))
+    for told in skipped_rounds(result) if result else ():
+        console.print(Text(told))
     console.print(Text(f"{trial.path}"), soft_wrap=True)

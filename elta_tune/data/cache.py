@@ -65,11 +65,18 @@ class CachedImages:
 
 
 def look_up(root: Path, files: Sequence[str], edges: Sequence[int]) -> CachedImages:
-    """What the cache has of some files, without decoding any."""
+    """What the cache has of some files, without decoding any.
+
+    Raises:
+        DataError: it can't be read.
+    """
     shelf = Shelf(root)
-    digests = shelf.digests(files)
-    images = {edge: find_images(edge, shelf.packs(edge), digests) for edge in edges}
-    return CachedImages(files, digests, images, shelf.reasons(digests))
+    try:
+        digests = shelf.digests(files)
+        images = {edge: find_images(edge, shelf.packs(edge), digests) for edge in edges}
+        return CachedImages(files, digests, images, shelf.reasons(digests))
+    except OSError as error:
+        raise DataError(f"{root}: the image cache can't be read: {error.strerror or error}") from error
 
 
 def complete(root: Path, cached: CachedImages, progress: Progress, what: str) -> CachedImages:

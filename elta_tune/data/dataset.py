@@ -89,8 +89,8 @@ def prepare(config: DataConfig, cache: Path, progress: Progress = no_progress) -
     """Reads all splits, decodes their images and refuses what would spoil a study.
 
     Raises:
-        DataError: a file is missing or wrong, too many images are missing, there is no room for the decoded ones, or
-            splits overlap.
+        DataError: a file is missing or wrong, too many images are missing, there is no room for the decoded ones,
+            splits overlap, or another run goes on with images that have changed since.
     """
     config = with_demo(config, cache, progress)
     examined = examine(config, cache, progress)
@@ -133,6 +133,8 @@ def _snapshot(
 ) -> Snapshot:
     """What is known of a split's images, or is found out now."""
     if known := read_snapshot(Shelf(cache), images_folder(config, ratings), ratings.ids, edges_of(name, config)):
+        if refusal := too_few(ratings, known.left_out, config):  # it may be of a study that allows more
+            raise refusal
         return known
     found = find_files(config, name, ratings)
     if refusal := too_few(ratings, found.missing, config):
@@ -147,7 +149,8 @@ def _take(found: Found, cached: CachedImages, config: DataConfig, cache: Path) -
     usable = cached.decoded
     images = {edge: images.subset(usable).compact() for edge, images in cached.images.items()}
     snapshot = Snapshot(found.rows[usable], images, left_out(found, cached))
-    write_snapshot(Shelf(cache), images_folder(config, found.ratings), found.ratings.ids, snapshot)
+    folder = images_folder(config, found.ratings)
+    write_snapshot(Shelf(cache), folder, found.ratings.ids, cached.digests[usable], snapshot)
     return snapshot
 
 

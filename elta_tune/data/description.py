@@ -95,8 +95,13 @@ def _images(examined: Examined, name: SplitName) -> dict[str, Any] | None:
         "missing": len(found.missing),
         "unreadable": None if cached is None else len(cached.unreadable),
         "used": None if cached is None else len(cached.decoded),
-        "left_out": [{"id": image, "reason": reason} for image, reason in left_out(found, cached)],
+        "left_out": [{"id": _shown(image), "reason": _shown(reason)} for image, reason in left_out(found, cached)],
     }
+
+
+def _shown(text: str) -> str:
+    """Text that can be written: names of files need not be UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _spread(values: NDArray[np.float64], names: tuple[str, ...]) -> dict[str, float | None]:
@@ -110,5 +115,7 @@ def _segments(scores: NDArray[np.float64], cuts: tuple[float, float]) -> dict[st
 
 def _shared(item: Shared) -> dict[str, Any]:
     members = zip(("first", "second"), (item.first, item.second), item.ids, strict=True)
-    places = {place: {"split": member.name, "file": str(member.file), "id": image} for place, member, image in members}
+    places = {
+        place: {"split": member.name, "file": str(member.file), "id": _shown(image)} for place, member, image in members
+    }
     return {**places, "same": item.how, "refused": item.is_leak}

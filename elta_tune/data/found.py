@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import CachedImages, Progress, complete, find_room, look_up
 from elta_tune.data.packs import Index
-from elta_tune.data.readers import Ratings
+from elta_tune.data.readers import Ratings, id_bytes
 from elta_tune.data.splits import SplitName
 from elta_tune.errors import DataError
 
@@ -63,9 +63,10 @@ def images_folder(config: DataConfig, ratings: Ratings) -> str:
 
 
 def fingerprint(ids: NDArray[np.object_], scores: NDArray[np.float64] | None) -> str:
-    """A hash of the ids and labels of a split: results are compared on the same one only."""
-    digest = hashlib.blake2b("\0".join(ids).encode(), digest_size=8)
-    digest.update(b"" if scores is None else scores.round(6).tobytes())
+    """A hash of the ids and labels of a split, in whatever order: results are compared on the same one only."""
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    digest = hashlib.blake2b(id_bytes("\0".join(ids[order])), digest_size=8)
+    digest.update(b"" if scores is None else scores[order].round(6).tobytes())
     return digest.hexdigest()
 
 

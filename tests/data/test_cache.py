@@ -275,6 +275,16 @@ def test_what_can_not_be_there_is_refused_without_a_look_at_it(tmp_path: Path, m
         find_room(tmp_path / "cache", [known], 10_000, silent)
 
 
+def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    files = write_images(tmp_path / "images", 2)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(DataError, match="file: the image cache can't be read: Not a directory"):
+        look_up(tmp_path / "file", files, SIZES)
+    for root in (Path("/proc/nowhere"), Path("/dev/null/cache")):
+        with pytest.raises(DataError, match=r"the image cache can't be (read|written)"):
+            complete(root, look_up(root, files, SIZES), silent, "decoding")
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path
