@@ -86,8 +86,8 @@ def test_a_trial_learns_scores_and_its_weights_predict_them_again(
     save_checkpoint(checkpoint, tmp_path / "best.ckpt", "ckpt")
     measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
     np.testing.assert_allclose(measured["scores"], predicted, atol=1e-3)
-    assert measured["data"]["split"] == "val"
-    assert measured["data"]["origin"] == "val.csv"
+    assert measured["data"]["val"]["split"] == "val"
+    assert measured["data"]["val"]["origin"] == "val.csv"
 
 
 def test_a_score_is_mapped_to_tenths_and_back(scores: TrialConfig, cache: Path) -> None:
