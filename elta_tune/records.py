@@ -73,8 +73,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON, with null for what is not a finite number and text for paths."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=str, ensure_ascii=False)
+    """JSON, with null for what is not a finite number and text for paths; names that are not UTF-8 as \\udc… escapes."""
+    text = json.dumps(_finite(value), indent=indent, allow_nan=False, default=str, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _finite(value: Any) -> Any:
@@ -231,7 +232,7 @@ def write_selection(path: Path, selection: Selection) -> None:
         columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
     table = pd.DataFrame(columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, lambda aside: table.to_csv(aside, index=False))
+    write_aside(path, lambda aside: table.to_csv(aside, index=False, errors="backslashreplace"))
 
 
 def outcome(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -250,7 +251,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     columns: dict[str, Any] = {"image_id": predictions.ids, "gt": predictions.truth, "score": predictions.scores}
     if predictions.distributions is not None:
         columns |= {f"score{k + 2}": column for k, column in enumerate(predictions.distributions.T)}
-    pd.DataFrame(columns).to_csv(path, index=False)
+    pd.DataFrame(columns).to_csv(path, index=False, errors="backslashreplace")
 
 
 class StudyFolder:
