@@ -73,7 +73,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON, with null for what is not a finite number and text for paths; names that are not UTF-8 as \\udc… escapes."""
+    """JSON: null for what is not a finite number, text for paths, escapes for names that are not UTF-8."""
     text = json.dumps(_finite(value), indent=indent, allow_nan=False, default=str, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
