@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from elta_tune.data.readers.tables import ID_COLUMNS, load, open_sheet
+from elta_tune.data.readers.tables import load, open_sheet
+from elta_tune.data.readers.text import ID_COLUMNS
 from elta_tune.errors import DataError
 from elta_tune.training.loop import Predictions
 
