@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -85,6 +86,13 @@ class Shelf:
         known = np.frombuffer(bytes.fromhex("".join(digest for digest, _ in lines)), np.uint8).reshape(-1, DIGEST)
         places = positions(digests, known)
         return {int(index): lines[places[index]][1] for index in np.flatnonzero(places >= 0)}
+
+    def forget(self) -> None:
+        """Removes all that is known of files and splits, as is right where no image is left; the lock stays."""
+        for path in (self._files, self._unreadable):
+            path.unlink(missing_ok=True)
+        for folder in ("snapshots", "pictures"):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def remembered(self, kind: str, key: bytes, find: Callable[[], Index]) -> Index:
         """What was found for a key, or is found now: (N,)."""
