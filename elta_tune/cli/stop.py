@@ -53,6 +53,7 @@ def _stop_process(lock: Path, name: str) -> bool:
 
 def _stop_nni(folder: StudyFolder) -> bool:
     from elta_tune.cli.text import console
+    from elta_tune.errors import StudyError
     from elta_tune.studies.nni_folder import NniFolder
     from elta_tune.studies.nni_node import end, members
     from elta_tune.studies.nni_study import reconcile
@@ -64,5 +65,7 @@ def _stop_nni(folder: StudyFolder) -> bool:
     if left and not watched:
         console.print(f"stopping study {folder.name}", markup=False, soft_wrap=True)
     end(nni)
+    if folder.is_running():
+        raise StudyError(f"study {folder.name} is run by another user", "that user can stop it")
     reconcile(folder, read_plan(folder))
     return watched or left

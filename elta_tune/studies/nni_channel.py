@@ -17,6 +17,8 @@ from urllib.parse import urlsplit
 HOST = "127.0.0.1"
 TIMEOUT = 20.0
 """Seconds that node may take to answer."""
+TRIAL_TIMEOUT = 300.0
+"""The same for a trial, which would be lost: a node that is gone refuses at once, a slow one is only busy."""
 
 
 class NodeGone(Exception):
@@ -63,6 +65,7 @@ class Rest:
 
     port: int
     prefix: str
+    timeout: float = TIMEOUT
 
     @property
     def url(self) -> str:
@@ -86,7 +89,7 @@ class Rest:
         return self._call("PUT", what, content)
 
     def _call(self, method: str, what: str, content: Any = None) -> Any:
-        answer = request(self.port, method, f"/{self.prefix}/api/v1/nni/{what}", content)
+        answer = request(self.port, method, f"/{self.prefix}/api/v1/nni/{what}", content, timeout=self.timeout)
         if answer.status != 200:
             raise NodeGone(f"NNI refused {method} {what}: {answer.status} {answer.body[:500]!r}")
         try:
@@ -112,7 +115,7 @@ class TrialChannel:
     @property
     def rest(self) -> Rest:
         """The REST interface of the same node."""
-        return Rest(self.port, self.path.split("/")[1])
+        return Rest(self.port, self.path.split("/")[1], TRIAL_TIMEOUT)
 
     def parameters(self) -> dict[str, Any]:
         """Asks for the trial's parameters: `parameter_id` and `parameters`.
@@ -121,7 +124,7 @@ class TrialChannel:
             NodeGone: node ends.
         """
         self._put({"type": "request_parameter"})
-        while (answer := request(self.port, "GET", self.path)).status == 408:  # node lets one wait for a second
+        while (answer := self._ask("GET")).status == 408:  # node lets one wait for a second
             pass
         if answer.status != 200:
             raise NodeGone(f"NNI gave no parameters: {answer.status}")
@@ -163,7 +166,10 @@ class TrialChannel:
         }
         self._put({"type": "metric", "metric": json.dumps(metric)})
 
+    def _ask(self, method: str, command: Any = None) -> Answer:
+        return request(self.port, method, self.path, command, timeout=TRIAL_TIMEOUT)
+
     def _put(self, command: Mapping[str, Any]) -> None:
-        answer = request(self.port, "PUT", self.path, command)
+        answer = self._ask("PUT", command)
         if answer.status != 200:
             raise NodeGone(f"NNI takes no more of trial {self.trial}: {answer.status}")

@@ -125,7 +125,7 @@ function mendManager(prototype) {
             if (FAILED.includes(status)) {
                 failed.add(id);
             }
-            const cause = status === 'FAILED' ? messages.get(id).replace(/\d/g, '') : null;
+            const cause = status === 'FAILED' ? causeOf(messages.get(id) ?? '') : null;
             inARow = inARow.filter((earlier) => earlier === cause).concat(cause ?? []);
             if (inARow.length >= FAILURES_IN_A_ROW) {
                 finish('failures', messages.get(id));
@@ -167,6 +167,11 @@ function mendManager(prototype) {
         this.trialDataForResume = JSON.stringify(jobs.map((job) => JSON.parse(job.hyperParameters[0])));
         return recovered;
     };
+}
+
+/** What comes before the details, as in elta_tune/studies/supervisor.py. */
+function causeOf(reason) {
+    return reason.split(/[:\d]/)[0].replace(/\b(nan|inf)\b/g, '');
 }
 
 function isAlive(pid) {
