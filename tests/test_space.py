@@ -288,12 +288,16 @@ VARIED = {
     "model.dropout": "{type: float, low: 0.5, high: 0.9",
     "optim.momentum": "{type: float, low: 0.5, high: 0.95",
     "model.pretrained": "{type: categorical, choices: [true, false]",
+    "simloss.weight": "{type: float, low: 0, high: 1",
+    "optim.backbone_lr_factor": "{type: float, low: 0.1, high: 1",
+    "training.precision": "{type: categorical, choices: [auto, float32]",
 }
 STATES = {  # switch: a value that is on, one that is off, a range of both, the condition that lets only the first in
     "mixup.pairs": (1, 0, "{type: int, low: 0, high: 3}", "mixup.pairs >= 1"),
     "self_training.rounds": (1, 0, "{type: int, low: 0, high: 2}", "self_training.rounds != 0"),
     "model.head": ("emd", "mse", "{type: categorical, choices: [emd, mse]}", "model.head in [emd]"),
     "optim.name": ("sgd", "adam", "{type: categorical, choices: [sgd, adam]}", "optim.name == sgd"),
+    "model.freeze": (False, True, "{type: categorical, choices: [false, true]}", "model.freeze != true"),
     "model.weights": (None, "/w.pth", "{type: categorical, choices: [null, /w.pth]}", "model.weights == null"),
 }
 CASES = [(switch, field) for switch in SWITCHES for field in switch.fields]

@@ -156,8 +156,9 @@ def _largest_difference(predictions: Path, measured: dict[str, Any]) -> float:
     try:
         with predictions.open(encoding="utf-8", newline="") as file:
             own = list(csv.DictReader(file))
-        if [row["image_id"] for row in own] != measured["ids"]:
+        now = dict(zip(measured["ids"], measured["scores"], strict=True))  # the file's rows may stand in another order
+        if sorted(row["image_id"] for row in own) != sorted(now):
             raise ValueError("it does not list the images of the validation split")
-        return float(np.abs(np.array([float(row["score"]) for row in own]) - np.array(measured["scores"])).max())
+        return float(np.abs([float(row["score"]) - now[row["image_id"]] for row in own]).max())
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StudyError(f"{predictions}: the trial's predictions can't be read: {error}") from error

@@ -100,7 +100,7 @@ def test_a_damaged_study_hides_no_other(elta_tune: Run, finished: Path) -> None:
     assert done.returncode == 0
     rows = {words[0]: words[1] for line in done.stdout.splitlines() if len(words := line.split()) > 1}
     assert (rows["broken"], rows["torn"], rows["space-tiny"]) == ("damaged", "damaged", "finished")
-    assert f"{broken.name}/study.yaml: not a YAML document" in done.stderr
+    assert f"{broken.name}/study.yaml:1: not a YAML document" in done.stderr
     assert f"{torn.name}/trials/0001/result.json: is damaged" in done.stderr
     assert elta_tune("show", "torn").returncode == 2
 

@@ -100,15 +100,22 @@ def test_another_make_of_device_may_differ_a_little_more(
             export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
 
 
+def test_the_order_of_rows_does_not_matter(
+    study: StudyFolder, result: dict[str, Any], cache: Path, data: Path, tmp_path: Path
+) -> None:
+    header, *rows = (data / "val.csv").read_text().splitlines()
+    (data / "val.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
+    assert export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("file", "change"),
     [
         ("val.csv", lambda lines: lines[:-1]),
-        ("val.csv", lambda lines: [*lines[:1], *reversed(lines[1:])]),
         ("val.csv", lambda lines: [*lines[:-1], lines[-1].partition(",")[0] + ",9,9,9,9,9"]),
         ("train.csv", lambda lines: lines[:-1]),
     ],
-    ids=["a row less", "another order", "another rating", "a training row less"],
+    ids=["a row less", "another rating", "a training row less"],
 )
 def test_changed_data_are_named(
     study: StudyFolder,

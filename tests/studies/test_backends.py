@@ -40,7 +40,7 @@ def test_what_a_back_end_can_not_do_is_refused(make_plan_of, backend, parameters
 
 
 def test_all_that_can_not_be_done_is_told_at_once(make_plan_of):
-    plan = make_plan_of(LR, sampler={"name": "gp"}, pruner={"name": "hyperband"}, budget={"trials": 3, "timeout": 60})
+    plan = make_plan_of(LR, sampler={"name": "qmc"}, pruner={"name": "hyperband"}, budget={"trials": 3, "timeout": 60})
     with pytest.raises(ConfigError) as caught:
         check_plan(plan, "nni")
     assert [line.split(":")[0].strip() for line in caught.value.message.splitlines()[1:]] == [
