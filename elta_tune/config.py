@@ -190,6 +190,8 @@ class ModelConfig(Section):
     """Take timm's pretrained weights from its hub; `weights` overrules it."""
     weights: AbsolutePath | None = None
     """Backbone weights in a file, safetensors or pth, under timm's names."""
+    freeze: bool = False
+    """Train the head alone, on the backbone's features of the evaluation crops: once computed, shared by all trials."""
     head: Literal["emd", "mse"] = "emd"
     """Predict a distribution (earth mover's distance) or a score (squared error)."""
     hidden_size: Size = 64
@@ -269,6 +271,8 @@ class TrainingConfig(Section):
 
     epochs: Size = 20
     """Epochs of round 0, on the labels."""
+    retrain_head_epochs: Count = 0
+    """Epochs of the head alone afterwards, from the best checkpoint, on its features of the evaluation crops."""
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 48
     """Images per step; the method compares them with each other, so there are two at least."""
     emd_reduction: Literal["batch", "sample"] = "batch"
@@ -342,6 +346,9 @@ class TrialConfig(Section):
         if self.model.head == "mse" and self.evaluation.metric.startswith("emd"):
             rule = f"a head that predicts scores has no {self.evaluation.metric}; it needs model.head: emd"
             raise field_error("evaluation.metric", rule)
+        if self.model.freeze and self.training.retrain_head_epochs > 0:
+            rule = "with model.freeze the head is all that is trained, from the start; it should be 0"
+            raise field_error("training.retrain_head_epochs", rule)
         if self.optim.warmup_epochs > self.training.epochs:
             rule = f"should be at most training.epochs ({self.training.epochs}), not {self.optim.warmup_epochs:g}"
             raise field_error("optim.warmup_epochs", rule)
@@ -369,7 +376,14 @@ class TrialConfig(Section):
     @property
     def planned_epochs(self) -> int:
         """Epochs of all rounds, if none is skipped."""
-        return self.training.epochs + self.self_training.rounds * self.self_training.epochs
+        rounds = self.self_training.rounds * self.self_training.epochs
+        return self.training.epochs + rounds + self.training.retrain_head_epochs
+
+    def epochs_of(self, round: int) -> int:
+        """Epochs of a round: the first, those of self-training, and after them the head's own."""
+        if round == 0:
+            return self.training.epochs
+        return self.training.retrain_head_epochs if round > self.self_training.rounds else self.self_training.epochs
 
 
 FIELDS: dict[str, Any] = field_names(TrialConfig)
@@ -402,6 +416,12 @@ SWITCHES = (
     Switch(("model.hidden_size", "training.emd_reduction"), "model.head", lambda head: head == "emd", "== emd"),
     Switch(("model.dropout",), "model.head", lambda head: head == "mse", "== mse"),
     Switch(("optim.momentum",), "optim.name", lambda name: name == "sgd", "== sgd"),
+    Switch(
+        ("simloss.weight", "optim.backbone_lr_factor", "training.precision"),
+        "model.freeze",
+        lambda frozen: not frozen,
+        "== false",
+    ),
     Switch(("model.pretrained",), "model.weights", lambda weights: weights is None, "== null"),
 )
 
@@ -411,17 +431,26 @@ def switch_of(name: str) -> Switch | None:
     return next((switch for switch in SWITCHES if name in switch.fields), None)
 
 
-def load_recipe(path: Path, overrides: Iterable[str] = ()) -> TrialConfig:
-    """Reads a recipe and applies `key=value` overrides, whose values are YAML.
+def load_recipe(path: Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> TrialConfig:
+    """Reads a recipe and applies overrides: dotted fields with their values, or `key=value` texts as of `--set`.
 
     Raises:
         ConfigError: every wrong field of the file, or of the overrides, in one message.
     """
     document = read_document(path)
-    values = dict(_override(text) for text in overrides)
+    values = dict(overrides) if isinstance(overrides, Mapping) else read_overrides(overrides)
     # The whole is checked at once, so that --set may mend the file.
     content = _with(document.content, values, "--set")
     return parse(TrialConfig, replace(document, content=content, overridden=frozenset(values)))
+
+
+def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """Dotted fields and their values, of `key=value` texts whose values are YAML.
+
+    Raises:
+        ConfigError: a text is not one.
+    """
+    return dict(_override(text) for text in texts)
 
 
 def _override(text: str) -> tuple[str, Any]:

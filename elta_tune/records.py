@@ -6,7 +6,7 @@
     └── trials/0000/                 a trial                        TrialFolder
         ├── config.yaml              complete: re-runs by itself
         ├── metrics.jsonl            a line per epoch
-        ├── best.safetensors         weights of the best epoch
+        ├── best.safetensors         weights of the best epoch; over a frozen backbone, of the head alone
         ├── last.ckpt                to resume; gone when finished
         ├── pseudo_labels/round_1.csv
         ├── predictions.csv          validation, at the best epoch
@@ -34,8 +34,9 @@ from elta_tune.errors import StudyError, did_you_mean
 from elta_tune.locks import Held, hold, is_held
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
+    from elta_tune.training.learner import Selection
     from elta_tune.training.loop import Predictions
-    from elta_tune.training.self_training import Epoch, Selection
+    from elta_tune.training.self_training import Epoch
 
 
 UMASK = os.umask(0)
@@ -72,8 +73,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON, with null for what is not a finite number and text for paths."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False, default=str, ensure_ascii=False)
+    """JSON: null for what is not a finite number, text for paths, escapes for names that are not UTF-8."""
+    text = json.dumps(_finite(value), indent=indent, allow_nan=False, default=str, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _finite(value: Any) -> Any:
@@ -120,10 +122,17 @@ class TrialFolder:
             raise StudyError(f"{self.config_file}: another configuration was trained here", "choose another --out")
 
     def result(self) -> dict[str, Any] | None:
-        """`result.json`, or None while the trial is unfinished."""
+        """`result.json`, or None while the trial is unfinished.
+
+        Raises:
+            StudyError: it is damaged.
+        """
         if not self.result_file.exists():
             return None
-        result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        try:
+            result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise StudyError(f"{self.result_file}: is damaged: {error}") from error
         return result
 
     def epochs(self) -> list[dict[str, Any]]:
@@ -147,7 +156,7 @@ class TrialFolder:
         from safetensors.torch import save_file
 
         if epoch.selection is not None:
-            self._write_selection(epoch.selection)
+            write_selection(self.path / "pseudo_labels" / f"round_{epoch.selection.round}.csv", epoch.selection)
         if epoch.is_best:
             metadata = {"step": str(epoch.step)}
             write_aside(self._next_best, lambda aside: save_file(epoch.weights, aside, metadata=metadata))
@@ -183,8 +192,8 @@ class TrialFolder:
     def finish(self, result: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> None:
         """Writes the predictions that a checkpoint has of its best epoch and, last, `result.json`."""
         if checkpoint is not None:
+            from elta_tune.training.learner import from_plain
             from elta_tune.training.loop import Predictions
-            from elta_tune.training.self_training import from_plain
 
             predictions = from_plain(Predictions, checkpoint["best"]["predictions"])
             write_aside(self.predictions_file, lambda aside: write_predictions(aside, predictions))
@@ -212,17 +221,18 @@ class TrialFolder:
         self._next_best.unlink(missing_ok=True)
         remove_leftovers(self.path)
 
-    def _write_selection(self, selection: Selection) -> None:
-        import pandas as pd
 
-        folder = self.path / "pseudo_labels"
-        folder.mkdir(exist_ok=True)
-        columns: dict[str, Any] = {"image_id": selection.ids, "score": selection.scores}
-        columns["confidence"] = selection.sharpened.amax(dim=1).numpy()
-        for kind, distributions in (("sharpened", selection.sharpened), ("raw", selection.raw)):
-            columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
-        table = pd.DataFrame(columns)
-        write_aside(folder / f"round_{selection.round}.csv", lambda aside: table.to_csv(aside, index=False))
+def write_selection(path: Path, selection: Selection) -> None:
+    """Writes `image_id,score,confidence,sharpened_1,…,raw_1,…`; the shares' first is that of the lowest rating."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {"image_id": selection.ids, "score": selection.scores}
+    columns["confidence"] = selection.sharpened.amax(dim=1).numpy()
+    for kind, distributions in (("sharpened", selection.sharpened), ("raw", selection.raw)):
+        columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
+    table = pd.DataFrame(columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda aside: table.to_csv(aside, index=False, errors="backslashreplace"))
 
 
 def outcome(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -241,7 +251,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     columns: dict[str, Any] = {"image_id": predictions.ids, "gt": predictions.truth, "score": predictions.scores}
     if predictions.distributions is not None:
         columns |= {f"score{k + 2}": column for k, column in enumerate(predictions.distributions.T)}
-    pd.DataFrame(columns).to_csv(path, index=False)
+    pd.DataFrame(columns).to_csv(path, index=False, errors="backslashreplace")
 
 
 class StudyFolder:

@@ -107,6 +107,13 @@ class SearchSpace(Section):
     enqueue: tuple[dict[str, Choice], ...] = ()
     """Further first guesses, each the recipe with some changes."""
 
+    @model_validator(mode="after")
+    def _check(self) -> SearchSpace:
+        if self.sampler.name == "gp" and self.pruner.name != "none":
+            # Optuna's gp learns from complete trials alone: it would propose what was pruned again and again.
+            raise field_error("pruner.name", f"should be none with the gp sampler, not {self.pruner.name}")
+        return self
+
     def measured(self, recipe: TrialConfig) -> TrialConfig:
         """The recipe with the space's objective choosing its best epoch.
 
@@ -179,9 +186,11 @@ def load_space(path: Path, recipe: TrialConfig) -> SearchSpace:
         space = _with_field_types(parse(SearchSpace, document), recipe)
     except ConfigError as error:
         raise ConfigError("\n".join([*_placed(document, problems), error.message])) from None
-    problems += _problems(space, recipe)
+    # A pool may come and go; a head that predicts scores is the recipe's, and what is held with it can't be built.
+    varied = space if recipe.model.head == "emd" else hold_without_pool(space, recipe)[0]
+    problems += _problems(varied, recipe)
     if not problems:  # else its combinations can't be built
-        problems += _bad_combinations(space, space.measured(recipe))
+        problems += _bad_combinations(varied, space.measured(recipe))
     if problems:
         raise ConfigError("\n".join(_placed(document, problems)))
     return space
@@ -193,13 +202,17 @@ def _placed(document: Document, problems: Iterable[tuple[str, str]]) -> list[str
 
 
 def hold_without_pool(space: SearchSpace, recipe: TrialConfig) -> tuple[SearchSpace, TrialConfig, str | None]:
-    """Holds self-training at 0 rounds where there is no pool, drops what hangs on it, and says so in one line."""
-    if recipe.data.has_pool:
+    """Holds self-training at 0 rounds, drops what hangs on it, and says so in one line.
+
+    There is nothing to label without a pool, and no distribution to sharpen with a head that predicts scores.
+    """
+    if recipe.data.has_pool and recipe.model.head == "emd":
         return space, recipe, None
     dead = [name for name, parameter in space.parameters.items() if _needs_rounds(name, parameter)]
     if not dead and recipe.self_training.rounds == 0:
         return space, recipe, None
-    note = "no pool: self_training.rounds is held at 0" + (f"; not varied: {', '.join(dead)}" if dead else "")
+    why = "no pool" if recipe.model.head == "emd" else "model.head: mse"
+    note = f"{why}: self_training.rounds is held at 0" + (f"; not varied: {', '.join(dead)}" if dead else "")
     if len(dead) == len(space.parameters):
         raise ConfigError(f"{note}; nothing is left to vary", "name a pool: --set data.pool=FILE")
     return space.without(dead), recipe.replace({"self_training.rounds": 0}), note

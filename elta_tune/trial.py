@@ -20,7 +20,8 @@ from elta_tune.data.dataset import Dataset, Split, open_dataset
 from elta_tune.errors import OutOfMemoryError, TrialError
 from elta_tune.records import TrialFolder, outcome
 from elta_tune.training.devices import device_of
-from elta_tune.training.self_training import Epoch, method_bins, self_training_rounds
+from elta_tune.training.learner import method_bins
+from elta_tune.training.self_training import Epoch, self_training_rounds
 
 PACKAGES = ("elta-tune", "torch", "timm", "optuna", "numpy", "pandas", "scipy", "pillow")
 
@@ -96,7 +97,7 @@ def run_trial(
         with _out_of_memory_told():
             if resume is not None:
                 _report(folder, reporter, resume["record"])
-            for epoch in self_training_rounds(config, dataset, device_of(device), resume=resume):
+            for epoch in self_training_rounds(config, dataset, device_of(device), resume=resume, cache=cache):
                 record = _record(epoch, time.monotonic() - started)
                 folder.save(epoch, record)
                 _report(folder, reporter, record)
@@ -112,7 +113,12 @@ def run_trial(
     result |= {"params": dict(params or {}), "rounds": _rounds(folder, config, state)}
     result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
     result |= {"environment": environment(device), **(facts or {})}
-    result["model"] = {"bins": None if dataset.bins is None else method_bins(dataset).tolist(), "scale": dataset.scale}
+    result["model"] = {
+        "bins": None if dataset.bins is None else method_bins(dataset).tolist(),
+        "scale": dataset.scale,
+        "threshold": dataset.threshold,
+        "tail_cuts": dataset.tail_cuts,
+    }
     folder.finish(result, checkpoint)
     return folder.result() or result
 
@@ -145,8 +151,10 @@ def _rounds(folder: TrialFolder, config: TrialConfig, state: str) -> list[dict[s
     """How many pseudo-labels each self-training round had. Those that a complete trial lacks had none to train on."""
     selected = {line["round"]: line["pseudo_labels"] for line in folder.epochs()}
     rounds: list[dict[str, Any]] = [{"round": number, "pseudo_labels": count} for number, count in selected.items()]
-    if state == "complete" and len(rounds) <= config.self_training.rounds:
-        rounds.append({"round": len(rounds), "pseudo_labels": 0, "skipped": "nothing of the pool was selected"})
+    trained = [entry["round"] for entry in rounds if entry["round"] <= config.self_training.rounds]
+    if state == "complete" and len(trained) <= config.self_training.rounds:
+        skipped = {"round": len(trained), "pseudo_labels": 0, "skipped": "nothing of the pool was selected"}
+        rounds.insert(len(trained), skipped)
     return rounds
 
 

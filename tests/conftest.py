@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from elta_tune.cli import main
 from elta_tune.config import TrialConfig
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -106,5 +108,31 @@ def elta_tune(tmp_path: Path, cache: Path) -> Run:
         return subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False, **options
         )
+
+    return run
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs the entry point in this process, in `tmp_path`: no new interpreter has to import torch."""
+
+    def run(*arguments: str | Path) -> Done:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("ELTA_TUNE_CACHE", str(cache))
+        monkeypatch.setattr(sys, "argv", ["elta-tune", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return Done(code if isinstance(code, int) else 0 if code is None else 1, *capfd.readouterr())
 
     return run

@@ -58,6 +58,7 @@ NUMBERS = {  # field: values that are in, values that are out, of either end
     "self_training.rounds": ((0, 3), (-1, 0.5)),
     "self_training.epochs": ((1,), (0,)),
     "training.epochs": ((1,), (0, 2.5)),
+    "training.retrain_head_epochs": ((0, 3), (-1, 0.5)),
     "training.batch_size": ((2,), (1, 0)),
     "evaluation.batch_size": ((1,), (0,)),
 }
@@ -284,21 +285,23 @@ def test_replace_changes_what_is_named_and_leaves_the_recipe(recipe):
 
 ALWAYS = {
     "model.backbone": "test_resnet",
+    "model.freeze": True,
     "model.head": "mse",
     "optim.name": "sgd",
     "optim.lr": 1e-3,
-    "optim.backbone_lr_factor": 0.1,
     "optim.weight_decay": 0.1,
     "optim.schedule": "cosine",
     "optim.warmup_epochs": 1,
     "mixup.pairs": 0.5,
-    "simloss.weight": 0.3,
     "self_training.rounds": 1,
     "training.epochs": 1,
     "training.batch_size": 16,
-    "training.precision": "bfloat16",
+    "training.retrain_head_epochs": 1,
 }
 SWITCHED = {  # field: another value, and what switches it on and off
+    "simloss.weight": (0.3, {"model.freeze": False}, {"model.freeze": True}),
+    "optim.backbone_lr_factor": (0.1, {"model.freeze": False}, {"model.freeze": True}),
+    "training.precision": ("bfloat16", {"model.freeze": False}, {"model.freeze": True}),
     "mixup.tau_1": (0.05, {"mixup.pairs": 1}, {"mixup.pairs": 0}),
     "mixup.tau_2": (0.1, {"mixup.pairs": 1}, {"mixup.pairs": 0}),
     "mixup.alpha": (0.2, {"mixup.pairs": 1}, {"mixup.pairs": 0}),

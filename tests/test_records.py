@@ -382,3 +382,9 @@ def test_a_study_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> 
     ) as caught:
         open_study("default-dmo", tmp_path)
     assert caught.value.hint == "there are: default-demo"
+
+
+def test_names_that_are_not_utf_8_survive_json() -> None:
+    name = os.fsdecode(b"fot\xf6.jpg")
+    text = to_json({"image_id": name, "city": "Köln"})
+    assert json.loads(text.encode("utf-8")) == {"image_id": name, "city": "Köln"}

@@ -551,6 +551,23 @@ def test_without_a_pool_a_space_of_self_training_alone_is_refused(check):
     assert caught.value.hint == "name a pool: --set data.pool=FILE"
 
 
+def test_with_a_head_that_predicts_scores_self_training_is_held_too(check):
+    space = check(*FULL, model__head="mse", data__demo={})
+    recipe = TrialConfig().replace({"model.head": "mse", "data.demo": {}})
+    held, _, note = hold_without_pool(space, recipe)
+    assert "self_training.rounds" not in held.parameters
+    assert "optim.lr" in held.parameters
+    assert note is not None
+    assert note.startswith("model.head: mse: self_training.rounds is held at 0; not varied: self_training.rounds, ")
+
+
+def test_a_sampler_that_can_not_learn_from_pruned_trials_is_refused_with_a_pruner(check):
+    top = "sampler: {name: gp}\npruner: {name: median}\n"
+    told = "pruner.name: should be none with the gp sampler, not median"
+    assert told in refusal(check, FULL[0], top=top)[0]
+    assert check(FULL[0], top=top.replace("median", "none")).sampler.name == "gp"
+
+
 # Objective and budget ------------------------------------------------------------------------------------------------
 
 

@@ -28,11 +28,11 @@ from scipy import stats
 from elta_tune.config import TrialConfig, load_recipe
 from elta_tune.data.dataset import open_dataset
 from elta_tune.errors import StudyError
-from elta_tune.executors.local import start_forkserver
+from elta_tune.executors.local import start_forkserver, without_main_script
 from elta_tune.records import TrialFolder
+from elta_tune.training.learner import method_bins
 from elta_tune.training.loop import predict
 from elta_tune.training.model import build_model
-from elta_tune.training.self_training import method_bins
 from elta_tune.trial import NoReporter, TrialPruned, TrialStopped, run_trial
 
 TIMES = {"seconds", "images_per_second", "peak_memory_mb", "elapsed"}
@@ -334,7 +334,8 @@ def start_process(config: TrialConfig, folder: Path, cache: Path) -> Any:
     process = context.Process(
         target=run_trial, args=(config, TrialFolder(folder), NoReporter()), kwargs={"cache": cache}
     )
-    process.start()
+    with without_main_script():
+        process.start()
     return process
 
 
@@ -348,7 +349,7 @@ def size(file: Path) -> tuple[int, int]:
 
 def test_kills_at_any_moment_cost_an_epoch_at_most(rounds: TrialConfig, cache: Path, tmp_path: Path) -> None:
     """Each process is killed some random time after its first sign of life, or while it writes a file."""
-    start_forkserver(main="pytest")
+    start_forkserver()
     config = rounds.replace({"training.epochs": 3, "self_training.epochs": 2})
     whole = start_process(config, tmp_path / "whole", cache)
     whole.join()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elta_tune.cli.options import DEFAULT_CACHE, Cache, Json, Set, print_json
+from elta_tune.api import DEFAULT_CACHE
+from elta_tune.cli.options import Cache, Json, Set, print_json
+
+if TYPE_CHECKING:
+    from elta_tune.errors import DataError
 
 app = typer.Typer(help="Data sets, and the cache of their images.", no_args_is_help=True, rich_markup_mode=None)
 Limit = Annotated[float | None, typer.Option(min=0, help="Most gigabytes that may be written to the cache.")]
@@ -30,19 +35,28 @@ def check(
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import load_recipe
-    from elta_tune.data.check import examine_recipe
-    from elta_tune.data.description import describe
+    from elta_tune.data.check import examine_recipe, refused_files
+    from elta_tune.data.description import describe, describe_refused
     from elta_tune.documents import find_document
     from elta_tune.errors import DataError
 
     config = load_recipe(find_document(recipe, "trials"), overrides or ())
-    with preparing(errors) as progress:
-        examined = examine_recipe(config, cache.absolute(), progress, labels_only=labels_only, limit=_bytes(limit_gb))
-    content = describe(examined)
-    print_json(content) if as_json else show_check(content)
-    if examined.refusals:
-        hints = [error.hint for error in examined.refusals if error.hint]
-        raise DataError("\n".join(error.message for error in examined.refusals), hints[0] if hints else None)
+    cache = cache.absolute()
+    refusals: Sequence[DataError]
+    try:
+        with preparing(errors) as progress:
+            examined = examine_recipe(config, cache, progress, labels_only=labels_only, limit=_bytes(limit_gb))
+        content, refusals = describe(examined), examined.refusals
+    except DataError as error:  # a file that can't be read: there may be more of them
+        refusals = refused_files(config.data, cache) or [error]
+        content = describe_refused(refusals)
+    if as_json:
+        print_json(content)
+    elif content["splits"]:
+        show_check(content)
+    if refusals:
+        hints = [error.hint for error in refusals if error.hint]
+        raise DataError("\n".join(error.message for error in refusals), hints[0] if hints else None)
 
 
 @app.command("cache")
@@ -87,16 +101,24 @@ def _build(recipe: str, overrides: list[str], cache: Path, limit: int | None, *,
         found = {name: find_files(data, name, ratings) for name, ratings in read_splits(data).items()}
         cached = look_up_files(found, data, cache)
     if not as_json:
-        show_plan(describe_cache(cached, cache))
+        show_plan(describe_cache(found, cached, cache))
     if not dry_run:
         with preparing(errors) as progress:
             cached = decode_files(cached, cache, progress, limit)
     if as_json:
-        print_json(describe_cache(cached, cache))
+        print_json(describe_cache(found, cached, cache))
     elif not dry_run:
-        unreadable = sum(len(part.unreadable) for part in cached.values())
-        more = f"; {unreadable:,} unreadable, see: elta-tune data check {recipe}" if unreadable else ""
-        console.print(f"{sum(len(part.decoded) for part in cached.values()):,} images are there{more}", markup=False)
+        counts = {
+            "missing": sum(len(part.missing) for part in found.values()),
+            "unreadable": sum(len(part.unreadable) for part in cached.values()),
+        }
+        told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        more = f"; {told}, see: elta-tune data check {recipe}" if told else ""
+        console.print(
+            f"{sum(len(part.decoded) for part in cached.values()):,} images are there{more}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _list(cache: Path, remove: list[str], *, as_json: bool) -> None:

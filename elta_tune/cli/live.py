@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from elta_tune.cli.text import STATE_STYLE, columns_of, duration, metric, parameters
+from elta_tune.cli.text import STATE_STYLE, columns_of, duration, metric, parameters, skipped_rounds
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
 from elta_tune.studies.plan import StudyPlan
@@ -47,8 +47,8 @@ class Running:
 def place_of(config: TrialConfig, line: Mapping[str, Any]) -> str:
     """Where a line of metrics stands: the round, if there are several, and the epoch within it."""
     round, epoch = line.get("round", 0), line.get("epoch", 0)
-    epochs = config.self_training.epochs if round else config.training.epochs
-    return (f"round {round}  " if config.self_training.rounds else "") + f"epoch {epoch}/{epochs}"
+    stage = "head  " if round > config.self_training.rounds else f"round {round}  "
+    return (stage if config.epochs_of(1) else "") + f"epoch {epoch}/{config.epochs_of(round)}"
 
 
 @dataclass
@@ -157,7 +157,8 @@ def finished_line(result: Mapping[str, Any], objective: str) -> str:
         return f"trial {result['trial']:>3} failed    {result['reason']}"
     values = "  ".join(f"{name} {metric(result['metrics'].get(name))}" for name in columns_of(objective))
     where = f"step {result['best_step']}" if result["best_step"] else ""
-    return f"trial {result['trial']:>3} {result['state']:<8}  {values}  {where}  {duration(result['seconds'])}"
+    rest = [values, where, duration(result["seconds"]), *skipped_rounds(result)]
+    return "  ".join([f"trial {result['trial']:>3} {result['state']:<8}", *rest])
 
 
 def epoch_line(running: Running, objective: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from elta_tune.studies.nni_folder import NniFolder, Workers
     from elta_tune.studies.nni_node import Node
     from elta_tune.studies.plan import StudyPlan
+    from elta_tune.studies.start import Asked
 
 
 @dataclass(frozen=True)
 class Command:
     """What `elta-tune run` was told."""
 
-    folder: StudyFolder
-    asked: StudyPlan
+    asked: Asked
     trials: int | None
     timeout: float | None
     cache: Path
@@ -35,7 +35,11 @@ class Command:
     devices: str
     port: int | None
     detach: bool
-    files: dict[str, str]
+
+    @property
+    def folder(self) -> StudyFolder:
+        """The study's."""
+        return self.asked.folder
 
     def plan(self) -> StudyPlan:
         """The study's plan as it stands now.
@@ -43,19 +47,15 @@ class Command:
         Raises:
             ConfigError: NNI can't run it.
         """
-        from elta_tune.studies.backends import check_plan
-        from elta_tune.studies.plan import settle
-
-        plan = settle(self.folder, self.asked, self.trials, self.timeout)
-        check_plan(plan, "nni")
-        return plan
+        return self.asked.settled(self.trials, self.timeout, "nni")
 
 
 def run(command: Command) -> None:
     """Starts a study under NNI, goes on with it, or attaches to the one that runs."""
-    from elta_tune.cli.run import claimed, to_be_continued
+    from elta_tune.cli.run import to_be_continued
     from elta_tune.studies.nni_folder import NniFolder
     from elta_tune.studies.nni_node import end, find_node, require_nni
+    from elta_tune.studies.start import claimed
 
     require_nni()
     command.plan()  # is refused here, before a folder is made
@@ -131,9 +131,11 @@ def _start(command: Command, lock: int) -> None:
     if is_finished(folder, plan):
         return tell_finished(folder, plan)
     slots = prepare(plan, command.cache, command.workers, command.devices, fork=False)
+    from elta_tune.studies.preflight import record_start  # imports torch, under the eyes of `prepare`
+
     workers = Workers(slots, command.cache.absolute())
     verb = "goes on" if folder.exists() else "starts"
-    _record(command, plan)
+    record_start(folder, plan, command.asked.files, "nni")
     with console.status("starting NNI") if console.is_terminal else nullcontext():
         node = start(folder, plan, workers, command.port, lock)
     done = f"{folder.ended()} of {plan.budget.trials} trials done"
@@ -144,14 +146,6 @@ def _start(command: Command, lock: int) -> None:
         console.print(f"left running; to watch it: the same command; to end it: {stop}", markup=False, soft_wrap=True)
         return None
     return watch(folder, plan, node, workers)
-
-
-def _record(command: Command, plan: StudyPlan) -> None:
-    from elta_tune.studies.plan import record_plan
-    from elta_tune.trial import commit, versions
-
-    facts: dict[str, Any] = {"study": command.folder.name, "backend": "nni", **command.files}
-    record_plan(command.folder, plan, {**facts, "packages": versions(), "commit": commit()})
 
 
 def _tell_address(node: Node) -> None:

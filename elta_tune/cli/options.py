@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elta-tune"
 
 Runs = Annotated[Path, typer.Option(help="Folder of the studies.")]
 Study = Annotated[str | None, typer.Argument(help="Folder of a study, or its name; left out: the last one.")]
@@ -18,6 +15,10 @@ Cache = Annotated[
     Path,
     typer.Option(envvar="ELTA_TUNE_CACHE", show_envvar=True, help="Folder of decoded images, shared by all studies."),
 ]
+MODEL = typer.Argument(
+    metavar="MODEL", help="A checkpoint file, STUDY (its best trial), STUDY:TRIAL or a trial's folder."
+)
+Device = Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU, else the CPU.")]
 
 
 def print_json(value: Any) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from elta_tune.cli.options import DEFAULT_CACHE, Cache, Json, Runs, Study, print_json
+from elta_tune.api import DEFAULT_CACHE
+from elta_tune.cli.options import Cache, Json, Runs, Study, print_json
 
 if TYPE_CHECKING:
     from elta_tune.records import StudyFolder, TrialFolder
+    from elta_tune.results.kinds import Kind
     from elta_tune.studies.plan import StudyPlan
 
 
 def best(
     study: Study = None,
-    export_as: Annotated[str | None, typer.Option("--export", metavar="FORMAT", help="ckpt or safetensors.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The exported file.", show_default="best.FORMAT")] = None,
+    export_as: Annotated[
+        str | None, typer.Option("--export", metavar="FORMAT", help="ckpt, safetensors, onnx, timm or hf.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The exported file, a folder for hf.", show_default="best.…")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Also measure it on the test split.")] = False,
     as_json: Json = False,
@@ -25,49 +31,32 @@ def best(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """The best trial of a study; --export hands over its checkpoint, measured again."""
-    from elta_tune.errors import ConfigError, StudyError
-    from elta_tune.records import open_study
-    from elta_tune.results.best import best_result
-    from elta_tune.studies.plan import read_plan
+    from elta_tune import api
+    from elta_tune.errors import ConfigError
+    from elta_tune.results.kinds import exported_file
 
-    if export_as not in (None, "ckpt", "safetensors"):
-        raise ConfigError(f"--export {export_as}: should be ckpt or safetensors")
     if output is not None and export_as is None:
-        raise ConfigError("--output: needs --export ckpt or --export safetensors")
-    file = None if export_as is None else (output or Path(f"best.{export_as}")).absolute()
-    if file is not None and file.exists() and not force:
-        raise StudyError(f"{file}: is there already", "replace it with --force, or name another with --output")
-    folder = open_study(study, runs)
-    plan = read_plan(folder)
-    result = best_result(folder, plan)
-    told: dict[str, Any] = {
-        "study": folder.name,
-        "metric": plan.space.objective.metric,
-        **{
-            key: result[key] for key in ("trial", "value", "best_step", "best_round", "best_epoch", "params", "metrics")
-        },
-        "checkpoint": str(file or folder.trial(result["trial"]).best_file),
-        "config": str(folder.trial(result["trial"]).config_file),
-        "recipe": _recipe_result(folder),
-    }
-    if file is not None or test:
-        from elta_tune.results.export import export, measure_trial
+        raise ConfigError("--output: needs --export FORMAT")
+    file = None if export_as is None else exported_file(export_as, output, force)
+    found = api.Study.open(study, runs=runs)
+    told = api.best(found)
+    if file is not None:
+        told["checkpoint"] = str(file)
+        told["difference"] = found.export(cast("Kind", export_as), file, force, cache=cache)
+    if test:
+        from elta_tune.results.export import measure_trial
 
-        if file is not None:
-            told["difference"] = export(folder, result, file, export_as, cache=cache)  # type: ignore[arg-type]
-        if test:
-            measured = measure_trial(folder, result, "test", cache=cache)
-            told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
-    print_json(told) if as_json else _tell_best(folder, told)
+        measured = measure_trial(found.folder, found.best, "test", cache=cache)
+        told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
+        if told["recipe"] and told["recipe"]["state"] == "complete":  # what tuning bought, on images none has seen
+            first = found.folder.trial(0).result() or {}
+            is_best = told["trial"] == 0
+            of_recipe = measured if is_best else measure_trial(found.folder, first, "test", cache=cache)
+            told["recipe"]["test"] = of_recipe["metrics"]
+    print_json(told) if as_json else _tell_best(told)
 
 
-def _recipe_result(folder: StudyFolder) -> dict[str, Any] | None:
-    """What trial 0, the recipe as it stands, reached."""
-    result = folder.trial(0).result()
-    return result and {key: result[key] for key in ("trial", "state", "value", "metrics")}
-
-
-def _tell_best(folder: StudyFolder, told: dict[str, Any]) -> None:
+def _tell_best(told: dict[str, Any]) -> None:
     from rich.text import Text
 
     from elta_tune.cli.text import HEADLINE, console, metric, number, plain_table
@@ -80,9 +69,9 @@ def _tell_best(folder: StudyFolder, told: dict[str, Any]) -> None:
         ),
         soft_wrap=True,
     )
-    columns = {"validation": told["metrics"], "recipe (trial 0)": recipe["metrics"] if recipe else {}}
+    columns = {"validation": told["metrics"], "of trial 0": recipe["metrics"] if recipe else {}}
     if "test" in told:
-        columns["test"] = told["test"]
+        columns |= {"test": told["test"], "test of trial 0": (recipe or {}).get("test", {})}
     table = plain_table(["metric", *columns], right=list(columns))
     names = list(dict.fromkeys([told["metric"], *HEADLINE, *told["metrics"]]))
     for name in names:
@@ -102,42 +91,59 @@ def list_studies(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """All studies, the last changed last."""
     from elta_tune.records import find_studies
 
-    rows = [_study_row(folder) for folder in find_studies(runs)]
+    rows = [_any_study_row(folder) for folder in find_studies(runs)]
     if as_json:
         return print_json(rows)
-    from elta_tune.cli.text import console, metric, plain_table
+    from rich.text import Text
+
+    from elta_tune.cli.text import console, errors, metric, plain_table
 
     if not rows:
-        return console.print(f"there is no study in {runs}; start one: elta-tune run --space default.yaml")
+        return console.print(
+            f"there is no study in {runs}; start one: elta-tune run --space default.yaml", markup=False, soft_wrap=True
+        )
     table = plain_table(
         ["study", "state", "trials", "pruned", "failed", "metric", "best"], right=["trials", "pruned", "failed", "best"]
     )
     for row in rows:
         table.add_row(
-            row["study"],
+            Text(row["study"]),
             row["state"],
-            f"{row['ended']}/{row['budget']}",
-            str(row["pruned"]),
-            str(row["failed"]),
-            row["metric"],
-            metric(row["value"]),
+            f"{row['ended']}/{row['budget']}" if "ended" in row else "",
+            *(str(row.get(name, "")) for name in ("pruned", "failed", "metric")),
+            metric(row["value"]) if "value" in row else "",
         )
     console.print(table)
+    for row in rows:
+        if "reason" in row:
+            errors.print(Text(row["reason"], style="red"), soft_wrap=True)
+
+
+def _any_study_row(folder: StudyFolder) -> dict[str, Any]:
+    """The row of a study that may be damaged: the others are shown all the same."""
+    from elta_tune.errors import EltaTuneError
+
+    try:
+        return _study_row(folder)
+    except EltaTuneError as error:
+        path = str(folder.path.absolute())
+        return {"study": folder.name, "state": "damaged", "reason": error.message, "path": path}
 
 
 def _study_row(folder: StudyFolder) -> dict[str, Any]:
     from elta_tune.results.best import ranked
     from elta_tune.studies.plan import read_plan
+    from elta_tune.studies.progress import is_finished, trials_wanted
 
     plan = read_plan(folder)
     states = [result["state"] for result in folder.results()]
     ranking = ranked(folder, plan)
-    finished = folder.ended() >= plan.budget.trials
+    finished = is_finished(folder, plan)
     return {
         "study": folder.name,
         "state": "running" if folder.is_running() else "finished" if finished else "stopped",
         "ended": folder.ended(),
-        "budget": plan.budget.trials,
+        "budget": trials_wanted(plan),
         "pruned": states.count("pruned"),
         "failed": states.count("failed"),
         "metric": plan.space.objective.metric,
@@ -212,7 +218,7 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
         return print_json({"study": folder.name, "trial": trial_number, "result": result, "epochs": epochs})
     from rich.text import Text
 
-    from elta_tune.cli.text import console, epoch_table, number
+    from elta_tune.cli.text import console, epoch_table, number, skipped_rounds
 
     state = result["state"] if result else "unfinished"
     why = f": {result['reason']}" if result and result["reason"] else ""
@@ -220,7 +226,6 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
     for name, value in _params(trial, plan).items():
         console.print(Text(f"  {name} = {number(value)}"))
     console.print(epoch_table(epochs, plan.space.objective.metric))
-    for item in result["rounds"] if result and "rounds" in result else ():
-        if "skipped" in item:
-            console.print(Text(f"round {item['round']} was skipped: {item['skipped']}"))
+    for told in skipped_rounds(result) if result else ():
+        console.print(Text(told))
     console.print(Text(f"{trial.path}"), soft_wrap=True)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from elta_tune.cli.options import DEFAULT_CACHE, Cache, Runs, Set
+from elta_tune.api import DEFAULT_CACHE
+from elta_tune.cli.options import Cache, Runs, Set
 
 if TYPE_CHECKING:
     from elta_tune.executors.local import Slot
     from elta_tune.records import StudyFolder
     from elta_tune.studies.plan import StudyPlan
+    from elta_tune.studies.start import Asked
 
 SHOWN = 5
 """Best trials at the end of a study."""
@@ -42,62 +44,32 @@ def run(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Starts a study, or goes on with it: trials run the full ELTA training, up to the study's budget."""
-    from elta_tune.config import load_recipe
-    from elta_tune.documents import find_document
+    from elta_tune.config import read_overrides
     from elta_tune.errors import ConfigError
-    from elta_tune.records import StudyFolder
-    from elta_tune.space import load_space, parse_duration
-    from elta_tune.studies.backends import check_plan, choose_backend
-    from elta_tune.studies.plan import make_plan, settle
+    from elta_tune.space import parse_duration
+    from elta_tune.studies.backends import choose_backend
     from elta_tune.studies.progress import is_finished
+    from elta_tune.studies.start import ask, claimed
 
-    recipe_file, space_file = find_document(recipe, "trials"), find_document(space, "search_spaces")
-    config = load_recipe(recipe_file, [*(overrides or ()), *([] if seed is None else [f"seed={seed}"])])
-    asked = make_plan(load_space(space_file, config), config)
-    name = name or f"{space_file.stem}-{recipe_file.stem}"
-    if Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"--name {name}: should be a plain name; --runs says in which folder")
-    folder = StudyFolder((runs / name).absolute())
+    asked = ask(space, recipe, read_overrides(overrides or ()), seed=seed, name=name, runs=runs)
+    folder = asked.folder
     backend = choose_backend(folder, backend)
     if backend != "nni" and (port is not None or detach):
         raise ConfigError(f"{'--detach' if detach else '--port'}: is for --backend nni")
     seconds = None if timeout is None else parse_duration(timeout, "--timeout")
-    files = {"space_file": str(space_file), "recipe_file": str(recipe_file)}
     if backend == "nni":
         from elta_tune.cli import nni
 
-        return nni.run(nni.Command(folder, asked, trials, seconds, cache, workers, devices, port, detach, files))
+        return nni.run(nni.Command(asked, trials, seconds, cache, workers, devices, port, detach))
     with claimed(folder), to_be_continued():
-        plan = settle(folder, asked, trials, seconds)
-        check_plan(plan, backend)
+        plan = asked.settled(trials, seconds, backend)
         if is_finished(folder, plan):
-            from elta_tune.studies.optuna_study import OptunaStudy
+            from elta_tune.studies.opening import tell_all
 
-            OptunaStudy(folder, plan, cache.absolute()).unfinished()  # a kill may have kept its last result from it
+            tell_all(folder, plan, cache)
             return tell_finished(folder, plan)
         slots = prepare(plan, cache, workers, devices)
-        _supervise(folder, plan, cache, slots, files)
-
-
-@contextmanager
-def claimed(folder: StudyFolder) -> Iterator[int]:
-    """Holds the study for this process; yields its lock. What is refused before it began leaves nothing behind."""
-    from elta_tune.errors import StudyError
-
-    with ExitStack() as held:
-        try:
-            lock = held.enter_context(folder.lock())
-        except OSError as error:
-            raise StudyError(
-                f"{folder.path}: can't be written: {error.strerror}", "--runs names another place"
-            ) from error
-        try:
-            yield lock
-        finally:
-            if not folder.exists():
-                folder.lock_file.unlink(missing_ok=True)
-                with suppress(OSError):
-                    folder.path.rmdir()
+        _supervise(asked, plan, cache, slots)
 
 
 @contextmanager
@@ -131,21 +103,19 @@ def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: b
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import console, errors
     from elta_tune.errors import ConfigError
-    from elta_tune.executors.local import cores_text, plan_slots, start_forkserver
+    from elta_tune.executors.local import cores_text, start_forkserver
 
     if workers != "auto" and not (workers.isdecimal() and int(workers)):
         raise ConfigError(f"--workers {workers}: should be a number from 1 on, or auto")
     if fork:
-        start_forkserver(main="elta_tune.cli")
+        start_forkserver()
     with console.status("starting") if console.is_terminal else nullcontext():
-        from elta_tune.studies.preflight import configurations, preflight
-        from elta_tune.training.devices import available_devices, check_devices
+        from elta_tune.studies.preflight import choose_slots, preflight_study
 
-    names = available_devices() if devices == "auto" else [part.strip() for part in devices.split(",") if part.strip()]
-    check_devices(names)
-    slots = plan_slots(names, None if workers == "auto" else int(workers))
+    names = None if devices == "auto" else [part.strip() for part in devices.split(",") if part.strip()]
+    slots = choose_slots(names, None if workers == "auto" else int(workers))
     with preparing(console) as progress:
-        dataset = preflight(list(configurations(plan)), cache, progress)
+        dataset = preflight_study(plan, slots, cache, progress)
     for line in (*dataset.warnings, *filter(None, [plan.note])):
         errors.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
     splits = [split for split in (dataset.train, dataset.val, dataset.test, dataset.pool) if split is not None]
@@ -158,23 +128,18 @@ def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: b
     return slots
 
 
-def _supervise(folder: StudyFolder, plan: StudyPlan, cache: Path, slots: list[Slot], files: dict[str, str]) -> None:
+def _supervise(asked: Asked, plan: StudyPlan, cache: Path, slots: list[Slot]) -> None:
     from rich.text import Text
 
     from elta_tune.cli.live import Board, study_view
     from elta_tune.cli.text import console, this_command
-    from elta_tune.executors.local import LocalExecutor
-    from elta_tune.studies.optuna_study import OptunaStudy
-    from elta_tune.studies.plan import record_plan
-    from elta_tune.studies.supervisor import Supervisor, interruptible
-    from elta_tune.trial import commit, versions
+    from elta_tune.studies.opening import open_supervisor
+    from elta_tune.studies.supervisor import interruptible
 
+    folder = asked.folder
     verb = "goes on" if folder.exists() else "starts"
-    facts = {"study": folder.name, "backend": "optuna", **files, "packages": versions(), "commit": commit()}
-    record_plan(folder, plan, facts)
-    study = OptunaStudy(folder, plan, cache.absolute())
-    supervisor = Supervisor(study, LocalExecutor(slots))
-    board = Board(plan, len(slots), folder.results(), seconds_before=study.seconds_run)
+    supervisor = open_supervisor(folder, plan, asked.files, slots, cache)
+    board = Board(plan, len(slots), folder.results(), seconds_before=supervisor.study.seconds_run)
     console.print(Text(f"study {folder.name} {verb}: {board.progress} done\n{folder.path}\n"), soft_wrap=True)
     view_of = study_view(board, console, lambda number: folder.trial(number).epochs())
     with interruptible(supervisor), view_of as view, closing(supervisor.events()) as events:
@@ -220,9 +185,16 @@ def study_argument(folder: StudyFolder) -> str:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file, or the name of a recipe that ships.")],
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A file, or the name of a recipe that ships.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STUDY[:TRIAL]", help="Train the configuration of a trial again, or the best."),
+    ] = None,
     overrides: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the trial.", show_default="runs/train-RECIPE")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the trial.", show_default="runs/train-NAME")] = None,
+    runs: Runs = Path("runs"),
     device: Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU, else the CPU.")] = "auto",
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
@@ -231,25 +203,34 @@ def train(
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import console, duration, metric
     from elta_tune.config import load_recipe
-    from elta_tune.documents import find_document
 
-    file = find_document(recipe, "trials")
+    file, name = _recipe(recipe, source, runs)
     config = load_recipe(file, overrides or ())
     with to_be_continued():
-        from elta_tune.records import TrialFolder
-        from elta_tune.studies.preflight import preflight
-        from elta_tune.training.devices import available_devices, check_devices
-        from elta_tune.trial import run_trial
+        from elta_tune.studies.alone import train_alone
 
-        device = available_devices()[0] if device == "auto" else device
-        check_devices([device])
-        with preparing(console) as progress:
-            preflight([config], cache, progress)
-        folder = TrialFolder((out or Path("runs") / f"train-{file.stem}").absolute())
-        result = run_trial(config, folder, EpochLines(console, config), cache=cache, device=device)
+        folder = (out or runs / f"train-{name}").absolute()
+        result = train_alone(
+            config, folder, EpochLines(console, config), preparing(console), device=device, cache=cache
+        )
     told = result["reason"] or f"{config.evaluation.metric} {metric(result['value'])} at step {result['best_step']}"
-    told = f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder.path}"
+    told = f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder}"
     console.print(told, markup=False, soft_wrap=True)
     if result["state"] == "failed":
         console.print("to train it anew, remove that folder or choose another with --out")
         raise typer.Exit(1)
+
+
+def _recipe(recipe: str | None, source: str | None, runs: Path) -> tuple[Path, str]:
+    """The file to train and a short name for it."""
+    from elta_tune.documents import find_document
+    from elta_tune.errors import ConfigError
+    from elta_tune.results.sources import find_trial
+
+    if (recipe is None) == (source is None):
+        raise ConfigError("train: name either a recipe, or --from STUDY[:TRIAL]")
+    if recipe is not None:
+        file = find_document(recipe, "trials")
+        return file, file.stem
+    trial = find_trial(str(source), runs)
+    return trial.folder.config_file, trial.name

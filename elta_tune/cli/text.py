@@ -93,21 +93,29 @@ def trial_table(results: Sequence[Mapping[str, Any]], objective: str) -> Rendera
         lines.append(Text.assemble(f"{result['trial']:>5}  ", state, f"  {rest}"))
         if result["state"] == "failed":
             lines.append(Padding(Text(result["reason"], style="red"), (0, 0, 0, 7), expand=False))
+        lines += [Padding(Text(told), (0, 0, 0, 7), expand=False) for told in skipped_rounds(result)]
         lines.append(Padding(Text(parameters(result["params"]), style="dim"), (0, 0, 0, 7), expand=False))
     return Group(*lines)
+
+
+def skipped_rounds(result: Mapping[str, Any]) -> list[str]:
+    """``round 1 skipped: nothing of the pool was selected``, where a trial trained no further."""
+    return [
+        f"round {each['round']} skipped: {each['skipped']}" for each in result.get("rounds", ()) if "skipped" in each
+    ]
 
 
 def epoch_table(epochs: Sequence[Mapping[str, Any]], objective: str) -> RenderableType:
     """The epochs of a trial, the best one in green."""
     metrics = columns_of(objective)
-    heads = ["step", "round", "epoch", "  loss", "      lr", *(f"{name:>6}" for name in metrics), "pseudo-labels"]
+    heads = ["step", "round", "epoch", "  loss", "      lr", *(f"{name:>6}" for name in metrics), "pseudo"]
     lines: list[RenderableType] = [Text("  ".join(heads), style="bold"), Rule(style="dim", characters="─")]
     for line in epochs:
         place = [f"{line['step']:>4}", f"{line['round']:>5}", f"{line['epoch']:>5}"]
         losses = [f"{metric(line['loss']):>6}", f"{number(line['lr'], 3):>8}"]
         values = [f"{metric(line[name]):>{max(6, len(name))}}" for name in metrics]
         is_best = line["step"] == epochs[-1]["best_step"]
-        cells = [*place, *losses, *values, f"{line['pseudo_labels']:>13}"]
+        cells = [*place, *losses, *values, f"{line['pseudo_labels']:>6}"]
         lines.append(Text("  ".join(cells), style="green" if is_best else ""))
     return Group(*lines)
 

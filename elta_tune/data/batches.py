@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,12 +16,24 @@ Index = NDArray[np.int64]
 
 
 class ImageSource(Protocol):
-    """N square uint8 images of one size."""
+    """N square uint8 images of one size, or a row for each of what was computed of it."""
 
     def __len__(self) -> int: ...
 
-    def gather(self, index: Index) -> NDArray[np.uint8]:
+    def gather(self, index: Index) -> NDArray[Any]:
         """Images (B, S, S, 3) by their positions (B,)."""
+        ...
+
+
+class SplitImages(ImageSource, Protocol):
+    """The images of a split."""
+
+    def subset(self, index: Index) -> Self:
+        """Only those at these positions."""
+        ...
+
+    def joined(self, other: Self) -> Self:
+        """These, and those of another after them."""
         ...
 
 

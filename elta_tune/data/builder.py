@@ -110,16 +110,17 @@ def _read(file: str, known: Mapping[int, set[bytes]]) -> Outcome:
     try:
         content = read_content(Path(file))
     except (OSError, ValueError) as error:
-        return Outcome(facts, reason=_reason(error))
+        return Outcome(facts, reason=why_unreadable(error))
     digest = hashlib.blake2b(content, digest_size=DIGEST).digest()
     edges = [edge for edge, digests in known.items() if digest not in digests]
     try:
         return Outcome(facts, digest, shrink(content, edges) if edges else None)
     except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
-        return Outcome(facts, digest, reason=_reason(error))
+        return Outcome(facts, digest, reason=why_unreadable(error))
 
 
-def _reason(error: Exception) -> str:
+def why_unreadable(error: Exception) -> str:
+    """What to tell of an image that can't be read or decoded."""
     if isinstance(error, UnidentifiedImageError):  # whose text names an address in memory
         return "it is no image"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

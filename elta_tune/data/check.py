@@ -16,7 +16,7 @@ from elta_tune.data.found import Found, decode_files, find_files, left_out, look
 from elta_tune.data.overlap import Member, Shared, find_shared, leak
 from elta_tune.data.readers import Ratings
 from elta_tune.data.shelf import Shelf
-from elta_tune.data.splits import SplitName, read_splits
+from elta_tune.data.splits import SPLITS, SplitName, read_splits
 from elta_tune.errors import DataError
 
 
@@ -58,6 +58,18 @@ def examine_recipe(
     return replace(examined, refusals=[*examined.refusals, *_only_errors(refusal)])
 
 
+def refused_files(config: DataConfig, cache: Path) -> list[DataError]:
+    """Why rating files are refused, each of them for itself."""
+    config = with_demo(config, cache, no_progress)
+    found: dict[str, DataError] = {}
+    for name in SPLITS:
+        try:
+            read_splits(config, [name])
+        except DataError as error:
+            found.setdefault(error.message, error)
+    return list(found.values())
+
+
 def examine_labels(config: DataConfig, cache: Path) -> Examined:
     """Reads all splits, and finds what of their labels would spoil a study.
 
@@ -66,7 +78,7 @@ def examine_labels(config: DataConfig, cache: Path) -> Examined:
     """
     config = with_demo(config, cache, no_progress)
     ratings = read_splits(config)
-    shared = find_shared([Member(name, item.file, item.ids) for name, item in ratings.items()], Shelf(cache))
+    shared = find_shared([Member(name, item.file, item.ids) for name, item in ratings.items()], Shelf(cache), 0)
     others = (other_ratings(ratings["train"], ratings[name]) for name in ("val", "test") if name in ratings)
     return Examined(ratings, {}, {}, shared, _only_errors(*others, leak(shared)))
 
@@ -90,7 +102,7 @@ def examine(config: DataConfig, cache: Path, progress: Progress, limit: int | No
     members = [
         Member(name, item.ratings.file, item.ratings.ids[item.rows], cached[name]) for name, item in found.items()
     ]
-    shared = find_shared(members, Shelf(cache))
+    shared = find_shared(members, Shelf(cache), config.max_missing)
     too_few_images = (too_few(item.ratings, left_out(item, cached[name]), config) for name, item in found.items())
     return Examined(labels.ratings, found, cached, shared, _only_errors(*too_few_images, leak(shared)))
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
+from elta_tune.data.batches import SplitImages
 from elta_tune.data.cache import CachedImages, Progress, no_progress
 from elta_tune.data.check import examine, other_ratings
 from elta_tune.data.demo import with_demo
@@ -28,11 +29,11 @@ from elta_tune.data.found import (
     too_few,
 )
 from elta_tune.data.overlap import listing
-from elta_tune.data.packs import Images
 from elta_tune.data.readers import Ratings
 from elta_tune.data.shelf import Shelf
 from elta_tune.data.snapshots import Snapshot, read_snapshot, write_snapshot
 from elta_tune.data.splits import SplitName, read_splits
+from elta_tune.errors import DataError
 from elta_tune.method.metrics import tail_cuts
 
 
@@ -50,7 +51,7 @@ class Split:
     ids: NDArray[np.object_]
     distributions: NDArray[np.float32] | None
     scores: NDArray[np.float64] | None
-    images: Mapping[int, Images]
+    images: Mapping[int, SplitImages]
     left_out: tuple[tuple[str, str], ...]
 
     @property
@@ -88,8 +89,8 @@ def prepare(config: DataConfig, cache: Path, progress: Progress = no_progress) -
     """Reads all splits, decodes their images and refuses what would spoil a study.
 
     Raises:
-        DataError: a file is missing or wrong, too many images are missing, there is no room for the decoded ones, or
-            splits overlap.
+        DataError: a file is missing or wrong, too many images are missing, there is no room for the decoded ones,
+            splits overlap, or another run goes on with images that have changed since.
     """
     config = with_demo(config, cache, progress)
     examined = examine(config, cache, progress)
@@ -112,14 +113,33 @@ def open_dataset(config: DataConfig, cache: Path, splits: Sequence[str] = ("trai
     return _dataset(ratings, snapshots)
 
 
-def _snapshot(config: DataConfig, cache: Path, name: SplitName, ratings: Ratings) -> Snapshot:
+def open_split(
+    config: DataConfig, name: SplitName, cache: Path, progress: Progress = no_progress
+) -> tuple[Split, Ratings]:
+    """One split alone, decoded if it is not, and what its rating file says of scale and threshold.
+
+    Raises:
+        DataError: there is no such split, a file is missing or wrong, or too many images are missing.
+    """
+    config = with_demo(config, cache, progress)
+    ratings = read_splits(config, [name])
+    if name not in ratings:
+        raise DataError(f"there is no {name} split; name its file in data.{name}")
+    return _split(name, ratings[name], _snapshot(config, cache, name, ratings[name], progress)), ratings[name]
+
+
+def _snapshot(
+    config: DataConfig, cache: Path, name: SplitName, ratings: Ratings, progress: Progress = no_progress
+) -> Snapshot:
     """What is known of a split's images, or is found out now."""
     if known := read_snapshot(Shelf(cache), images_folder(config, ratings), ratings.ids, edges_of(name, config)):
+        if refusal := too_few(ratings, known.left_out, config):  # it may be of a study that allows more
+            raise refusal
         return known
     found = find_files(config, name, ratings)
     if refusal := too_few(ratings, found.missing, config):
         raise refusal
-    cached = decode_files(look_up_files({name: found}, config, cache), cache, no_progress)[name]
+    cached = decode_files(look_up_files({name: found}, config, cache), cache, progress)[name]
     if refusal := too_few(ratings, left_out(found, cached), config):
         raise refusal
     return _take(found, cached, config, cache)
@@ -129,7 +149,8 @@ def _take(found: Found, cached: CachedImages, config: DataConfig, cache: Path) -
     usable = cached.decoded
     images = {edge: images.subset(usable).compact() for edge, images in cached.images.items()}
     snapshot = Snapshot(found.rows[usable], images, left_out(found, cached))
-    write_snapshot(Shelf(cache), images_folder(config, found.ratings), found.ratings.ids, snapshot)
+    folder = images_folder(config, found.ratings)
+    write_snapshot(Shelf(cache), folder, found.ratings.ids, cached.digests[usable], snapshot)
     return snapshot
 
 

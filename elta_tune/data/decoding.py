@@ -7,6 +7,12 @@ CMYK, YCbCr, Lab, palette  as Pillow converts them; colour profiles are not appl
 several frames             the first
 over 89 million pixels     refused before any is decoded, as Pillow warns of such
 over MAX_BYTES             refused before it is read
+any other kind of file     refused, whatever it is called: Pillow would start Ghostscript for an EPS
+
+Pillow decodes, at a fraction of the size where a JPEG is far larger than wanted (its draft mode, which leaves libjpeg
+out most of the work). Measured beside it at the same pixels, in ms per image on one core: at 640×480, whole, Pillow
+1.44, simplejpeg 1.24, torchvision 0.88; at 12 megapixels, as drafts, Pillow 30.2 and the quickest of the others 29.8.
+Reading and resizing take the rest, a cache is built once, and another decoder would be one more thing to install.
 """
 
 from __future__ import annotations
@@ -25,8 +31,12 @@ from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat
 
 RULE = "3: first frame, EXIF rotation, RGB on white, Pillow bilinear squash"
 """What turns a file into pixels; another rule is another cache."""
+KINDS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+"""Kinds of files that are decoded; an MPO is a JPEG with more behind it."""
 MAX_BYTES = 2**29
 """Largest file: no image of 89 million pixels needs more."""
+STRIP = 64
+"""Rows of an image that are converted at once."""
 THUMBNAIL = 8
 ROOM = 2.5
 """A JPEG is decoded at ½, ¼ or ⅛ of its size as long as this many times the wanted size remains of it."""
@@ -116,7 +126,7 @@ def decode(content: bytes) -> Image.Image:
     Raises:
         Exception: unreadable; a hostile file may raise anything.
     """
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=KINDS) as image:
         return _rgb(ImageOps.exif_transpose(image))
 
 
@@ -141,7 +151,7 @@ def shrink(content: bytes, sizes: Sequence[int]) -> Shrunk:
 
 def _decode(content: bytes, enough: int | None) -> Decoded:
     """Decodes so that at least `enough` pixels remain in both directions; None is all of them."""
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=KINDS) as image:
         whole = image.size
         drafted = None if enough is None else image.draft(None, (enough, enough))
         width, height = image.size if drafted is None else drafted[1][2:]
@@ -155,12 +165,20 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError("grey of 32 bits, of which no one says what is white")
     if image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        image = _eight_bits(image)
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits in 8, a strip after the other: the whole in 32 bits would take ten times its size."""
+    grey = Image.new("L", image.size)
+    for top in range(0, image.height, STRIP):
+        levels = np.asarray(image.crop((0, top, image.width, min(top + STRIP, image.height)))).astype(np.uint32)
+        grey.paste(Image.fromarray(((levels + 128) // 257).astype(np.uint8)), (0, top))
+    return grey
 
 
 def _difference(one: Image.Image, other: Image.Image) -> float:

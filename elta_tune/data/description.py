@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from elta_tune.data.cache import CachedImages, free_bytes
 from elta_tune.data.check import Examined
-from elta_tune.data.found import fingerprint, left_out
+from elta_tune.data.found import Found, fingerprint, left_out
 from elta_tune.data.overlap import Shared
 from elta_tune.data.splits import SplitName
+from elta_tune.errors import DataError
 from elta_tune.method.metrics import tail_cuts
 
 BINS = 18
@@ -40,12 +41,23 @@ def describe(examined: Examined) -> dict[str, Any]:
         "histogram_edges": edges.tolist(),
         "splits": {name: _split(examined, name, edges, cuts) for name in examined.ratings},
         "shared": [_shared(item) for item in examined.shared],
-        "refusals": [{"message": error.message, "hint": error.hint} for error in examined.refusals],
+        "refusals": list(map(_refusal, examined.refusals)),
     }
 
 
-def describe_cache(cached: Mapping[SplitName, CachedImages], cache: Path) -> dict[str, Any]:
-    """What the cache has of each split's images, and what decoding the others takes; in bytes."""
+def describe_refused(refusals: Sequence[DataError]) -> dict[str, Any]:
+    """The same where the files can't be read: there are no splits then."""
+    return {"ok": False, "splits": {}, "shared": [], "refusals": list(map(_refusal, refusals))}
+
+
+def _refusal(error: DataError) -> dict[str, Any]:
+    return {"message": _shown(error.message), "hint": error.hint}
+
+
+def describe_cache(
+    found: Mapping[SplitName, Found], cached: Mapping[SplitName, CachedImages], cache: Path
+) -> dict[str, Any]:
+    """What the cache has of each split's images, and what decoding the others takes, in bytes; what is no file."""
     return {
         "cache": str(cache),
         "free": free_bytes(cache),
@@ -56,6 +68,7 @@ def describe_cache(cached: Mapping[SplitName, CachedImages], cache: Path) -> dic
                 "edges": list(part.images),
                 "decoded": len(part.decoded),
                 "unreadable": len(part.unreadable),
+                "not_found": len(found[name].missing),
                 "bytes": sum(edge**2 * 3 for edge in part.images) * len(part.files),
                 "missing": part.missing_bytes,
             }
@@ -95,8 +108,13 @@ def _images(examined: Examined, name: SplitName) -> dict[str, Any] | None:
         "missing": len(found.missing),
         "unreadable": None if cached is None else len(cached.unreadable),
         "used": None if cached is None else len(cached.decoded),
-        "left_out": [{"id": image, "reason": reason} for image, reason in left_out(found, cached)],
+        "left_out": [{"id": _shown(image), "reason": _shown(reason)} for image, reason in left_out(found, cached)],
     }
+
+
+def _shown(text: str) -> str:
+    """Text that can be written: names of files need not be UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _spread(values: NDArray[np.float64], names: tuple[str, ...]) -> dict[str, float | None]:
@@ -110,5 +128,7 @@ def _segments(scores: NDArray[np.float64], cuts: tuple[float, float]) -> dict[st
 
 def _shared(item: Shared) -> dict[str, Any]:
     members = zip(("first", "second"), (item.first, item.second), item.ids, strict=True)
-    places = {place: {"split": member.name, "file": str(member.file), "id": image} for place, member, image in members}
+    places = {
+        place: {"split": member.name, "file": str(member.file), "id": _shown(image)} for place, member, image in members
+    }
     return {**places, "same": item.how, "refused": item.is_leak}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import CachedImages, Progress, complete, find_room, look_up
 from elta_tune.data.packs import Index
-from elta_tune.data.readers import Ratings
+from elta_tune.data.readers import Ratings, id_bytes
 from elta_tune.data.splits import SplitName
 from elta_tune.errors import DataError
 
@@ -42,7 +42,7 @@ def find_files(config: DataConfig, name: SplitName, ratings: Ratings) -> Found:
         DataError: there is no folder of images.
     """
     folder = images_folder(config, ratings)
-    files = [_image_file(folder, name_) for name_ in ratings.ids]
+    files = [image_file(folder, name_) for name_ in ratings.ids]
     there = np.array([file is not None for file in files], dtype=bool)
     missing = tuple((str(name_), _why_missing(folder, name_)) for name_ in ratings.ids[~there])
     return Found(name, ratings, [file for file in files if file is not None], np.flatnonzero(there), missing)
@@ -63,9 +63,10 @@ def images_folder(config: DataConfig, ratings: Ratings) -> str:
 
 
 def fingerprint(ids: NDArray[np.object_], scores: NDArray[np.float64] | None) -> str:
-    """A hash of the ids and labels of a split: results are compared on the same one only."""
-    digest = hashlib.blake2b("\0".join(ids).encode(), digest_size=8)
-    digest.update(b"" if scores is None else scores.round(6).tobytes())
+    """A hash of the ids and labels of a split, in whatever order: results are compared on the same one only."""
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    digest = hashlib.blake2b(id_bytes("\0".join(ids[order])), digest_size=8)
+    digest.update(b"" if scores is None else scores[order].round(6).tobytes())
     return digest.hexdigest()
 
 
@@ -115,7 +116,7 @@ def too_few(ratings: Ratings, missing: LeftOut, config: DataConfig) -> DataError
     )
 
 
-def _image_file(folder: str, name: str) -> str | None:
+def image_file(folder: str, name: str) -> str | None:
     """An image by its id. Links are followed, wherever they lead: many keep their data sets that way."""
     if _leads_out(folder, name):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -30,16 +31,16 @@ class Entry:
 def list_entries(root: Path) -> list[Entry]:
     """All parts of a cache, the last used first."""
     current = Shelf(root).path
-    entries = [_pack(about.parent) for about in current.glob("[0-9]*/about.json")]
+    entries = _packs(current)
     for path in root.glob("pixels-*"):
         if path != current:
-            packs = [_pack(about.parent) for about in path.glob("[0-9]*/about.json")]
-            used = max((pack.used for pack in packs), default=path.stat().st_mtime)
+            packs = _packs(path)
+            used = max((pack.used for pack in packs), default=_changed(path))
             entries.append(Entry(path.name, None, None, sum(pack.images for pack in packs), _size(path), used))
     for path in root.glob("demo-*"):
         images = path / "images"
-        count = sum(1 for _ in images.iterdir())
-        entries.append(Entry(path.name, str(images), None, count, _size(path), path.stat().st_mtime))
+        count = sum(1 for _ in images.glob("*"))
+        entries.append(Entry(path.name, str(images), None, count, _size(path), _changed(path)))
     return sorted(entries, key=lambda entry: (-entry.used, entry.key))
 
 
@@ -47,7 +48,7 @@ def remove_entry(root: Path, key: str) -> Entry:
     """Removes a part of the cache. Trials that run keep what they have open; what is needed again is decoded again.
 
     Raises:
-        DataError: there is no such part, or it is being written.
+        DataError: there is no such part, it is being written, or it can't be removed.
     """
     entries = {entry.key: entry for entry in list_entries(root)}
     if key not in entries:
@@ -55,16 +56,38 @@ def remove_entry(root: Path, key: str) -> Entry:
             f"there is no {key!r} in {root}{did_you_mean(key, entries)}", "see: elta-tune data cache --list"
         )
     shelf = Shelf(root)
-    path = next(path for path in (shelf.path / key, root / key) if path.exists())
-    with shelf.lock(_refuse_waiting):
-        aside = path.with_name(f".removed-{path.name}")
-        path.rename(aside)  # at once, for whoever looks
-        shutil.rmtree(aside)
+    path = shelf.path / key if (shelf.path / key).exists() else root / key
+    try:
+        with shelf.lock(_refuse_waiting):
+            _sweep(shelf.path, root)
+            aside = path.with_name(f".removed-{path.name}")
+            path.rename(aside)  # at once, for whoever looks
+            shutil.rmtree(aside)
+            if not _packs(shelf.path):
+                shelf.forget()
+    except OSError as error:
+        raise DataError(f"{path}: can't be removed: {error.strerror or error}") from error
     return entries[key]
+
+
+def _sweep(*folders: Path) -> None:
+    """Removes what a kill has left of earlier removals."""
+    for folder in folders:
+        for path in folder.glob(".removed-*"):
+            shutil.rmtree(path)
 
 
 def _refuse_waiting() -> None:
     raise DataError("the cache is being written by another run; try again when that is done")
+
+
+def _packs(shelf: Path) -> list[Entry]:
+    """The packs of a shelf, without those that another process removes meanwhile."""
+    found = []
+    for about in shelf.glob("[0-9]*/about.json"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(_pack(about.parent))
+    return found
 
 
 def _pack(path: Path) -> Entry:
@@ -75,4 +98,14 @@ def _pack(path: Path) -> Entry:
 
 
 def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    size = 0
+    for file in path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            size += file.stat().st_size if file.is_file() else 0
+    return size
+
+
+def _changed(path: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -36,30 +36,39 @@ class Member:
 
 @dataclass(frozen=True)
 class Shared:
-    """An image of `first` that is also in `second`, which may be the same."""
+    """An image of `first` that is also in `second`, which may be the same.
+
+    `is_of_many`: more of a held-out split than is allowed is in the training images, under other names.
+    """
 
     first: Member
     second: Member
     ids: tuple[str, str]
     how: str
+    is_of_many: bool = False
 
     @property
     def is_leak(self) -> bool:
         """Whether a model would be judged by what it was trained on, or two files can't both be right.
 
         The pool must share nothing with validation or test. Labelled splits must share no id and no file; the same
-        content in two files is no more than odd, since AVA itself has such pairs.
+        content in two files is no more than odd, since AVA itself has such pairs, unless it is of many.
         """
         names = {self.first.name, self.second.name}
-        return len(names) == 2 and (self.how in ("id", "file") or ("pool" in names and bool(names & {"val", "test"})))
+        is_refused = self.how in ("id", "file") or ("pool" in names and bool(names & {"val", "test"}))
+        return len(names) == 2 and (is_refused or self.is_of_many)
 
     def __str__(self) -> str:
         where = "there" if self.first is self.second else f"in {self.second.file}"
         return f"{self.first.file}: {self.ids[0]!r} is also {where} as {self.ids[1]!r} (the same {self.how})"
 
 
-def find_shared(members: Sequence[Member], shelf: Shelf) -> list[Shared]:
-    """Each image that is there twice, once, by the plainest way in which it is."""
+def find_shared(members: Sequence[Member], shelf: Shelf, allowed: float) -> list[Shared]:
+    """Each image that is there twice, once, by the plainest way in which it is.
+
+    Args:
+        allowed: share of a held-out split whose content may be in the training images under other names.
+    """
     keys = [
         {"id": member.ids.tolist(), **contents}
         for member, contents in zip(members, _contents(members, shelf), strict=True)
@@ -75,7 +84,17 @@ def find_shared(members: Sequence[Member], shelf: Shelf) -> list[Shared]:
                     seen.add(a)
                     ids = (str(members[first].ids[a]), str(members[second].ids[b]))
                     found.append(Shared(members[first], members[second], ids, how))
-    return found
+    return _mark_many(found, allowed)
+
+
+def _mark_many(shared: Sequence[Shared], allowed: float) -> list[Shared]:
+    copies: dict[str, set[str]] = {}
+    for item in shared:
+        if item.first.name == "train" and item.second.name in ("val", "test"):
+            copies.setdefault(item.second.name, set()).add(item.ids[1])
+    sizes = {item.second.name: len(item.second.ids) for item in shared}
+    many = {name for name, ids in copies.items() if len(ids) > allowed * sizes[name]}
+    return [replace(item, is_of_many=item.first.name == "train" and item.second.name in many) for item in shared]
 
 
 def leak(shared: Sequence[Shared]) -> DataError | None:

@@ -160,6 +160,14 @@ class Images:
             self.packs[owner].read_into(int(row), image)
         return images
 
+    def digests(self) -> Bytes:
+        """(N, 16): hash of each file's bytes."""
+        digests = np.empty((len(self), DIGEST), np.uint8)
+        for number, pack in enumerate(self.packs):
+            own = self.owners == number
+            digests[own] = pack.digests()[self.rows[own]]
+        return digests
+
     def previews(self) -> Previews:
         """(N,) of `size` (2,), upright width and height of the whole image, and `thumbnail` (8, 8, 3)."""
         previews = np.empty(len(self), PREVIEW)

@@ -14,8 +14,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -26,6 +29,10 @@ FILE = 2 * DIGEST + 16
 """Bytes of a record of `files.bin`: hash of the path, length and time of change, digest."""
 Facts = tuple[int, int]
 """Length and time of change of a file: with others, its content is another."""
+
+
+TORN = (OSError, ValueError, EOFError, KeyError, BadZipFile)
+"""What NumPy makes of a file of arrays that is not there, or not whole: it is not known then."""
 
 
 class Shelf:
@@ -80,20 +87,38 @@ class Shelf:
         places = positions(digests, known)
         return {int(index): lines[places[index]][1] for index in np.flatnonzero(places >= 0)}
 
+    def forget(self) -> None:
+        """Removes all that is known of files and splits, as is right where no image is left; the lock stays."""
+        for path in (self._files, self._unreadable):
+            path.unlink(missing_ok=True)
+        for folder in ("snapshots", "pictures"):
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+
     def remembered(self, kind: str, key: bytes, find: Callable[[], Index]) -> Index:
         """What was found for a key, or is found now: (N,)."""
         path = self.path / kind / f"{hashlib.blake2b(key, digest_size=DIGEST).hexdigest()}.npy"
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(*TORN):
             known: Index = np.load(path)
             return known
         found = find()
-        with contextlib.suppress(OSError):  # then it is found again the next time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(f".{os.getpid()}")
-            with aside.open("wb") as file:
-                np.save(file, found)
-            aside.replace(path)
+        with contextlib.suppress(OSError), whole_file(path) as file:  # else it is found again the next time
+            np.save(file, found)
         return found
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which is there when it is written as a whole, and would survive a loss of power."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def open_pack(path: Path) -> Pack | None:
@@ -114,7 +139,7 @@ class Journal:
     def note(self, file: str, facts: Facts, digest: bytes, reason: str | None) -> None:
         """Notes what a file holds, and why that is no image if it is none."""
         if reason is not None:
-            self._unreadable.append(f"\n{digest.hex()} {reason}".encode())
+            self._unreadable.append(f"\n{digest.hex()} {reason}".encode(errors="backslashreplace"))
         self._files.append(_name(file) + np.array(facts, np.int64).tobytes() + digest)
 
     def close(self) -> None:

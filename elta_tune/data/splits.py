@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig, SplitConfig
-from elta_tune.data.readers import Ratings, read_ratings, read_unlabelled
+from elta_tune.data.readers import Ratings, id_bytes, read_ratings, read_unlabelled
 from elta_tune.errors import DataError
 
 LabelledName = Literal["train", "val", "test"]
@@ -58,7 +58,7 @@ def hold_out(ratings: Ratings, split: SplitConfig) -> NDArray[np.str_]:
         DataError: there are too few images for a part.
     """
     assert ratings.scores is not None
-    digests = [hashlib.blake2b(f"{split.seed}\0{name}".encode(), digest_size=8).digest() for name in ratings.ids]
+    digests = [hashlib.blake2b(id_bytes(f"{split.seed}\0{name}"), digest_size=8).digest() for name in ratings.ids]
     lots = np.frombuffer(b"".join(digests), dtype=">u8")
     parts = np.full(len(ratings.ids), "train")
     rest = np.lexsort((lots, ratings.scores))

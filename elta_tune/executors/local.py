@@ -10,12 +10,15 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import signal
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 
@@ -73,13 +76,9 @@ def plan_slots(devices: Sequence[str], workers: int | None) -> list[Slot]:
     return [Slot(devices[index % len(devices)], threads) for index in range(count)]
 
 
-def start_forkserver(main: str | None = None) -> None:
-    """Starts the forkserver, whose imports then run while the caller does something else.
-
-    Args:
-        main: what the main script imports: each trial's process imports that script, too.
-    """
-    multiprocessing.set_forkserver_preload([*PRELOAD, *([main] if main else [])])
+def start_forkserver() -> None:
+    """Starts the forkserver, whose imports then run while the caller does something else."""
+    multiprocessing.set_forkserver_preload(PRELOAD)
     multiprocessing.resource_tracker.ensure_running()  # which unblocks signals
     # Ctrl-C goes to all processes of a terminal, and is the supervisor's to answer: started while it is blocked, the
     # forkserver and its children never take it, and this process takes it afterwards.
@@ -88,6 +87,21 @@ def start_forkserver(main: str | None = None) -> None:
         multiprocessing.forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextmanager
+def without_main_script() -> Iterator[None]:
+    """Processes that are started within do not import the main script.
+
+    A trial needs nothing of it; and imported there, a script that starts a study without asking for `__main__` would
+    start it again.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 class LocalExecutor:
@@ -117,7 +131,8 @@ class LocalExecutor:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, job, slot.device, slot.threads, time.time())
         process = self._context.Process(target=work, args=arguments, name=f"trial-{job.number}")
-        process.start()
+        with without_main_script():
+            process.start()
         theirs.close()  # else the end of the process would not end the pipe
         self._running[job.number] = Running(process, ours, slot)
 

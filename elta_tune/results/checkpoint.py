@@ -6,47 +6,57 @@ A file stands by itself: `load_checkpoint` needs nothing else to predict.
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
 from elta_tune.documents import Document, parse
 from elta_tune.errors import ModelError
+from elta_tune.results.weights_files import read_weights_file
 from elta_tune.training.model import AestheticModel, build_model
 
 Format = Literal["ckpt", "safetensors"]
-FORMATS: tuple[Format, ...] = ("ckpt", "safetensors")
+METADATA_KEY = "elta_tune"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What an exported file holds.
 
-    `bins` (K,) are on the method's 1…10; `scale` is the data set's own.
+    `bins` (K,) are on the method's 1…10; `scale`, `threshold` and `tail_cuts` (of the training split, None where it is
+    not known) are the data set's own.
     """
 
     state_dict: dict[str, Tensor]
     config: TrialConfig
     metrics: dict[str, float | None]
-    epoch: int
+    epoch: int | None
     bins: list[float] | None
     scale: tuple[float, float]
+    threshold: float
+    tail_cuts: tuple[float, float] | None
     source: dict[str, Any]
 
     def model(self) -> AestheticModel:
-        """The model, on the CPU, ready to predict."""
+        """The model, on the CPU, ready to predict.
+
+        Raises:
+            ModelError: the weights are not this model's.
+        """
         config = self.config.model.model_copy(update={"pretrained": False, "weights": None})
         bins = None if self.bins is None else torch.tensor(self.bins)
         model = build_model(config, bins=bins, size=self.config.data.crop, seed=0)
-        model.load_state_dict(self.state_dict)
+        try:
+            model.load_state_dict(self.state_dict)
+        except RuntimeError as error:
+            first = str(error).splitlines()[-1].strip()
+            raise ModelError(f"the weights are not those of a {config.backbone} and its head: {first}") from error
         return model.eval()
 
     def facts(self) -> dict[str, Any]:
@@ -57,6 +67,8 @@ class Checkpoint:
             "epoch": self.epoch,
             "bins": self.bins,
             "scale": list(self.scale),
+            "threshold": self.threshold,
+            "tail_cuts": self.tail_cuts and list(self.tail_cuts),
             "source": self.source,
         }
 
@@ -66,7 +78,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path, kind: Format) -> None:
     if kind == "ckpt":
         torch.save({"state_dict": checkpoint.state_dict, **checkpoint.facts()}, path)
     else:
-        save_file(checkpoint.state_dict, path, metadata={"elta_tune": json.dumps(checkpoint.facts())})
+        save_file(checkpoint.state_dict, path, metadata={METADATA_KEY: json.dumps(checkpoint.facts())})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -76,33 +88,43 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ModelError: it is not one of ours.
     """
     try:
-        content = _read(path)
-        facts: Mapping[str, Any] = content["facts"]
-        config = parse(TrialConfig, Document(f"{path}: config", dict(facts["config"])))
-        return Checkpoint(
-            content["state_dict"],
-            config,
-            dict(facts["metrics"]),
-            int(facts["epoch"]),
-            facts["bins"],
-            (float(facts["scale"][0]), float(facts["scale"][1])),
-            dict(facts["source"]),
-        )
-    except pickle.UnpicklingError as error:
-        raise ModelError(
-            f"{path}: not a checkpoint of elta-tune: it holds more than weights and plain values"
-        ) from error
-    except (KeyError, TypeError, IndexError, OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise ModelError(f"{path}: not a checkpoint of elta-tune: {reason}") from error
+        content, metadata = read_weights_file(path)
+    except ModelError as error:
+        reason = error.message.removeprefix(f"{path}: ")
+        raise ModelError(f"{path}: not a checkpoint of elta-tune: {reason}", error.hint) from error
+    checkpoint = own_checkpoint(content, metadata, path)
+    if checkpoint is None:
+        raise ModelError(f"{path}: not a checkpoint of elta-tune: the configuration that trained it is not in it")
+    return checkpoint
 
 
-def _read(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        is_torch = file.read(4) == b"PK\x03\x04"  # torch files are zip archives
-    if is_torch:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return {"state_dict": content.pop("state_dict"), "facts": content}
-    with safe_open(path, framework="pt") as opened:
-        facts = json.loads((opened.metadata() or {})["elta_tune"])
-    return {"state_dict": load_file(path), "facts": facts}
+def own_checkpoint(content: Mapping[str, Any], metadata: Mapping[str, str], path: Path) -> Checkpoint | None:
+    """The checkpoint in the content of a file that `save_checkpoint` wrote, or None if another tool did.
+
+    Raises:
+        ModelError: parts of it are missing or wrong.
+    """
+    try:
+        if METADATA_KEY in metadata:
+            return from_facts(content, json.loads(metadata[METADATA_KEY]), path)
+        if "config" not in content or "scale" not in content:
+            return None
+        return from_facts(content["state_dict"], content, path)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(f"{path}: a damaged checkpoint of elta-tune: {type(error).__name__}: {error}") from error
+
+
+def from_facts(state_dict: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> Checkpoint:
+    """The way back of `Checkpoint.facts`; `path` is named in errors."""
+    cuts = facts["tail_cuts"]
+    return Checkpoint(
+        dict(state_dict),
+        parse(TrialConfig, Document(f"{path}: config", dict(facts["config"]))),
+        dict(facts["metrics"]),
+        facts["epoch"],
+        facts["bins"],
+        (float(facts["scale"][0]), float(facts["scale"][1])),
+        float(facts["threshold"]),
+        None if cuts is None else (float(cuts[0]), float(cuts[1])),
+        dict(facts["source"]),
+    )

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from elta_tune.config import load_recipe
 from elta_tune.errors import StudyError
-from elta_tune.records import StudyFolder
+from elta_tune.records import UMASK, StudyFolder
 from elta_tune.results.checkpoint import Checkpoint, Format, save_checkpoint
+from elta_tune.results.convert import write_card, write_model
+from elta_tune.results.kinds import Kind
+from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.devices import available_devices
 
 TOLERANCE = 1e-5
@@ -30,8 +31,8 @@ TOLERANCE_ELSEWHERE = 1e-3
 """The same where the trial ran on another device, whose sums run in another order."""
 
 
-def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format, *, cache: Path) -> float:
-    """Writes the weights of a trial's best epoch, after a new process has measured the file on the validation split.
+def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Kind, *, cache: Path) -> float:
+    """Writes the weights of a trial's best epoch, after a new process has measured them on the validation split.
 
     Returns:
         The largest difference of a predicted score.
@@ -41,18 +42,24 @@ def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Format,
             trial did: by how much.
     """
     checkpoint, predictions = trial_checkpoint(study, result), study.trial(result["trial"]).predictions_file
+    own: Format = "ckpt" if kind == "ckpt" else "safetensors"
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with _writing(path):
-            save_checkpoint(checkpoint, aside, kind)
+            save_checkpoint(checkpoint, aside, own)
         measured = measure(aside, "val", cache=cache, like=result["environment"])
         difference = _compare(result, predictions, measured)
+        if kind != own:
+            return max(difference, write_model(checkpoint, path, kind))
         with _writing(path):
+            aside.chmod(0o666 & ~UMASK)  # safetensors writes for the owner alone
             aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+    if kind == "safetensors":
+        write_card(checkpoint, path)
     return difference
 
 
@@ -73,26 +80,12 @@ def measure_trial(study: StudyFolder, result: dict[str, Any], split: str, *, cac
 
 
 def trial_checkpoint(study: StudyFolder, result: dict[str, Any]) -> Checkpoint:
-    """The checkpoint of a trial's best epoch.
+    """The checkpoint of the best epoch of a study's trial.
 
     Raises:
-        StudyError: its weights are gone or damaged.
+        StudyError, ModelError: as `checkpoint_of_trial`.
     """
-    trial = study.trial(result["trial"])
-    try:
-        weights = load_file(trial.best_file)
-    except (OSError, SafetensorError) as error:
-        raise StudyError(f"{trial.best_file}: the weights of trial {result['trial']} can't be read: {error}") from error
-    return Checkpoint(
-        state_dict=weights,
-        config=load_recipe(trial.config_file),
-        metrics=result["metrics"],
-        epoch=result["best_epoch"],
-        bins=result["model"]["bins"],
-        scale=tuple(result["model"]["scale"]),
-        source={key: result[key] for key in ("trial", "value", "best_step", "best_round", "params", "data")}
-        | {"study": study.name, "environment": result["environment"]},
-    )
+    return checkpoint_of_trial(study.trial(result["trial"]), result, study.name)
 
 
 def measure(checkpoint: Path, split: str, *, cache: Path, like: dict[str, Any]) -> dict[str, Any]:

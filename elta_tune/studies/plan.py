@@ -51,7 +51,7 @@ class StudyPlan:
 
 
 def make_plan(space: SearchSpace, recipe: TrialConfig) -> StudyPlan:
-    """Joins a space and a recipe: the objective chooses each trial's best epoch; no pool, no self-training."""
+    """Joins a space and a recipe: the objective chooses each trial's best epoch; no pseudo-labels, no self-training."""
     return StudyPlan(*hold_without_pool(space, space.measured(recipe)))
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.cache import Progress
 from elta_tune.data.dataset import Dataset, prepare
-from elta_tune.studies.plan import StudyPlan
+from elta_tune.executors.local import Slot, plan_slots
+from elta_tune.records import StudyFolder
+from elta_tune.studies.plan import StudyPlan, record_plan
+from elta_tune.training.devices import available_devices, check_devices
 from elta_tune.training.model import check_backbone
-from elta_tune.training.self_training import check_fits
+from elta_tune.training.self_training import check_fits, compute_frozen
+from elta_tune.trial import commit, versions
 
 
 def configurations(plan: StudyPlan) -> Iterator[TrialConfig]:
@@ -21,8 +25,41 @@ def configurations(plan: StudyPlan) -> Iterator[TrialConfig]:
             yield from (plan.recipe.replace({name: value}) for value in parameter.probes())
 
 
-def preflight(configs: Sequence[TrialConfig], cache: Path, progress: Progress) -> Dataset:
+def choose_slots(devices: Sequence[str] | None, workers: int | None) -> list[Slot]:
+    """Slots for a number of trials at a time, on some devices.
+
+    Args:
+        devices: their names; None: every GPU, or else the CPU.
+        workers: trials at a time; None: one per device.
+
+    Raises:
+        ModelError: a device is not here.
+        ConfigError: there is no device, or no worker.
+    """
+    names = available_devices() if devices is None else devices
+    check_devices(names)
+    return plan_slots(names, workers)
+
+
+def preflight_study(plan: StudyPlan, slots: Sequence[Slot], cache: Path, progress: Progress) -> Dataset:
+    """Does `preflight` for all that a study may train; returns its data."""
+    return preflight(list(configurations(plan)), cache, progress, {slot.device for slot in slots})
+
+
+def record_start(folder: StudyFolder, plan: StudyPlan, files: Mapping[str, str], backend: str) -> None:
+    """Writes `study.yaml` with what is told of the run that starts a study; of one that goes on, its raised budget."""
+    facts = {"study": folder.name, "backend": backend, **files, "packages": versions(), "commit": commit()}
+    record_plan(folder, plan, facts)
+
+
+def preflight(
+    configs: Sequence[TrialConfig], cache: Path, progress: Progress, devices: Collection[str] = ()
+) -> Dataset:
     """Prepares the data that the configurations share, and builds each model once.
+
+    Args:
+        devices: where the trials will run. On the CPU alone, a frozen backbone's features are computed here, with all
+            cores; the memory of a GPU is left to the trials, the first of which computes them.
 
     Raises:
         DataError: a rating file, an image or a batch size.
@@ -33,4 +70,6 @@ def preflight(configs: Sequence[TrialConfig], cache: Path, progress: Progress) -
     dataset = prepare(configs[0].data, cache, progress)
     for config in configs:
         check_fits(config, dataset)
+        if config.model.freeze and set(devices) == {"cpu"}:
+            compute_frozen(config, dataset, cache, progress)
     return dataset

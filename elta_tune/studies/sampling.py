@@ -93,4 +93,5 @@ def _longest(plan: StudyPlan) -> int:
         varied = plan.space.parameters.get(name)
         return max(int(value) for value in (plan.recipe.get(name), *(varied.probes() if varied else ())))
 
-    return most("training.epochs") + most("self_training.rounds") * most("self_training.epochs")
+    rounds = most("self_training.rounds") * most("self_training.epochs")
+    return most("training.epochs") + rounds + most("training.retrain_head_epochs")

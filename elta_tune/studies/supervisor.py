@@ -22,6 +22,8 @@ RETRIES = 2
 """How often a trial whose process died is resumed without a new epoch in between."""
 FAILURES_IN_A_ROW = 3
 """As many trials that failed alike stop the study: a bad node or a bad recipe would burn it."""
+ANY_FAILURES_IN_A_ROW = 10
+"""As many that failed for whatever reasons stop it, too: failed trials use no budget, so nothing else would."""
 TICK = 0.25
 """Seconds between looks at the clock."""
 
@@ -176,16 +178,17 @@ class Supervisor:
         return deaths > RETRIES
 
     def _watch_failures(self, result: dict[str, Any]) -> None:
+        """Stops a study that burns: trials that fail alike, or ever so many with none between them that does not."""
         if result["state"] != "failed":
             self._failures.clear()
             return
         self._failures.append(_cause(result["reason"]))
-        if self._failures[-FAILURES_IN_A_ROW:].count(self._failures[-1]) == FAILURES_IN_A_ROW:
+        count = len(self._failures)
+        alike = self._failures[-FAILURES_IN_A_ROW:] == [self._failures[-1]] * FAILURES_IN_A_ROW
+        if alike or count == ANY_FAILURES_IN_A_ROW:
             log = self.study.folder.trial(result["trial"]).log_file
-            raise StudyError(
-                f"{FAILURES_IN_A_ROW} trials in a row failed alike: {result['reason']}",
-                f"look into {log}; `elta-tune run` goes on with the study",
-            )
+            told = f"{FAILURES_IN_A_ROW} trials in a row failed alike" if alike else f"{count} trials in a row failed"
+            raise StudyError(f"{told}: {result['reason']}", f"look into {log}; `elta-tune run` goes on with the study")
 
 
 def _cause(reason: str) -> str:

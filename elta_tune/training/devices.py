@@ -20,6 +20,17 @@ def available_devices() -> list[str]:
     return ["mps"] if torch.backends.mps.is_available() else ["cpu"]
 
 
+def choose_device(name: str) -> str:
+    """The device of that name; of `auto`, the first GPU, or else the CPU.
+
+    Raises:
+        ModelError: it is not here.
+    """
+    device = available_devices()[0] if name == "auto" else name
+    check_devices([device])
+    return device
+
+
 def check_devices(names: Sequence[str]) -> None:
     """Refuses devices that are not here, without waking a GPU: that would take memory from the trials.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elta_tune.config import ModelConfig
+from elta_tune.data.batches import augment, normalize
 from elta_tune.errors import ModelError, did_you_mean
 from elta_tune.method.losses import emd_loss, mse_loss
 from elta_tune.method.scores import mean_score
@@ -65,8 +66,21 @@ class AestheticModel(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.head.parameters()).device
+
+    def augmented(self, images: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+        """What a training step sees of uint8 images (B, S, S, 3): random crops (B, crop, crop, 3), half mirrored."""
+        return augment(images, crop, generator)
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """Inputs of the backbone, (B, 3, S, S), from uint8 images (B, S, S, 3)."""
+        return normalize(images, self.mean, self.std)
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) → pooled features (B, D) and logits."""
+        """Inputs (B, 3, S, S) → pooled features (B, D) and logits."""
         features = self.backbone(images)
         return features, self.head(features)
 
@@ -84,18 +98,24 @@ def build_model(config: ModelConfig, *, bins: Tensor | None, size: int, seed: in
     """
     torch.manual_seed(seed)
     backbone = _backbone(config, size)
+    return AestheticModel(backbone, build_head(config, width=backbone.head_hidden_size, bins=bins, seed=seed))
+
+
+def build_head(config: ModelConfig, *, width: int, bins: Tensor | None, seed: int) -> DistributionHead | ScoreHead:
+    """A new head on features (B, width), the same with and without a backbone of the same seed.
+
+    Raises:
+        ModelError: the head predicts distributions, and there are none.
+    """
     torch.manual_seed(stage_seed(seed, "head"))
-    head: DistributionHead | ScoreHead
-    if config.head == "emd":
-        if bins is None:
-            raise ModelError(
-                "model.head: emd needs ratings with a distribution; these have scores only",
-                "predict scores: --set model.head=mse; or spread them over bins: --set data.spread=WIDTH",
-            )
-        head = DistributionHead(backbone.head_hidden_size, config.hidden_size, bins)
-    else:
-        head = ScoreHead(backbone.head_hidden_size, config.dropout)
-    return AestheticModel(backbone, head)
+    if config.head == "mse":
+        return ScoreHead(width, config.dropout)
+    if bins is None:
+        raise ModelError(
+            "model.head: emd needs ratings with a distribution; these have scores only",
+            "predict scores: --set model.head=mse; or spread them over bins: --set data.spread=WIDTH",
+        )
+    return DistributionHead(width, config.hidden_size, bins)
 
 
 def _backbone(config: ModelConfig, size: int) -> Any:

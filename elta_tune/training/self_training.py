@@ -4,64 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache import Progress
 from elta_tune.data.check import unfit
 from elta_tune.data.dataset import Dataset
 from elta_tune.errors import ConfigError
 from elta_tune.method.scores import mean_score
 from elta_tune.method.sharpening import select, sharpen
+from elta_tune.training.features import frozen_dataset
+from elta_tune.training.learner import (
+    Best,
+    Learner,
+    Selection,
+    checkpoint_of,
+    method_bins,
+    new_learner,
+    new_model,
+    next_round,
+    restored,
+)
 from elta_tune.training.loop import (
     Predictions,
     Samples,
-    build_optimizer,
     evaluate,
     forget_peak_memory,
-    precision_of,
     predict,
     to_method_scale,
     train_epoch,
 )
-from elta_tune.training.model import SCALE, AestheticModel, build_model, check_images, trained_state
-from elta_tune.training.seeding import stage_seed
-
-Plain = TypeVar("Plain", "Selection", Predictions)
-ARRAYS = ("truth", "scores", "distributions")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The M of `pool_size` images of the pool that round `round` trains on.
-
-    `rows` (M,) of the pool, `scores` (M,) on the data set's own scale, `raw` and `sharpened` (M, K) distributions.
-    """
-
-    round: int
-    pool_size: int
-    ids: NDArray[np.object_]
-    rows: Tensor
-    scores: NDArray[np.float64]
-    raw: Tensor
-    sharpened: Tensor
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best epoch so far; `value` is the metric that says so."""
-
-    step: int
-    round: int
-    epoch: int
-    value: float
-    metrics: dict[str, float]
-    predictions: Predictions
+from elta_tune.training.model import SCALE, check_images
 
 
 @dataclass(frozen=True)
@@ -90,39 +69,6 @@ class Epoch:
         return self.best.step == self.step
 
 
-def to_plain(record: Selection | Predictions) -> dict[str, Any]:
-    """A record as tensors and plain values: what `torch.load(weights_only=True)` takes."""
-    values = {item.name: getattr(record, item.name) for item in fields(record)}
-    values["ids"] = list(values["ids"])
-    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
-
-
-def from_plain(kind: type[Plain], plain: dict[str, Any]) -> Plain:
-    """The way back of `to_plain`."""
-
-    def restored(name: str, value: Any) -> Any:
-        if name == "ids":
-            return np.array(value, dtype=object)
-        return value.numpy() if name in ARRAYS and value is not None else value
-
-    return kind(**{name: restored(name, value) for name, value in plain.items()})
-
-
-@dataclass
-class Learner:
-    """What changes while a trial trains; `epoch` of the running `round` are done."""
-
-    model: AestheticModel
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    step: int = 0
-    round: int = 0
-    epoch: int = 0
-    selection: Selection | None = None
-    best: Best | None = None
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-
 def check_fits(config: TrialConfig, dataset: Dataset) -> None:
     """Refuses a configuration that can't be trained on a data set, after building its model once.
 
@@ -132,8 +78,7 @@ def check_fits(config: TrialConfig, dataset: Dataset) -> None:
         ModelError: the model can't be built, or can't take the images.
     """
     _check_data(config, dataset)
-    learner = _new_learner(config, dataset, torch.device("cpu"), round=0)
-    check_images(learner.model, config.model, config.data.crop)
+    check_images(new_model(config, dataset, round=0), config.model, config.data.crop)
 
 
 def _check_data(config: TrialConfig, dataset: Dataset) -> None:
@@ -146,17 +91,34 @@ def _check_data(config: TrialConfig, dataset: Dataset) -> None:
         raise ConfigError(f"evaluation.metric: {metric} is not measured on {val.file}; there are {', '.join(known)}")
 
 
+def compute_frozen(config: TrialConfig, dataset: Dataset, cache: Path, progress: Progress) -> None:
+    """Computes what a trial with a frozen backbone looks for in the cache, on the CPU.
+
+    Raises:
+        DataError: the cache can't be written.
+    """
+    build = partial(new_model, config, dataset, round=0)
+    untested = replace(dataset, test=None)  # no trial opens the test split
+    frozen_dataset(untested, config, build, device=torch.device("cpu"), cache=cache, progress=progress)
+
+
 def self_training_rounds(
-    config: TrialConfig, dataset: Dataset, device: torch.device, *, resume: dict[str, Any] | None = None
+    config: TrialConfig,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    resume: dict[str, Any] | None = None,
+    cache: Path | None = None,
 ) -> Iterator[Epoch]:
     """Trains all rounds, an epoch at a time.
 
     A round starts from the best checkpoint so far, or afresh. Where nothing of the pool is selected, the rounds end:
-    the same checkpoint would select nothing again.
+    the same checkpoint would select nothing again. A last round, if there is one, trains the head alone.
 
     Args:
         resume: an earlier `Epoch.checkpoint` of the same configuration, with the best weights as `best_weights`;
             training goes on after it as if it had never stopped (on the CPU to the bit).
+        cache: folder where a frozen backbone's features are kept, None to keep none.
 
     Raises:
         ConfigError, DataError, ModelError: as `check_fits`, which also tries what the first epoch would trip over.
@@ -164,14 +126,17 @@ def self_training_rounds(
     """
     _check_data(config, dataset)
     forget_peak_memory(device)
-    learner = _new_learner(config, dataset, device, round=0)
+    if config.model.freeze:
+        build = partial(new_model, config, dataset, round=0)
+        dataset = frozen_dataset(dataset, config, build, device=device, cache=cache)
+    learner, data = new_learner(config, dataset, device, round=0), dataset
     if resume is not None:
-        _restore(learner, resume)
-    samples = _samples(config, dataset, learner.selection)
-    while learner.epoch < (epochs := config.self_training.epochs if learner.round else config.training.epochs):
+        learner, data = restored(learner, config, dataset, resume)
+    samples = _samples(config, data, learner.selection)
+    while learner.epoch < (epochs := config.epochs_of(learner.round)):
         if learner.epoch == 0 and learner.round > 0:
-            learner = _next_round(learner, config, dataset, device)
-            samples = _samples(config, dataset, learner.selection)
+            learner, data = next_round(learner, config, dataset, device)
+            samples = _samples(config, data, learner.selection)
         learner.step, learner.epoch = learner.step + 1, learner.epoch + 1
         training = train_epoch(
             learner.model,
@@ -184,7 +149,7 @@ def self_training_rounds(
             epochs=epochs,
         )
         training["pseudo_labels"] = len(samples.scores) - len(dataset.train.ids)
-        yield _finish_epoch(learner, config, dataset, training)
+        yield _finish_epoch(learner, config, data, training)
 
 
 def _finish_epoch(learner: Learner, config: TrialConfig, dataset: Dataset, training: dict[str, float]) -> Epoch:
@@ -192,17 +157,19 @@ def _finish_epoch(learner: Learner, config: TrialConfig, dataset: Dataset, train
     round, epoch = learner.round, learner.epoch
     predictions = predict(learner.model, dataset.val, config, dataset.scale)
     metrics = evaluate(predictions, dataset.val, dataset)
-    weights = trained_state(learner.model)
+    weights = learner.weights
     value = metrics[config.evaluation.metric]
     if learner.best is None or _is_better(value, learner.best.value, config.evaluation.towards):
         learner.best = Best(learner.step, round, epoch, value, metrics, predictions)
         learner.best_weights = weights
     selection = None
-    if epoch == (config.self_training.epochs if round else config.training.epochs):
+    if epoch == config.epochs_of(round):
         selection = _select(learner, config, dataset)
         if selection is not None and len(selection.rows):
             learner.round, learner.epoch, learner.selection = round + 1, 0, selection
-    checkpoint = _checkpoint(learner, weights)
+        elif round <= config.self_training.rounds and config.training.retrain_head_epochs:
+            learner.round, learner.epoch = config.self_training.rounds + 1, 0
+    checkpoint = checkpoint_of(learner, weights)
     return Epoch(learner.step, round, epoch, metrics, training, learner.best, selection, checkpoint, weights)
 
 
@@ -215,7 +182,7 @@ def _is_better(value: float, record: float, direction: str) -> bool:
 
 def _select(learner: Learner, config: TrialConfig, dataset: Dataset) -> Selection | None:
     """What the best model so far selects from the pool, or None if no round follows."""
-    if learner.round == config.self_training.rounds:
+    if learner.round >= config.self_training.rounds:
         return None
     assert dataset.pool is not None
     learner.model.load_state_dict(learner.best_weights)  # its own are saved, and the next round has another model
@@ -252,63 +219,3 @@ def _samples(config: TrialConfig, dataset: Dataset, selection: Selection | None)
     targets = torch.cat([targets, pseudo])
     scores = torch.cat([scores, mean_score(pseudo, method_bins(dataset))])
     return Samples(images.joined(pool), targets, scores)
-
-
-def method_bins(dataset: Dataset) -> Tensor:
-    """The rating (K,) of each bin, on the method's 1…10."""
-    assert dataset.bins is not None
-    return torch.from_numpy(to_method_scale(dataset.bins, dataset.scale)).float()
-
-
-def _new_learner(config: TrialConfig, dataset: Dataset, device: torch.device, *, round: int) -> Learner:
-    model = build_model(
-        config.model,
-        bins=None if dataset.bins is None else method_bins(dataset),
-        size=config.data.crop,
-        seed=stage_seed(config.seed, "model", round),
-    )
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    scaler = torch.amp.GradScaler(device.type, enabled=precision_of(config, device) == torch.float16)
-    return Learner(model, build_optimizer(model, config.optim), scaler)
-
-
-def _next_round(learner: Learner, config: TrialConfig, dataset: Dataset, device: torch.device) -> Learner:
-    fresh = _new_learner(config, dataset, device, round=learner.round)
-    if config.self_training.init == "continue":
-        fresh.model.load_state_dict(learner.best_weights)
-    return replace(learner, model=fresh.model, optimizer=fresh.optimizer, scaler=fresh.scaler)
-
-
-def _checkpoint(learner: Learner, weights: dict[str, Tensor]) -> dict[str, Any]:
-    """All that is needed to go on, best weights apart, as tensors and plain values."""
-    assert learner.best is not None
-    best, selection = learner.best, learner.selection
-    return {
-        "step": learner.step,
-        "round": learner.round,
-        "epoch": learner.epoch,
-        "model": weights,
-        "optimizer": learner.optimizer.state_dict(),
-        "scaler": learner.scaler.state_dict(),
-        "best": {
-            "step": best.step,
-            "round": best.round,
-            "epoch": best.epoch,
-            "value": best.value,
-            "metrics": best.metrics,
-            "predictions": to_plain(best.predictions),
-        },
-        "selection": None if selection is None else to_plain(selection),
-    }
-
-
-def _restore(learner: Learner, resume: dict[str, Any]) -> None:
-    learner.model.load_state_dict(resume["model"])
-    learner.optimizer.load_state_dict(resume["optimizer"])
-    learner.scaler.load_state_dict(resume["scaler"])
-    learner.step, learner.round, learner.epoch = resume["step"], resume["round"], resume["epoch"]
-    best = dict(resume["best"])
-    learner.best = Best(**best | {"predictions": from_plain(Predictions, best["predictions"])})
-    learner.best_weights = resume["best_weights"]
-    selection = resume["selection"]
-    learner.selection = None if selection is None else from_plain(Selection, selection)

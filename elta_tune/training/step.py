@@ -54,4 +54,6 @@ def step_losses(
     )
     task = model.head.loss(model.head(features), targets, config.training.emd_reduction)
     similarity = similarity_loss(features, scores)
-    return Losses(task + config.simloss.weight * similarity, task, similarity)
+    # It moves the backbone alone: over features that have no gradient it is told, and no part of the loss.
+    weight = config.simloss.weight if features.requires_grad else 0.0
+    return Losses(task + weight * similarity, task, similarity)

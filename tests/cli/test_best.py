@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -38,6 +38,7 @@ def test_json_alone_is_on_standard_output_and_the_checkpoint_in_its_file(elta_tu
         name: best[name] for name in ("trial", "value", "params", "metrics")
     }
     assert told["recipe"]["trial"] == 0
+    assert told["recipe"]["test"].keys() == told["test"].keys()  # what tuning bought on images that none has seen
     assert {"srcc", "plcc", "accuracy"} <= told["test"].keys()
     assert told["test"] != told["metrics"]
     assert told["test_data"]["rows"] == 16
@@ -62,19 +63,6 @@ def test_the_table_shows_the_winner_beside_the_recipe(elta_tune: Run, finished: 
     assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("checkpoint: ")) <= 80
 
 
-def test_tampered_weights_are_not_handed_over(elta_tune: Run, finished: Path) -> None:
-    best = max(results(finished), key=lambda result: result["value"])
-    path = finished / "trials" / f"{best['trial']:04d}" / "best.safetensors"
-    weights = load_file(path)
-    weights["head.0.weight"][0, 0] += 0.5
-    save_file(weights, path)
-    done = elta_tune("best", "--export", "ckpt")
-    assert done.returncode == 2
-    assert f"does not predict as trial {best['trial']} did: scores differ by up to" in done.stderr
-    assert done.stdout == ""
-    assert not (finished.parents[1] / "best.ckpt").exists()
-
-
 def test_predictions_of_the_best_epoch_are_recorded(finished: Path, data_root: Path) -> None:
     """The metrics that chose the winner are those of its predictions."""
     from scipy.stats import spearmanr
@@ -95,7 +83,7 @@ def test_predictions_of_the_best_epoch_are_recorded(finished: Path, data_root: P
     [
         (("nowhere",), "there is no study 'nowhere' in runs"),
         (("space-tyni",), "did you mean 'space-tiny'?"),
-        (("--export", "onnx"), "--export onnx: should be ckpt or safetensors"),
+        (("--export", "onix"), "--export onix: should be one of ckpt, safetensors, onnx, timm, hf"),
         (("--output", "x.ckpt"), "--output: needs --export"),
         (("--runs", "elsewhere"), "there is no study in elsewhere"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -116,3 +117,30 @@ def test_unreadable_images_are_counted_when_the_cache_is_built(data, recipe_file
     (root / "images" / "train_001.png").write_bytes(b"")
     shown, _ = data("cache", "tiny.yaml", "--set", f"data.root={root}")
     assert shown.splitlines()[-1] == "79 images are there; 1 unreadable, see: elta-tune data check tiny.yaml"
+    (root / "images" / "train_002.png").unlink()
+    shown, _ = data("cache", "tiny.yaml", "--set", f"data.root={root}")
+    told = "78 images are there; 1 missing, 1 unreadable, see: elta-tune data check tiny.yaml"
+    assert shown.splitlines()[-1] == told
+
+
+def test_files_that_are_refused_are_all_told_in_json_too(data, recipe_file, root):
+    for split in ("train", "val"):
+        with (root / f"{split}.csv").open("a") as file:
+            file.write("odd,one,1,1,1,1\n")
+    content = data("check", "tiny.yaml", "--set", f"data.root={root}", "--json", code=2)
+    assert not content["ok"]
+    messages = [item["message"] for item in content["refusals"]]
+    assert [message.split(":")[0] for message in messages] == [str(root / "train.csv"), str(root / "val.csv")]
+    _, refused = data("check", "tiny.yaml", "--set", f"data.root={root}", code=2)
+    assert all(str(root / f"{split}.csv") in refused.replace("\n", "") for split in ("train", "val"))
+
+
+def test_names_that_are_not_utf8_are_told(data, recipe_file, root):
+    (root / "pool").mkdir()
+    shutil.copy(root / "images" / "pool_000.png", root / "pool" / "a.png")
+    (root / "pool" / os.fsdecode(b"fot\xf6.png")).write_bytes(b"none")
+    options = ("--set", f"data.root={root}", "--set", "data.pool=pool", "--set", "data.max_missing=0.5")
+    content = data("check", "tiny.yaml", *options, "--json")
+    assert [item["id"] for item in content["splits"]["pool"]["images"]["left_out"]] == ["fot\\udcf6.png"]
+    shown, _ = data("check", "tiny.yaml", *options)
+    assert "udcf6.png" in shown

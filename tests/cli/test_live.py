@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from elta_tune.cli.live import Board, EpochLines, LiveView, View, study_view
+from elta_tune.cli.live import Board, EpochLines, LiveView, View, place_of, study_view
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
 from elta_tune.space import SearchSpace
@@ -243,3 +243,19 @@ def test_a_trial_without_a_study_prints_its_epochs_within_80_columns(recipe: Tri
     assert first == "epoch 1/20  loss 0.2500  srcc 0.5000  plcc 0.5000  accuracy 0.5000  1234/s *"
     assert second.startswith("epoch 12/20  loss 0.2500  srcc 0.2500")
     assert not second.endswith("*")
+
+
+@pytest.mark.parametrize(
+    ("fields", "line", "told"),
+    [
+        ({}, {}, "epoch 0/20"),
+        ({"self_training.rounds": 1}, {"round": 1, "epoch": 3}, "round 1  epoch 3/5"),
+        ({"training.retrain_head_epochs": 4}, {"round": 0, "epoch": 2}, "round 0  epoch 2/20"),
+        ({"training.retrain_head_epochs": 4}, {"round": 1, "epoch": 2}, "head  epoch 2/4"),
+        ({"training.retrain_head_epochs": 4, "self_training.rounds": 2}, {"round": 3, "epoch": 1}, "head  epoch 1/4"),
+    ],
+)
+def test_a_line_tells_its_round_and_that_of_the_head_alone(
+    fields: dict[str, Any], line: dict[str, int], told: str
+) -> None:
+    assert place_of(TrialConfig().replace(fields), line) == told

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -87,6 +88,31 @@ def test_list_shows_all_studies(elta_tune: Run, finished: Path) -> None:
     row = next(line.split() for line in lines if "space-tiny" in line)
     best = max(results(finished), key=lambda result: result["value"])
     assert row == ["space-tiny", "finished", "4/4", "0", "0", "srcc", f"{best['value']:.4f}"]
+
+
+def test_a_damaged_study_hides_no_other(elta_tune: Run, finished: Path) -> None:
+    broken, torn = finished.parent / "broken", finished.parent / "torn"
+    broken.mkdir()
+    (broken / "study.yaml").write_text("space: [")
+    shutil.copytree(finished, torn)
+    (torn / "trials" / "0001" / "result.json").write_text("{")
+    done = elta_tune("list")
+    assert done.returncode == 0
+    rows = {words[0]: words[1] for line in done.stdout.splitlines() if len(words := line.split()) > 1}
+    assert (rows["broken"], rows["torn"], rows["space-tiny"]) == ("damaged", "damaged", "finished")
+    assert f"{broken.name}/study.yaml: not a YAML document" in done.stderr
+    assert f"{torn.name}/trials/0001/result.json: is damaged" in done.stderr
+    assert elta_tune("show", "torn").returncode == 2
+
+
+def test_a_used_up_grid_is_finished(elta_tune: Run, finished: Path) -> None:
+    text = (finished / "study.yaml").read_text()
+    plan = yaml.safe_load(text)
+    plan["space"] |= {"sampler": {"name": "grid"}, "budget": {"trials": 20}}
+    plan["space"]["parameters"] = {"self_training.rounds": {"type": "int", "low": 0, "high": 1}}
+    (finished / "study.yaml").write_text(yaml.safe_dump(plan, sort_keys=False))
+    row = json.loads(elta_tune("list", "--json").stdout)[0]
+    assert (row["state"], row["budget"]) == ("finished", 2)
 
 
 def test_without_a_study_each_says_how_to_start_one(elta_tune: Run, tmp_path: Path) -> None:

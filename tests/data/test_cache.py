@@ -126,7 +126,7 @@ def test_images_are_pillow_s_and_each_file_is_read_and_decoded_once(
     monkeypatch.setattr(builder, "read_content", lambda path: read.append(str(path)) or decoding.read_content(path))
     opens: list[object] = []
     original = Image.open
-    monkeypatch.setattr(Image, "open", lambda source, *rest: opens.append(source) or original(source, *rest))
+    monkeypatch.setattr(Image, "open", lambda source, **more: opens.append(source) or original(source, **more))
     cached = opened(tmp_path / "cache", files)
     assert sorted(read) == files
     assert len(opens) == len(files)  # for both sizes and the thumbnail

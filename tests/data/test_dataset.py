@@ -187,6 +187,11 @@ def test_the_fingerprint_is_of_ids_and_labels(tmp_path: Path) -> None:
     (tmp_path / "train.csv").rename(tmp_path / "renamed.csv")
     renamed = prepare(config(tmp_path, train="renamed.csv"), tmp_path / "cache")
     assert renamed.train.fingerprint == first.train.fingerprint
+    header, *rows = (tmp_path / "renamed.csv").read_text().splitlines()
+    (tmp_path / "renamed.csv").write_text("\n".join([header, *rows[::-1]]) + "\n")
+    turned = prepare(config(tmp_path, train="renamed.csv"), tmp_path / "cache")
+    assert turned.train.ids.tolist() == ids["train"][::-1]
+    assert turned.train.fingerprint == first.train.fingerprint
     write_rated(tmp_path, "train", ids["train"][::-1])
     assert prepare(config(tmp_path), tmp_path / "cache").train.fingerprint != first.train.fingerprint
 

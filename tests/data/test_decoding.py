@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -141,3 +142,17 @@ def test_images_stand_as_their_exif_says(orientation: int, size: int) -> None:
     shrunk = shrink(content, [size])
     assert shrunk.size == (500, 300)
     assert abs(shrunk.pixels[size].astype(int) - np.asarray(straight)).mean() < 1
+
+
+@pytest.mark.usefixtures("careful_decoding")
+def test_grey_of_16_bits_is_scaled_in_little_memory() -> None:
+    levels = np.random.default_rng(2).integers(0, 65536, (1500, 1000)).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "PNG", compress_level=1)
+    tracemalloc.start()
+    grey = decode(buffer.getvalue())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    expected = np.floor(levels / 257 + 0.5)
+    assert (np.asarray(grey) == expected[..., None]).all()
+    assert peak < 2 * levels.nbytes  # what NumPy and the file take; Pillow's own is not counted

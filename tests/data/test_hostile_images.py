@@ -26,6 +26,7 @@ SIZE = 16
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
 RAMP = np.linspace(0, 255, 60).round().astype(np.uint8)[None].repeat(40, axis=0)
 """Grey from black at the left to white at the right."""
+GREY = RAMP[..., None].repeat(3, axis=2)
 
 
 def encoded(image: Image.Image, form: str, **options: object) -> bytes:
@@ -90,6 +91,11 @@ def frames() -> bytes:
     return encoded(colours[0], "GIF", save_all=True, append_images=colours[1:], duration=100)
 
 
+def stereo() -> bytes:
+    """What a camera with two eyes writes."""
+    return encoded(Image.fromarray(GREY), "MPO", save_all=True, append_images=[Image.new("RGB", (60, 40))], quality=98)
+
+
 def deep(form: str) -> bytes:
     """Grey of 16 bits, from 0 to 65535."""
     return encoded(Image.fromarray((RAMP.astype(np.uint16)) * 257), form)
@@ -104,7 +110,6 @@ class Read(NamedTuple):
     tolerance: int = 0
 
 
-GREY = RAMP[..., None].repeat(3, axis=2)
 READ = {
     "EXIF rotation: upright": Read("a.png", rotated, NOISE, 1),  # turned after it is resized
     "grey of 16 bits: scaled": Read("a.png", lambda: deep("PNG"), GREY),
@@ -121,6 +126,8 @@ READ = {
         3,
     ),
     "animated GIF: the first frame": Read("a.gif", frames, half((255, 0, 0), (255, 0, 0))),
+    "MPO: the first frame": Read("a.jpg", stereo, GREY, 3),
+    "WebP": Read("a.png", lambda: encoded(Image.fromarray(NOISE), "WEBP", lossless=True), NOISE),
     "a PNG called .jpg: by its content": Read("a.jpg", lambda: encoded(Image.fromarray(NOISE), "PNG"), NOISE),
     "EXIF that is garbage: as it lies": Read(
         "a.jpg", lambda: encoded(Image.fromarray(GREY), "JPEG", quality=98, exif=b"Exif\0\0MM\0*garbage"), GREY, 3
@@ -133,6 +140,7 @@ UNREADABLE = {
     "truncated PNG": ("a.png", lambda: encoded(Image.fromarray(NOISE), "PNG")[:3000], ""),
     "zero bytes": ("a.jpg", lambda: b"", "it is no image"),
     "a text": ("a.jpg", lambda: b"<html>404 Not Found</html>", "it is no image"),
+    "an EPS": ("a.jpg", lambda: encoded(Image.fromarray(NOISE), "EPS"), "it is no image"),
     "a PNG bomb": ("a.png", lambda: png_bomb(30_000), "pixels"),
     "a PNG bomb that Pillow only warns of": ("a.png", lambda: png_bomb(10_000), "100000000 pixels"),
     "a PNG that claims to have no pixels": ("a.png", lambda: png_bomb(0), ""),
@@ -262,7 +270,7 @@ def test_links_are_followed_out_of_the_root_and_dead_ones_are_missing(tmp_path: 
     assert train.left_out == (("dead.png", "there is no such file"), ("device.png", "there is no such file"))
 
 
-@pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000, "folder"])
+@pytest.mark.parametrize("name", ["x" * 5000, "folder"])
 def test_an_id_that_no_file_can_have_is_missing(tmp_path: Path, name: str) -> None:
     config = write_root(tmp_path, [name])
     (tmp_path / "images" / "folder").mkdir()

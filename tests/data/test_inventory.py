@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from elta_tune.config import DataConfig
 from elta_tune.data.cache import complete, look_up
+from elta_tune.data.dataset import prepare
 from elta_tune.data.inventory import list_entries, remove_entry
 from elta_tune.data.shelf import Shelf
 from elta_tune.errors import DataError
@@ -80,3 +83,46 @@ def test_nothing_is_removed_while_another_run_writes(tmp_path: Path) -> None:
     with Shelf(tmp_path / "cache").lock(lambda: None), pytest.raises(DataError, match="being written by another run"):
         remove_entry(tmp_path / "cache", entry.key)
     assert list_entries(tmp_path / "cache") == [entry]
+
+
+def test_nothing_is_left_when_all_parts_are_removed(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    for split in ("train", "val"):
+        build(root, tmp_path / "data" / split, [16])
+        rows = "".join(f"{split}/{number}.png,1,2\n" for number in range(3))
+        (tmp_path / "data" / f"{split}.csv").write_text(f"image_id,count_1,count_2\n{rows}")
+    prepare(DataConfig(root=tmp_path / "data", images=tmp_path / "data", resize=20, crop=16), root)
+    (tmp_path / "data" / "none.png").write_bytes(b"")
+    build(root, tmp_path / "data", [16], count=1)
+    leftover = Shelf(root).path / f".removed-{list_entries(root)[0].key}"
+    leftover.mkdir()
+    (leftover / "pixels.bin").write_bytes(b"of a removal that was killed")
+    for entry in list_entries(root):
+        remove_entry(root, entry.key)
+    assert {file.name for file in root.rglob("*") if file.is_file()} == {"lock"}
+
+
+def test_a_demo_that_is_not_whole_is_listed_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "demo-0123").mkdir()
+    (entry,) = list_entries(tmp_path)
+    assert (entry.key, entry.images) == ("demo-0123", 0)
+    remove_entry(tmp_path, "demo-0123")
+    assert list_entries(tmp_path) == []
+
+
+def test_a_pack_that_another_process_removes_meanwhile_is_not_listed(tmp_path: Path) -> None:
+    build(tmp_path / "cache", tmp_path / "one", [16, 20])
+    next(Shelf(tmp_path / "cache").path.glob("20-*/digests.bin")).unlink()  # as far as it has come
+    assert [entry.edge for entry in list_entries(tmp_path / "cache")] == [16]
+
+
+def test_what_cannot_be_removed_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path / "cache", tmp_path / "one", [16])
+    (entry,) = list_entries(tmp_path / "cache")
+
+    def refuse(path: Path, target: Path) -> None:  # root may write everywhere: no mode of a folder stops it
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(DataError, match="can't be removed: Read-only file system"):
+        remove_entry(tmp_path / "cache", entry.key)

@@ -112,6 +112,23 @@ def test_the_same_picture_under_two_ids_of_labelled_splits_is_a_warning_as_ava_h
     assert "'twin'" in warning
 
 
+@pytest.mark.parametrize("held_out", ["val", "test"])
+@pytest.mark.parametrize("save", [copied, resaved])
+def test_held_out_pictures_under_new_names_in_train_are_refused_where_they_are_many(
+    tmp_path: Path, held_out: str, save: object
+) -> None:
+    root = write_splits(tmp_path)
+    assert callable(save)
+    for number in range(2):
+        save(root, f"{held_out}{number}.png", f"twin{number}.png")
+    write_list(root, "train", ["train0", "train1", "twin0", "again"])
+    copied(root, "twin0.png", "again.png")
+    assert len(check(root)) == 1  # one of two, which is no more than the half that is allowed, though it is there twice
+    write_list(root, "train", ["train0", "train1", "twin0", "twin1"])
+    with pytest.raises(DataError, match=f"'twin0' is also in .*{held_out}.csv as '{held_out}0'"):
+        check(root)
+
+
 def test_a_picture_that_is_nearly_another_is_another(tmp_path: Path) -> None:
     root = write_splits(tmp_path)
     pixels = np.array(Image.open(root / "images" / "pool1.jpg"))

@@ -68,9 +68,10 @@ def para(root: Path) -> list[str]:
 
 
 def koniq10k(root: Path) -> list[str]:
-    """One file of votes."""
-    rows = [f'"{n}.jpg"' + ",2" * (n % 5) + ",30" + ",2" * (4 - n % 5) + ",38,3.1,.5,60" for n in range(COUNT)]
-    text(root, "koniq10k_scores_and_distributions.csv", "image_name,c1,c2,c3,c4,c5,c_total,MOS,SD,MOS_zscore", *rows)
+    """One file of shares of votes, MOS on another scale than theirs, and the official split."""
+    sets = ["training"] * 28 + ["validation"] * 4 + ["test"] * 8
+    rows = [f"{n}.jpg" + ",.05" * (n % 5) + ",.8" + ",.05" * (4 - n % 5) + f",60,.5,{sets[n]}" for n in range(COUNT)]
+    text(root, "koniq10k_distributions_sets.csv", "image_name,c1,c2,c3,c4,c5,MOS,SD,set", *rows)
     return [f"1024x768/{number}.jpg" for number in range(COUNT)]
 
 
@@ -89,7 +90,8 @@ def spaq(root: Path) -> list[str]:
 def eva(root: Path) -> list[str]:
     """One file of single votes."""
     rows = [f"{n}={user}={(n + user) % 11}=1=2=3=4=1" for user in range(3) for n in range(COUNT)]
-    text(root, "votes.csv", "image_id=user_id=score=difficulty=visual=composition=quality=semantic", *rows)
+    names = ["image_id", "user_id", "score", "difficulty", "visual", "composition", "quality", "semantic"]
+    text(root, "data/votes_filtered.csv", "=".join(f'"{name}"' for name in names), *rows)
     return [f"images/{number}.jpg" for number in range(COUNT)]
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import open_dataset
 from elta_tune.errors import ModelError
 from elta_tune.records import TrialFolder
-from elta_tune.results.checkpoint import Checkpoint, save_checkpoint
+from elta_tune.results.checkpoint import save_checkpoint
 from elta_tune.results.measure import measure_checkpoint
+from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.loop import from_method_scale, to_method_scale
 from elta_tune.training.self_training import _samples, check_fits
 from elta_tune.trial import NoReporter, run_trial
@@ -74,20 +74,12 @@ def test_a_trial_learns_scores_and_its_weights_predict_them_again(
     assert "emd_r2" not in result["metrics"]  # nobody gave distributions
     assert result["model"]["scale"] == [0, 100]
 
-    checkpoint = Checkpoint(
-        state_dict=load_file(tmp_path / "trial" / "best.safetensors"),
-        config=config,
-        metrics=result["metrics"],
-        epoch=result["best_epoch"],
-        bins=result["model"]["bins"],
-        scale=(0.0, 100.0),
-        source={},
-    )
+    checkpoint = checkpoint_of_trial(TrialFolder(tmp_path / "trial"), result, None)
     save_checkpoint(checkpoint, tmp_path / "best.ckpt", "ckpt")
     measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
     np.testing.assert_allclose(measured["scores"], predicted, atol=1e-3)
-    assert measured["data"]["split"] == "val"
-    assert measured["data"]["origin"] == "val.csv"
+    assert measured["data"]["val"]["split"] == "val"
+    assert measured["data"]["val"]["origin"] == "val.csv"
 
 
 def test_a_score_is_mapped_to_tenths_and_back(scores: TrialConfig, cache: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from elta_tune.config import DataConfig
 from elta_tune.data import builder
 from elta_tune.data.dataset import Dataset, Split, open_dataset, prepare
 from elta_tune.data.inventory import list_entries, remove_entry
+from elta_tune.errors import DataError
 
 
 def write_root(root: Path, count: int = 6) -> DataConfig:
@@ -57,6 +61,70 @@ def test_a_trial_sees_no_image_that_changed_after_its_study_began(tmp_path: Path
     assert_as_begun(open_dataset(config, tmp_path / "cache"))
     assert reds(prepare(config, tmp_path / "cache").val)[0] == 250
     assert reds(open_dataset(config, tmp_path / "cache").val)[0] == 250
+
+
+STUDY = """
+import sys
+from pathlib import Path
+from elta_tune.config import DataConfig
+from elta_tune.data.dataset import prepare
+prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+print("goes on", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_other_study_changes_the_images_of_one_that_goes_on(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    command = [sys.executable, "-c", STUDY, config.model_dump_json(), str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "goes on\n"
+        assert_as_begun(prepare(config, tmp_path / "cache"))  # the same images may be shared
+        Image.new("RGB", (20, 20), (250, 5, 5)).save(tmp_path / "images" / "val0.png")
+        with pytest.raises(DataError, match="have changed since a run that still goes on") as refused:
+            prepare(config, tmp_path / "cache")
+        assert "--cache" in str(refused.value.hint)
+        assert_as_begun(open_dataset(config, tmp_path / "cache"))
+        running.communicate("")
+    assert reds(prepare(config, tmp_path / "cache").val)[0] == 250
+
+
+def test_a_study_that_allows_less_to_be_missing_does_not_take_anothers_snapshot(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    prepare(config, tmp_path / "cache")
+    with pytest.raises(DataError, match=r"2 of 6 images are missing .* data\.max_missing"):
+        open_dataset(config.model_copy(update={"max_missing": 0.1}), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1], ids=["empty", "a byte", "the start", "all but a byte"])
+@pytest.mark.parametrize("kind", ["snapshots/*.npz", "pictures/*.npy"])
+def test_what_was_torn_by_a_loss_of_power_is_found_again(tmp_path: Path, kind: str, kept: int) -> None:
+    config = write_root(tmp_path)
+    prepare(config, tmp_path / "cache")
+    files = list((tmp_path / "cache").glob(f"pixels-*/{kind}"))
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:kept])
+    assert_as_begun(open_dataset(config, tmp_path / "cache"))
+    assert_as_begun(prepare(config, tmp_path / "cache"))
+    for file in files:
+        np.load(file)
+
+
+def test_names_of_images_need_not_be_utf8(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    (tmp_path / "pool").mkdir()
+    name = os.fsdecode(b"fot\xf6.png")
+    Image.new("RGB", (20, 20), (200, 5, 5)).save(tmp_path / "pool" / name)
+    (tmp_path / "pool" / os.fsdecode(b"tom\xe9.jpg")).write_bytes(b"none")
+    config = config.model_copy(update={"pool": tmp_path / "pool"})
+    prepare(config, tmp_path / "cache")
+    pool = open_dataset(config, tmp_path / "cache").pool
+    assert pool is not None
+    assert pool.ids.tolist() == [name]
+    assert reds(pool) == [200]
+    assert len(pool.fingerprint) == 16
 
 
 def test_other_ids_or_sizes_are_another_snapshot(tmp_path: Path) -> None:

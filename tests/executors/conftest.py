@@ -16,8 +16,8 @@ from elta_tune.executors.local import start_forkserver
 
 @pytest.fixture(scope="session", autouse=True)
 def _forkserver() -> None:
-    """A trial's process imports the main script, too, which is pytest's here: once, before them all."""
-    start_forkserver(main="pytest")
+    """Its imports run while the first tests do something else."""
+    start_forkserver()
 
 
 @pytest.fixture

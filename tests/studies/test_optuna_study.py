@@ -131,6 +131,24 @@ def run(
     return executor
 
 
+@dataclass
+class FailingExecutor(CurveExecutor):
+    """Fails each trial, for reasons that alternate."""
+
+    def start(self, job: Job) -> None:
+        self._jobs[job.number] = job
+        TrialFolder(job.folder).create(job.config.to_yaml())
+        TrialFolder(job.folder).fail(job.number, job.params, ("out of memory", "the loss became nan")[job.number % 2])
+        self._ready.append(Ended(job.number, None))
+
+
+def test_a_study_that_only_fails_ends_whatever_the_reasons(make_plan_of: MakePlan, study_folder: StudyFolder) -> None:
+    plan = make_plan_of({"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2}}, budget={"trials": 5})
+    executor = FailingExecutor(rising)
+    with pytest.raises(StudyError, match="10 trials in a row failed: "):
+        list(Supervisor(OptunaStudy(study_folder, plan, Path("cache")), executor).events())
+
+
 def params(table: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
     return [row[1] for row in table]
 

@@ -13,15 +13,18 @@ from elta_tune.config import DataConfig
 from elta_tune.data.readers.choice import Choice, choose, choose_ids
 from elta_tune.data.readers.formats import Labels
 from elta_tune.data.readers.spread import spread_scores
-from elta_tune.data.readers.tables import IMAGE_SUFFIXES, Table, load, open_sheet
+from elta_tune.data.readers.tables import Table, load, open_sheet
+from elta_tune.data.readers.text import IMAGE_SUFFIXES
 from elta_tune.errors import DataError
 
 SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "0"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "1"), "val"),
-    **dict.fromkeys(("test", "testing", "2"), "test"),
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What a column of splits says; the numbers are pyiqa's."""
+"""What a column of splits says."""
+SPLIT_NUMBERS = {"0": "train", "1": "val", "2": "test", "0.0": "train", "1.0": "val", "2.0": "test"}
+"""What pyiqa's `official_split` says, too: in another column, numbers may be those of folds."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,11 @@ class Ratings:
         return replace(self, origin=origin, **kept)
 
 
+def id_bytes(text: str) -> bytes:
+    """Ids as bytes to be hashed, whatever they are: names of files need not be UTF-8."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 def read_ratings(path: Path, config: DataConfig) -> Ratings:
     """Reads a table of rated images.
 
@@ -70,7 +78,7 @@ def read_ratings(path: Path, config: DataConfig) -> Ratings:
         DataError: the file can't be read, its columns tell no form, or a row is wrong: file, line, column, rule.
         ConfigError: there is no such `data.format`.
     """
-    sheet = open_sheet(path)
+    sheet = open_sheet(path, config.columns.id)
     choice = choose(sheet, config)
     table = load(sheet, choice.columns, text={*choice.id, *([choice.split] if choice.split else [])})
     ids = _ids(table, choice)
@@ -83,7 +91,7 @@ def read_ratings(path: Path, config: DataConfig) -> Ratings:
         path.name,
         choice.name,
         ids.to_numpy(dtype=object)[rows],
-        splits=None if choice.split is None else _splits(table, choice.split)[rows],
+        splits=None if choice.split is None else _splits(table, choice.split, config)[rows],
     )
     if labels.votes is not None:
         return _with_votes(ratings, choice, labels.votes, config)
@@ -98,9 +106,13 @@ def read_unlabelled(path: Path, config: DataConfig) -> Ratings:
     """
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        names = [file.relative_to(path).as_posix() for file in files]
+        relative = [file.relative_to(path) for file in files]
+        # what file managers and archives leave there: thumbnails, trash, __MACOSX/._a.jpg
+        names = [
+            file.as_posix() for file in relative if not any(part.startswith((".", "__MACOSX")) for part in file.parts)
+        ]
         return Ratings(path, path.name, "folder", np.array(names, dtype=object))
-    sheet = open_sheet(path)
+    sheet = open_sheet(path, config.columns.id)
     choice = choose_ids(sheet, config)
     table = load(sheet, choice.columns, text=choice.columns)
     ids = _ids(table, choice)
@@ -109,12 +121,20 @@ def read_unlabelled(path: Path, config: DataConfig) -> Ratings:
 
 
 def _ids(table: Table, choice: Choice) -> pd.Series[str]:
-    parts = [table.text(name) for name in choice.id]
-    for name, part in zip(choice.id, parts, strict=True):
+    """Ids, of several columns joined by "/" unless the last one has the others in it already."""
+    for name in choice.id:
+        part = table.text(name)
         table.refuse((part == "").to_numpy(), name, "no image id", quoted=False)
-    ids = parts[0]
-    for part in parts[1:]:
-        ids = ids + "/" + part
+        table.refuse(part.str.contains("\0", regex=False).to_numpy(bool), name, "has a character that no id has: NUL")
+        cells = table.frame[name]
+        if cells.dtype == object:
+            odd = [isinstance(cell, bool) or not isinstance(cell, str | int | float) for cell in cells]
+            table.refuse(np.array(odd, dtype=bool), name, "is no id: neither text nor a number")
+    *folders, last = choice.id
+    ids = table.text(last)
+    for name in reversed(folders):
+        pairs = zip(table.text(name), ids, strict=True)
+        ids = pd.Series([part if part.startswith(f"{folder}/") else f"{folder}/{part}" for folder, part in pairs])
     return ids
 
 
@@ -125,11 +145,15 @@ def _refuse_repeated(table: Table, choice: Choice, ids: pd.Series[str]) -> None:
         table.refuse(repeated, "/".join(choice.id), rule, quoted=False)
 
 
-def _splits(table: Table, column: str) -> NDArray[np.object_]:
+def _splits(table: Table, column: str, config: DataConfig) -> NDArray[np.object_]:
+    takes_numbers = column in ("official_split", config.columns.split)
     words = table.text(column).str.lower()
-    splits = words.map(SPLIT_WORDS)
-    rule = "is no split (train, val, test); to take no notice of this column: --set data.columns.split=none"
-    table.refuse(splits.isna().to_numpy(), column, rule)
+    splits = words.map(SPLIT_WORDS | SPLIT_NUMBERS if takes_numbers else SPLIT_WORDS)
+    wrong = splits.isna().to_numpy()
+    rule = "is no split (train, val, test)"
+    if not takes_numbers and words[wrong].isin(SPLIT_NUMBERS).any():
+        rule += f"; if 0, 1, 2 are these, say it: --set data.columns.split={column}"
+    table.refuse(wrong, column, f"{rule}; to take no notice of this column: --set data.columns.split=none")
     return splits.to_numpy(dtype=object)
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elta_tune.config import DataConfig
-from elta_tune.data.readers.formats import FORMATS, Format, fitting, read_labels
-from elta_tune.data.readers.tables import ID_COLUMNS, Sheet
+from elta_tune.data.readers.formats import FORMATS, PARA_ID, Format, fitting, read_labels
+from elta_tune.data.readers.tables import Sheet
+from elta_tune.data.readers.text import ID_COLUMNS
 from elta_tune.errors import ConfigError, DataError, did_you_mean
 
 SCORE_COLUMNS = ("score", "MOS", "mos", "gt_score", "gt", "aestheticScore_mean", "mos_quality", "Score")
@@ -55,7 +56,8 @@ def choose_ids(sheet: Sheet, config: DataConfig) -> Choice:
     form = forms[0] if len(forms) == 1 else Format(())
     columns = sheet.columns if form.header else form.columns
     others = [column for column in columns if column not in {*form.votes, form.score}]
-    return Choice("list", form, columns, _id_columns(sheet.path, others, form, config.columns.id), None)
+    given = config.columns.id if config.columns.id in others else None  # it may be of the rated images' file alone
+    return Choice("list", form, columns, _id_columns(sheet.path, others, form, given), None)
 
 
 def _form(sheet: Sheet, config: DataConfig) -> tuple[str, Format]:
@@ -67,10 +69,7 @@ def _form(sheet: Sheet, config: DataConfig) -> tuple[str, Format]:
         return name, replace(form, votes=(), bins=(), score=config.columns.score, read=read_labels)
     if len(found) == 1:
         return found.popitem()
-    hint = (
-        "name the columns: --set data.columns.id=… --set data.columns.score=…; "
-        f"or the form: --set data.format=…, one of {', '.join([*FORMATS, PLAIN])}"
-    )
+    hint = "name the columns: --set data.columns.id=… --set data.columns.score=…; or the form: --set data.format=…"
     if found:
         raise DataError(f"{sheet.path}: this may be {' or '.join(found)}", hint)
     scores = [column for column in sheet.columns if column in SCORE_COLUMNS]
@@ -101,8 +100,9 @@ def _id_columns(path: Path, others: Sequence[str], form: Format, given: str | No
         if given not in others:
             raise DataError(_no_column(path, "id", given, others))
         return (given,)
-    if form.id and set(form.id) <= set(others):
-        return form.id
+    for known in (form.id, PARA_ID):
+        if known and set(known) <= set(others):
+            return known
     candidates = [name for name in others if name in ID_COLUMNS] or list(others if len(others) == 1 else ())
     if len(candidates) != 1:
         found = (

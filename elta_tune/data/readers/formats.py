@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from elta_tune.data.readers.tables import SPACES, Sheet, Table
+from elta_tune.data.readers.tables import Sheet, Table
+from elta_tune.data.readers.text import SPACES
 from elta_tune.errors import DataError
 
 
@@ -111,7 +112,8 @@ class Format:
 
     def fits(self, sheet: Sheet) -> bool:
         """Whether a sheet is of this form."""
-        if self.kind not in (None, sheet.kind) or self.separator not in (None, sheet.separator):
+        separator = SPACES if sheet.separator == "\t" else sheet.separator
+        if self.kind not in (None, sheet.kind) or self.separator not in (None, separator):
             return False
         if not self.header:
             return not sheet.has_header and len(sheet.columns) == len(self.columns)
@@ -142,6 +144,8 @@ AVA_VOTES = tuple(f"score{rating + 1}" for rating in range(1, 11))
 """The AVA tables that ELTA, TANet and EAT share: score2 counts the ratings of 1."""
 PARA_BINS = tuple(rating / 2 for rating in range(2, 11))
 PARA_VOTES = tuple(f"aestheticScore_{rating}" for rating in PARA_BINS)
+PARA_ID = ("sessionId", "imageName")
+"""Names of images repeat in each session, in PARA's tables of scores as in those of votes."""
 KONIQ_VOTES = ("c1", "c2", "c3", "c4", "c5")
 
 FORMATS: Mapping[str, Format | Callable[[Sheet], Format | None]] = {
@@ -177,9 +181,7 @@ FORMATS: Mapping[str, Format | Callable[[Sheet], Format | None]] = {
     ),
     "artimuse": Format(("image", "gt_score"), kind="json", id=("image",), score="gt_score"),
     "tad66k": Format(("image", "score"), only=True, id=("image",), score="score", scales=((0, 10),)),
-    "para": Format(
-        ("imageName", "sessionId", *PARA_VOTES), id=("sessionId", "imageName"), votes=PARA_VOTES, bins=PARA_BINS
-    ),
+    "para": Format(("imageName", "sessionId", *PARA_VOTES), id=PARA_ID, votes=PARA_VOTES, bins=PARA_BINS),
     "para_prompt_det": Format(
         ("ImageFile", "Composition", "Score"), id=("ImageFile",), score="Score", scales=((1, 5),)
     ),

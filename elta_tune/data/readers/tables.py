@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Collection, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,19 +19,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from elta_tune.data.readers.text import SPACES, encoding_of, is_header, not_utf8, records, separator_of
 from elta_tune.errors import DataError
-
-ID_COLUMNS = ("image_id", "image", "image_name", "Image name", "imageName", "ImageFile", "ID", "name", "Image", "file")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-SPACES = " "
-"""As a separator: any run of spaces or tabs."""
 
 
 @dataclass(frozen=True)
 class Sheet:
     """A file of which the columns are known; without a header they are called 1, 2, ….
 
-    `rows` holds the cells of a file that had to be read as a whole; `lines` where each stands in an Excel sheet.
+    `rows` holds the cells of a file that had to be read as a whole; `lines` where each stands in an Excel sheet. Each
+    line of a text may end in `blanks` empty cells that are no column.
     """
 
     path: Path
@@ -38,6 +36,7 @@ class Sheet:
     columns: tuple[str, ...]
     separator: str = ","
     has_header: bool = True
+    blanks: int = 0
     rows: Sequence[Sequence[Any]] = field(default=(), repr=False)
     lines: Sequence[int] = field(default=(), repr=False)
 
@@ -71,7 +70,9 @@ class Table:
             if column.dtype == bool or not pd.api.types.is_numeric_dtype(column.dtype):
                 column = pd.to_numeric(self.text(name), errors="coerce")
             values[:, position] = column
-            self.refuse(~np.isfinite(values[:, position]), name, "is not a number")
+            wrong = ~np.isfinite(values[:, position])
+            commas = wrong.any() and re.fullmatch(r"[-+]?\d*,\d+", self.text(name).iloc[int(wrong.argmax())])
+            self.refuse(wrong, name, "is not a number" + (": write a decimal point for the comma" if commas else ""))
         return values
 
     def refuse(self, wrong: NDArray[np.bool_], name: str, rule: str, *, quoted: bool = True) -> None:
@@ -99,8 +100,11 @@ class Table:
         return self.sheet.lines[row] if self.sheet.lines else _item_line(self.path, row)
 
 
-def open_sheet(path: Path) -> Sheet:
+def open_sheet(path: Path, id_column: str | None = None) -> Sheet:
     """What the head of a file tells.
+
+    Args:
+        id_column: what the column of ids is called, beside the names that are known.
 
     Raises:
         DataError: there is no such file, or it is no table.
@@ -110,10 +114,14 @@ def open_sheet(path: Path) -> Sheet:
             return _open_json(path)
         if path.suffix.lower() in (".xlsx", ".xlsm"):
             return _open_xlsx(path)
-        return _open_text(path)
+        if path.suffix.lower() == ".xls" and path.exists():
+            raise DataError(f"{path}: Excel's old format is not read", "save it as .xlsx or CSV")
+        return _open_text(path, id_column)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file", "say where it is: --set data.root=FOLDER") from None
-    except (UnicodeDecodeError, OSError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise not_utf8(path, error) from error
+    except (UnicodeError, OSError) as error:
         raise DataError(f"{path}: can't be read as a table: {error}") from error
 
 
@@ -138,48 +146,24 @@ def load(sheet: Sheet, columns: Sequence[str], text: Collection[str]) -> Table:
     return Table(sheet, frame)
 
 
-def _open_text(path: Path) -> Sheet:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = next((line for line in file if line.strip()), None)
-    if first is None:
+def _open_text(path: Path, id_column: str | None) -> Sheet:
+    with path.open(encoding=encoding_of(path), newline="") as file:
+        lines = list(itertools.islice((line.strip("\r\n") for line in file if line.strip()), 2))
+    if not lines:
         raise DataError(f"{path}: the file is empty")
-    separator = _separator(first.strip("\r\n"))
-    _, cells = next(_records(Sheet(path, "text", (), separator, has_header=False)))
+    separator = separator_of(*lines)
+    _, cells = next(records(path, separator))
     cells = [cell.strip() for cell in cells]
-    has_header = _is_header(cells)
-    return Sheet(path, "text", _names(path, cells) if has_header else _numbered(cells), separator, has_header)
+    blanks = _blanks(path, separator, len(cells)) if len(cells) > 1 and not cells[-1] else 0
+    cells = cells[: len(cells) - blanks]
+    has_header = is_header(cells, id_column)
+    columns = _names(path, cells) if has_header else _numbered(cells)
+    return Sheet(path, "text", columns, separator, has_header, blanks)
 
 
-def _separator(line: str) -> str:
-    for separator in (",", "\t", ";"):
-        if separator in line:
-            return separator
-    if "=" in line and line.partition("=")[0].strip() in ID_COLUMNS:
-        return "="
-    words = line.split()
-    return SPACES if len(words) > 1 and _is_number(words[-1]) else ","
-
-
-def _is_header(cells: Sequence[str]) -> bool:
-    """Data rows have numbers in all cells after the id, which is no known column's name; a lone id looks like one."""
-    first, rest = cells[0], cells[1:]
-    if first in ID_COLUMNS:
-        return True
-    looks_like_an_id = _is_number(first) or first.lower().endswith(IMAGE_SUFFIXES)
-    if not rest:
-        return not looks_like_an_id
-    if not all(map(_is_number, rest)):
-        return True
-    # photo,1,2,…,10 is a header whose columns are called by their ratings
-    numbers = [float(cell) for cell in rest]
-    return len(rest) > 2 and not looks_like_an_id and all(a < b for a, b in itertools.pairwise(numbers))
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        return bool(np.isfinite(float(cell)))
-    except ValueError:
-        return False
+def _blanks(path: Path, separator: str, width: int) -> int:
+    """1 where the last of so many cells is empty in all rows, as where each line ends in a separator; else 0."""
+    return int(all(len(cells) < width or not cells[width - 1].strip() for _, cells in records(path, separator)))
 
 
 def _numbered(cells: Sequence[Any]) -> tuple[str, ...]:
@@ -196,65 +180,55 @@ def _names(path: Path, cells: Sequence[Any]) -> tuple[str, ...]:
 
 
 def _records(sheet: Sheet) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a text below its header, as pandas counts them, each with the line that it begins in."""
-    with sheet.path.open(encoding="utf-8-sig", newline="") as file:
-        rows = _split_lines(file) if sheet.separator == SPACES else _csv_records(file, sheet.separator)
-        if sheet.has_header:
-            next(rows, None)
-        yield from rows
-
-
-def _split_lines(file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    yield from ((number, cells) for number, line in enumerate(file, start=1) if (cells := line.split()))
-
-
-def _csv_records(file: Iterator[str], separator: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(file, delimiter=separator)
-    start = 1
-    for cells in reader:
-        if cells and not (len(cells) == 1 and cells[0].isspace()):
-            yield start, cells
-        start = reader.line_num + 1
+    """The rows of a text below its header, each with the line that it begins in."""
+    return itertools.islice(records(sheet.path, sheet.separator), int(sheet.has_header), None)
 
 
 def _load_text(sheet: Sheet, columns: Sequence[str], text: Collection[str]) -> pd.DataFrame:
+    # pandas takes what the first row has too much for an index, without a word
+    _refuse_long_row(sheet, columns, itertools.islice(_records(sheet), 1))
     spaces = sheet.separator == SPACES
     try:
         frame = pd.read_csv(
             sheet.path,
             sep=r"\s+" if spaces else sheet.separator,
             header=0 if sheet.has_header else None,
-            names=list(columns),
+            names=[*columns, *(f"blank {number}" for number in range(sheet.blanks))],
             dtype=dict.fromkeys(text, "str"),
             na_filter=False,
             low_memory=False,
             quoting=csv.QUOTE_NONE if spaces else csv.QUOTE_MINIMAL,
-            encoding="utf-8-sig",
+            encoding=encoding_of(sheet.path),
         )
     except pd.errors.ParserError as error:
-        _refuse_long_row(sheet, columns)
+        _refuse_long_row(sheet, columns, _records(sheet))
+        if "EOF inside string" in str(error):
+            line = max(line for line, _ in records(sheet.path, sheet.separator))
+            raise DataError(f"{sheet.path}:{line}: a quote is opened in this row and never closed") from None
         raise DataError(f"{sheet.path}: {' '.join(str(error).split())}") from None
-    except (UnicodeDecodeError, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise not_utf8(sheet.path, error) from error
+    except OSError as error:
         raise DataError(f"{sheet.path}: can't be read as a table: {error}") from error
-    if not isinstance(frame.index, pd.RangeIndex):  # the first row is longer than the header
-        _refuse_long_row(sheet, columns)
-    return frame
+    return frame[list(columns)] if sheet.blanks else frame
 
 
-def _refuse_long_row(sheet: Sheet, columns: Sequence[str]) -> None:
-    for line, cells in _records(sheet):
-        if len(cells) > len(columns):
+def _refuse_long_row(sheet: Sheet, columns: Sequence[str], rows: Iterable[tuple[int, list[str]]]) -> None:
+    for line, cells in rows:
+        if len(cells) > len(columns) + sheet.blanks:
             raise DataError(
                 f"{sheet.path}:{line}: {len(cells)} cells in a table of {len(columns)} columns: {', '.join(columns)}"
             )
 
 
 def _open_json(path: Path) -> Sheet:
-    text = path.read_text(encoding="utf-8-sig")
+    text = path.read_text(encoding=encoding_of(path))
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
+    except RecursionError:
+        raise DataError(f"{path}: should be a list of objects, but is nested too deeply to be read") from None
     if not isinstance(content, list) or not content or not all(isinstance(item, dict) for item in content):
         raise DataError(f"{path}: should be a list of objects, one for each image")
     columns = _names(path, list(content[0]))
@@ -264,7 +238,7 @@ def _open_json(path: Path) -> Sheet:
 
 def _item_line(path: Path, row: int) -> int:
     """The line in which an item of a JSON list begins."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = path.read_text(encoding=encoding_of(path))
     position = text.index("{")
     for _ in range(row):
         _, end = json.JSONDecoder().raw_decode(text, position)

@@ -92,6 +92,9 @@ CASES = {
     "AVA, original": ava(
         "AVA.txt", lines(*votes_rows(lambda name: [7, name], [1, 22, 1396], separator=" ")), form="ava_txt"
     ),
+    "AVA, original, tabs": ava(
+        "AVA.txt", lines(*votes_rows(lambda name: [7, name], [1, 22, 1396], separator="\t")), form="ava_txt"
+    ),
     "AVA, idealo": ava(
         "ava_labels_train.json",
         json.dumps([{"image_id": name, "label": votes} for name, votes in VOTES.items()]).encode(),
@@ -158,6 +161,9 @@ CASES = {
         [0.45, 1.0],
         (0, 1),
         0.5,
+    ),
+    "AADB, tabs": Case(
+        "list.txt", lines("a b.jpg\t0.45", "c.jpg\t1.0"), "aadb", ["a b.jpg", "c.jpg"], [0.45, 1.0], (0, 1), 0.5
     ),
     "KonIQ-10k, counts": Case(
         "koniq10k_scores_and_distributions.csv",

@@ -191,8 +191,112 @@ def test_a_pools_ratings_are_not_looked_at(tmp_path: Path) -> None:
     assert pool.distributions is None
 
 
-def test_a_pool_may_have_one_column_alone(tmp_path: Path) -> None:
-    assert read_unlabelled(written(tmp_path, "photo", "a", "b"), DataConfig()).ids.tolist() == ["a", "b"]
+LONE = [["session1/iaa_pub1_", "session1/iaa_pub2_"], ["abc-1", "abc-2"], ["a.heic", "b.heic"], ["photo", "a"]]
+
+
+@pytest.mark.parametrize("ids", LONE, ids=lambda ids: ids[0])
+def test_a_list_without_a_header_loses_no_image(tmp_path: Path, ids: list[str]) -> None:
+    assert read_unlabelled(written(tmp_path, *ids), DataConfig()).ids.tolist() == ids
+
+
+@pytest.mark.parametrize("name", ["photo", "filename", "file_name", "img_name"])
+def test_a_pool_may_have_one_column_alone(tmp_path: Path, name: str) -> None:
+    config = DataConfig.model_validate({"columns": {"id": "photo"}})
+    assert read_unlabelled(written(tmp_path, name, "a", "b"), config).ids.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("ids", [["1", "2", "3"], ["00000", "00001", "00002"], ["a", "b", "c"]], ids=" ".join)
+@pytest.mark.parametrize("long", [1, 3], ids=["the first row", "all rows"])
+def test_a_row_longer_than_the_header_is_refused_whatever_its_ids(tmp_path: Path, ids: list[str], long: int) -> None:
+    rows = [f"{name},30,20{',50' if number < long else ''}" for number, name in enumerate(ids)]
+    file = written(tmp_path, "image,count_1,count_2", *rows)
+    assert refusal(file).message.startswith(f"{file}:2: 4 cells in a table of 3 columns")
+    with pytest.raises(EltaTuneError, match=":2: 4 cells"):
+        read_unlabelled(file, DataConfig())
+
+
+@pytest.mark.parametrize("number", ["{}", "{}.0"])
+def test_numbers_are_splits_in_an_official_split_or_a_named_column(tmp_path: Path, number: str) -> None:
+    rows = [f"i{split},3,{number.format(split)}" for split in range(3)]
+    official = written(tmp_path, "name,mos,official_split", *rows)
+    assert read_ratings(official, DataConfig(scale=(1, 5))).splits.tolist() == ["train", "val", "test"]
+    folds = written(tmp_path, "name,mos,split", *rows, name="folds.csv")
+    assert "--set data.columns.split=split" in refusal(folds, scale=(1, 5)).message
+    named = DataConfig.model_validate({"scale": (1, 5), "columns": {"split": "split"}})
+    assert read_ratings(folds, named).splits.tolist() == ["train", "val", "test"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_byte_order_mark_tells_the_encoding(tmp_path: Path, encoding: str) -> None:
+    file = written(tmp_path, COUNTS, "été.jpg,1,2,1", encoding=encoding)
+    assert read_ratings(file, DataConfig()).ids.tolist() == ["été.jpg"]
+
+
+@pytest.mark.parametrize("rows", [1, 3000])
+def test_another_encoding_is_refused_by_its_line(tmp_path: Path, rows: int) -> None:
+    file = written(tmp_path, COUNTS, *(f"a{n},1,2,3" for n in range(rows)), "été.jpg,1,2,1", encoding="latin-1")
+    error = refusal(file)
+    assert error.message.startswith(f"{file}:{rows + 2}: can't be read")
+    assert error.hint == "save it as UTF-8"
+
+
+@pytest.mark.parametrize("after", [0, 2, 20_000])
+def test_a_quote_that_is_never_closed_is_named_by_its_line(tmp_path: Path, after: int) -> None:
+    file = written(tmp_path, COUNTS, "a,1,2,3", '"b,1,2,3', *(f"c{number},1,2,3" for number in range(after)))
+    message = refusal(file).message
+    assert message.startswith(f"{file}:3: ")
+    assert "quote" in message
+
+
+def test_a_separator_at_the_end_of_each_line_is_no_column(tmp_path: Path) -> None:
+    file = written(tmp_path, "photo,score,", "a,3,", "b,4,")
+    assert read_ratings(file, DataConfig(scale=(1, 5))).ids.tolist() == ["a", "b"]
+    bare = written(tmp_path, "a.jpg,0,0,0,0,9,0,0,0,0,0,", "b.jpg,0,0,0,0,0,9,0,0,0,0", name="nima.csv")
+    assert read_ratings(bare, DataConfig()).scores.tolist() == [5, 6]
+    kept = written(tmp_path, "photo,score,", "a,3,", "b,4,5", name="kept.csv")
+    assert "no column of ids" in refusal(kept, scale=(1, 5)).message
+
+
+def test_a_decimal_comma_is_told(tmp_path: Path) -> None:
+    file = written(tmp_path, "image;score", "a.jpg;4,5")
+    assert refusal(file).message == f"{file}:2: score: '4,5' is not a number: write a decimal point for the comma"
+
+
+def test_an_old_excel_sheet_and_deep_json_are_refused_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.xls").write_bytes(b"\xd0\xcf\x11\xe0")
+    assert refusal(tmp_path / "a.xls").hint == "save it as .xlsx or CSV"
+    (tmp_path / "a.json").write_text("[" * 200_000)
+    assert "nested too deeply" in refusal(tmp_path / "a.json").message
+
+
+@pytest.mark.parametrize("names", [["a.jpg", "a.jpg"], ["s1/a.jpg", "s2/a.jpg"]], ids=["names", "paths"])
+def test_scores_of_para_are_found_by_session(tmp_path: Path, names: list[str]) -> None:
+    file = written(tmp_path, "sessionId,imageName,aestheticScore_mean", f"s1,{names[0]},3", f"s2,{names[1]},4")
+    assert read_ratings(file, DataConfig(scale=(1, 5))).ids.tolist() == ["s1/a.jpg", "s2/a.jpg"]
+    assert read_unlabelled(file, DataConfig()).ids.tolist() == ["s1/a.jpg", "s2/a.jpg"]
+
+
+@pytest.mark.parametrize("cell", ["[1]", "{}", "null", "true", '"a\\u0000b"'])
+def test_an_id_that_is_none_is_refused_by_its_line(tmp_path: Path, cell: str) -> None:
+    rows = ["[", '{"image": "a", "gt_score": 3},', f'{{"image": {cell}, "gt_score": 3}}', "]"]
+    assert refusal(written(tmp_path, *rows, name="a.json"), scale=(1, 5)).message.startswith(f"{tmp_path}/a.json:3: im")
+
+
+def test_a_nul_in_an_id_is_refused(tmp_path: Path) -> None:
+    assert "NUL" in refusal(written(tmp_path, COUNTS, "a,1,2,3", "b\0c,1,2,3")).message
+
+
+def test_a_pool_folder_is_read_without_what_systems_leave_there(tmp_path: Path) -> None:
+    for name in ("a.jpg", "deep/b.png", ".thumb.jpg", ".trash/c.jpg", "__MACOSX/._a.jpg", "deep/._b.png", "notes.txt"):
+        (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pool" / name).write_bytes(b"")
+    assert read_unlabelled(tmp_path / "pool", DataConfig()).ids.tolist() == ["a.jpg", "deep/b.png"]
+
+
+def test_a_header_of_words_with_spaces_between(tmp_path: Path) -> None:
+    file = written(tmp_path, "name score", "a.jpg 0.5", "b.jpg 0.25", name="list.txt")
+    ratings = read_ratings(file, DataConfig(scale=(0, 1)))
+    assert (ratings.ids.tolist(), ratings.scores.tolist()) == (["a.jpg", "b.jpg"], [0.5, 0.25])
 
 
 def test_the_real_ava_has_its_mean(shared: Path) -> None:

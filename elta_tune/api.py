@@ -1,0 +1,371 @@
+"""The verbs of the command line as functions: `elta_tune.run`, `train`, `evaluate`, `predict`, `best`.
+
+They print nothing; what the command refuses raises an `elta_tune.errors.EltaTuneError` here. What takes long to import
+is imported by the function that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from elta_tune.config import TrialConfig
+    from elta_tune.data.cache import Progress
+    from elta_tune.data.splits import SplitName
+    from elta_tune.records import StudyFolder
+    from elta_tune.results.checkpoint import Checkpoint
+    from elta_tune.results.evaluate import Evaluation
+    from elta_tune.results.kinds import Kind
+    from elta_tune.results.predict import Prediction
+    from elta_tune.studies.plan import StudyPlan
+    from elta_tune.studies.supervisor import Event
+
+DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elta-tune"
+"""Folder of decoded images, shared by all studies, unless the environment's ELTA_TUNE_CACHE names another."""
+RUNS = Path("runs")
+"""Folder of the studies."""
+
+File = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study on disk, whichever back end ran it."""
+
+    folder: StudyFolder
+    plan: StudyPlan
+
+    @classmethod
+    def open(cls, name: File | None = None, *, runs: File = RUNS) -> Study:
+        """A study by its folder or its name; left out, the last one.
+
+        Raises:
+            StudyError: there is none.
+        """
+        from elta_tune.records import StudyFolder, open_study
+        from elta_tune.studies.plan import read_plan
+
+        found = open_study(None if name is None else os.fspath(name), Path(runs))
+        folder = StudyFolder(found.path.absolute())  # it stays the study's if the script changes its directory
+        return cls(folder, read_plan(folder))
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.folder.path
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """`result.json` of all trials that ended, by number."""
+        return self.folder.results()
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """`result.json` of the best complete trial.
+
+        Raises:
+            StudyError: no trial is complete.
+        """
+        from elta_tune.results.best import best_result
+
+        return best_result(self.folder, self.plan)
+
+    def dataframe(self) -> pd.DataFrame:
+        """One row per trial that ended: its place and state, its parameters and metrics by their names."""
+        import pandas as pd
+
+        names = ("trial", "state", "value", "best_step", "best_round", "best_epoch", "seconds", "reason")
+        return pd.DataFrame(
+            [{**{name: row[name] for name in names}, **row["params"], **row["metrics"]} for row in self.results]
+        )
+
+    def export(self, kind: Kind, output: File, force: bool = False, *, cache: File | None = None) -> float:
+        """Writes the best trial's model, after a new process has measured it again on the validation split.
+
+        Args:
+            kind: ckpt, safetensors, onnx, timm or hf.
+            output: the file, a folder for hf.
+            force: replaces what is there.
+
+        Returns:
+            The largest difference of a predicted score from the trial's.
+
+        Raises:
+            StudyError: there is something at `output`, no trial is complete, or the file predicts otherwise.
+        """
+        from elta_tune.results.kinds import exported_file
+
+        file = exported_file(kind, Path(output), force)
+        best = self.best
+        from elta_tune.results.export import export
+
+        return export(self.folder, best, file, kind, cache=_cache(cache))
+
+
+def run(
+    space: File = "default.yaml",
+    recipe: File = "demo.yaml",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    trials: int | None = None,
+    timeout: float | str | None = None,
+    seed: int | None = None,
+    name: str | None = None,
+    runs: File = RUNS,
+    workers: int | None = None,
+    devices: Sequence[str] | None = None,
+    cache: File | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    progress: Progress | None = None,
+) -> Study:
+    """Starts a study under Optuna, or goes on with it, up to its budget; returns when that is used.
+
+    This process supervises the study; each trial runs in a process of its own. What ends the call early (Ctrl-C, an
+    exception of `on_event`) ends the trials at once, and the same call goes on, each trial from its last epoch.
+    Studies under NNI are the command's: `elta-tune run --backend nni`.
+
+    Args:
+        space, recipe: a file, or the name of one that ships.
+        overrides: other values of the recipe's fields, by dotted names: `{"training.epochs": 10}`.
+        trials, timeout: the budget, which a study that is there takes only larger; seconds, or text such as 90m.
+        seed: of the trainings and the sampler.
+        name: of the study; left out, `SPACE-RECIPE`.
+        runs: folder of the studies.
+        workers: trials at a time; None: one per device.
+        devices: cpu, cuda:0, cuda:1, mps; None: every GPU, else the CPU.
+        cache: folder of decoded images; None: the command's.
+        on_event: hears what happens, each epoch too.
+        progress: hears (done, total, what) while images are decoded.
+
+    Raises:
+        EltaTuneError: the study can't start or go on: why, and what to change.
+    """
+    from elta_tune.errors import ConfigError
+    from elta_tune.executors.local import start_forkserver
+    from elta_tune.space import parse_duration
+    from elta_tune.studies.backends import choose_backend
+    from elta_tune.studies.progress import is_finished
+    from elta_tune.studies.start import ask, claimed
+
+    if trials is not None and trials < 1:
+        raise ConfigError(f"trials={trials}: should be 1 or more")
+    names = [devices] if isinstance(devices, str) else devices
+    asked = ask(os.fspath(space), os.fspath(recipe), overrides or {}, seed=seed, name=name, runs=Path(runs))
+    backend = choose_backend(asked.folder, "optuna")
+    seconds = None if timeout is None else parse_duration(str(timeout), "timeout")
+    with claimed(asked.folder):
+        plan = asked.settled(trials, seconds, backend)
+        study = Study(asked.folder, plan)
+        finished = is_finished(asked.folder, plan)
+        if not finished:
+            start_forkserver()
+        from elta_tune.studies.opening import open_supervisor, tell_all
+        from elta_tune.studies.preflight import choose_slots, preflight_study
+
+        if finished:
+            tell_all(asked.folder, plan, _cache(cache))
+            return study
+        slots = choose_slots(names, workers)
+        preflight_study(plan, slots, _cache(cache), progress or _no_progress)
+        supervisor = open_supervisor(asked.folder, plan, asked.files, slots, _cache(cache))
+        with closing(supervisor.events()) as events:
+            for event in events:
+                if on_event is not None:
+                    on_event(event)
+    return study
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A reporter that hands each epoch on; never prunes."""
+
+    on_epoch: Callable[[Mapping[str, Any]], None] | None
+
+    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if self.on_epoch is not None:
+            self.on_epoch(metrics)
+
+
+def train(
+    recipe: File | TrialConfig,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    out: File | None = None,
+    device: str = "auto",
+    cache: File | None = None,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Runs one trial without a study, in this process. The same call goes on where it was.
+
+    Args:
+        recipe: a file, the name of one that ships, or a `TrialConfig`.
+        overrides: other values of its fields, by dotted names.
+        out: folder of the trial; left out, `runs/train-RECIPE`.
+        device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
+        cache: folder of decoded images; None: the command's.
+        on_epoch: hears each epoch's line of `metrics.jsonl`.
+        progress: hears (done, total, what) while images are decoded.
+
+    Returns:
+        The content of `result.json`; its `state` is complete, or failed where the loss is not finite or memory is used
+        up.
+
+    Raises:
+        EltaTuneError: recipe, data, model or folder do not allow the training to start.
+    """
+    from elta_tune.config import TrialConfig, load_recipe
+    from elta_tune.documents import find_document
+
+    if isinstance(recipe, TrialConfig):
+        name, config = "recipe", recipe.replace(overrides or {}, source="overrides")
+    else:
+        file = find_document(os.fspath(recipe), "trials")
+        name, config = file.stem, load_recipe(file, overrides or {})
+    from elta_tune.studies.alone import train_alone
+
+    folder = RUNS / f"train-{name}" if out is None else Path(out)
+    preparing = nullcontext(progress or _no_progress)
+    return train_alone(config, folder, _Told(on_epoch), preparing, device=device, cache=_cache(cache))
+
+
+def evaluate(
+    model: File | Checkpoint,
+    *,
+    split: SplitName = "val",
+    csv: File | None = None,
+    images: File | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    runs: File = RUNS,
+    cache: File | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """All metrics of a model on labelled images, with its predictions.
+
+    Args:
+        model: an exported file, a checkpoint of ELTA's released code, STUDY (its best trial), STUDY:TRIAL or a trial's
+            folder.
+        split: val, test or train of the model's own data.
+        csv: a rating file of other images instead, all of which are measured.
+        images: their folder; left out, `images/` beside it.
+        overrides: other values of the recipe's `data` fields, by dotted names.
+        device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
+        runs: folder of the studies.
+        cache: folder of decoded images; None: the command's.
+        progress: hears (done, total, what).
+
+    Raises:
+        EltaTuneError: there is no such model or split, or its data can't be read.
+    """
+    from elta_tune.errors import ConfigError
+
+    if images is not None and csv is None:
+        raise ConfigError("--images: needs --csv FILE; for a split of the model's own data: --set data.images=FOLDER")
+    if split not in ("val", "test", "train"):
+        raise ConfigError(f"--split {split}: should be val, test or train")
+    from elta_tune.results.evaluate import data_with, evaluate_model, table_data
+    from elta_tune.training.devices import choose_device
+
+    checkpoint = _checkpoint(model, runs)
+    if csv is not None:
+        split = "test"
+        data = table_data(checkpoint, Path(csv), None if images is None else Path(images), overrides or {})
+    else:
+        data = data_with(checkpoint.config, overrides or {})
+    return evaluate_model(
+        checkpoint,
+        data,
+        split,
+        cache=_cache(cache),
+        device=choose_device(device),
+        progress=progress or _no_progress,
+    )
+
+
+def predict(
+    model: File | Checkpoint,
+    paths: File | Sequence[File],
+    *,
+    images: File | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    sort: bool = False,
+    runs: File = RUNS,
+    progress: Progress | None = None,
+) -> Iterator[Prediction]:
+    """Scores images, as they come; what can't be read has a reason instead of a score.
+
+    Args:
+        model: as in `evaluate`.
+        paths: images, folders (with all below them), or tables with image ids.
+        images: folder of the images of tables.
+        overrides: how to read tables: other values of the recipe's `data` fields, by dotted names.
+        device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
+        batch_size: images at a time; None: the model's own for evaluation.
+        sort: best first, once all are scored.
+        runs: folder of the studies.
+        progress: hears (done, total, what).
+
+    Raises:
+        EltaTuneError: there is no such model, path or device.
+    """
+    from elta_tune.config import TrialConfig
+    from elta_tune.results.evaluate import data_with
+    from elta_tune.results.predict import best_first, list_images, predict_images
+    from elta_tune.training.devices import choose_device
+
+    named = [paths] if isinstance(paths, str | os.PathLike) else paths
+    data = data_with(TrialConfig(), overrides or {})
+    files = list_images([Path(path) for path in named], None if images is None else Path(images), data)
+    checkpoint, device = _checkpoint(model, runs), choose_device(device)
+    predictions = predict_images(
+        checkpoint, files, device=device, batch_size=batch_size, progress=progress or _no_progress
+    )
+    return iter(best_first(predictions)) if sort else predictions
+
+
+def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, Any]:
+    """The best trial of a study, as `elta-tune best --json` tells it: value, parameters, metrics, checkpoint, and what
+    the recipe as it stands reached.
+
+    Args:
+        study: its folder or its name under `runs`; left out, the last one.
+
+    Raises:
+        StudyError: there is no such study, or no trial of it is complete.
+    """
+    found = study if isinstance(study, Study) else Study.open(study, runs=runs)
+    result, recipe = found.best, found.folder.trial(0).result()
+    folder = found.folder.trial(result["trial"])
+    names = ("trial", "value", "best_step", "best_round", "best_epoch", "params", "metrics")
+    return {
+        "study": found.folder.name,
+        "metric": found.plan.space.objective.metric,
+        **{name: result[name] for name in names},
+        "checkpoint": str(folder.best_file),
+        "config": str(folder.config_file),
+        "recipe": recipe and {name: recipe[name] for name in ("trial", "state", "value", "metrics")},
+    }
+
+
+def _checkpoint(model: File | Checkpoint, runs: File) -> Checkpoint:
+    from elta_tune.results.sources import load_model
+
+    return load_model(os.fspath(model), Path(runs)) if isinstance(model, str | os.PathLike) else model
+
+
+def _cache(cache: File | None) -> Path:
+    return Path(cache or os.environ.get("ELTA_TUNE_CACHE") or DEFAULT_CACHE).absolute()
+
+
+def _no_progress(done: int, total: int, what: str) -> None:
+    """Shows nothing."""

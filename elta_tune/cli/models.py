@@ -1,0 +1,248 @@
+"""`elta-tune evaluate`, `predict`, `export` and `sharpen`: what one does with a model that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from elta_tune.api import DEFAULT_CACHE
+from elta_tune.cli.options import MODEL, Cache, Device, Json, Runs, Set, print_json
+
+if TYPE_CHECKING:
+    from elta_tune.data.splits import SplitName
+    from elta_tune.results.kinds import Kind
+    from elta_tune.results.predict import Prediction
+    from elta_tune.results.sharpen import Sharpened
+
+
+def evaluate(
+    model: Annotated[str | None, MODEL] = None,
+    csv: Annotated[Path | None, typer.Option(help="Rating file of other images.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Their folder.", show_default="images/ beside it")] = None,
+    split: Annotated[str | None, typer.Option(help="val, test or train of its own data.", show_default="val")] = None,
+    from_predictions: Annotated[Path | None, typer.Option(help="Predictions that exist: no model is needed.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV file.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    cache: Cache = DEFAULT_CACHE,
+) -> None:
+    """All metrics of a model on labelled images, or of a file of predictions (image_id, gt, score, score2 …)."""
+    from elta_tune import api
+    from elta_tune.cli.progress import preparing
+    from elta_tune.cli.text import errors
+    from elta_tune.config import read_overrides
+    from elta_tune.errors import ConfigError
+    from elta_tune.records import write_aside, write_predictions
+
+    if (model is None) == (from_predictions is None):
+        raise ConfigError("evaluate: name either a model, or --from-predictions FILE")
+    if from_predictions is not None and (csv or images or split):
+        raise ConfigError("evaluate: --csv, --images and --split are for a model, not for --from-predictions")
+    if csv is not None and split is not None:
+        raise ConfigError("evaluate: --csv and --split exclude each other")
+    values = read_overrides(overrides or ())
+    if from_predictions is not None:
+        from elta_tune.config import TrialConfig
+        from elta_tune.results.evaluate import data_with, evaluate_predictions
+
+        found = evaluate_predictions(from_predictions, data_with(TrialConfig(), values))
+    else:
+        with preparing(errors) as progress:
+            found = api.evaluate(
+                str(model),
+                split=cast("SplitName", split or "val"),
+                csv=csv,
+                images=images,
+                overrides=values,
+                device=device,
+                runs=runs,
+                cache=cache,
+                progress=progress,
+            )
+    if predictions is not None:
+        predictions.parent.mkdir(parents=True, exist_ok=True)
+        write_aside(predictions, lambda aside: write_predictions(aside, found.predictions))
+    told = {"model": model, "split": None if csv or from_predictions else split or "val", "data": found.data}
+    _tell_metrics({**told, "metrics": found.metrics}, as_json)
+
+
+def predict(
+    model: Annotated[str, MODEL],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, folders, or tables with image ids.")],
+    out: Annotated[Path | None, typer.Option(help="Write FILE.csv, FILE.jsonl or FILE.parquet.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of a table's images.")] = None,
+    sort: Annotated[bool, typer.Option("--sort", help="Best first.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
+    overrides: Set = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Scores images: one line each, with the reason where one can't be read."""
+    from elta_tune import api
+    from elta_tune.cli.progress import preparing
+    from elta_tune.cli.text import errors
+    from elta_tune.config import read_overrides
+    from elta_tune.results.sources import load_model
+    from elta_tune.results.tables import check_table, write_table
+
+    if out is not None:
+        check_table(out)
+    checkpoint = load_model(model, runs)
+    count = unreadable = 0
+
+    def counted(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+        nonlocal count, unreadable
+        for one in predictions:
+            count, unreadable = count + 1, unreadable + (one.reason is not None)
+            yield one
+
+    with preparing(errors) as progress:
+        rows = counted(
+            api.predict(
+                checkpoint,
+                paths,
+                images=images,
+                overrides=read_overrides(overrides or ()),
+                device=device,
+                batch_size=batch_size,
+                sort=sort,
+                progress=progress,
+            )
+        )
+        if out is not None:
+            write_table(out, rows, 0 if checkpoint.bins is None else len(checkpoint.bins))
+        else:
+            for one in rows:
+                print(_line(one, as_json), flush=True)
+    if unreadable:
+        errors.print(f"note: {unreadable:,} of {count:,} images can't be read", style="yellow", soft_wrap=True)
+
+
+def export(
+    model: Annotated[str, MODEL],
+    kind: Annotated[str, typer.Argument(metavar="FORMAT", help="ckpt, safetensors, onnx, timm or hf.")],
+    output: Annotated[Path | None, typer.Option(help="What to write.", show_default="best.…")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Any model in another format, read back and compared; a checkpoint of ELTA's released code, too."""
+    from elta_tune.cli.text import console
+    from elta_tune.results.convert import write_model
+    from elta_tune.results.kinds import exported_file
+    from elta_tune.results.sources import load_model
+
+    file = exported_file(kind, output, force)
+    difference = write_model(load_model(model, runs), file, cast("Kind", kind))
+    console.print(f"{file}  (read back: within {difference:.1e})", markup=False, soft_wrap=True)
+
+
+def sharpen(
+    logits: Annotated[
+        Path, typer.Argument(metavar="LOGITS.csv", help="Predictions: image_id, score, score2, score3 …")
+    ],
+    holdout: Annotated[
+        str, typer.Option(metavar="FILE|SHARE", help="Predictions with gt to judge by, or a share of LOGITS.csv.")
+    ] = "0.5",
+    space: Annotated[str, typer.Option(help="Search space, of which sharpening varies.")] = "default.yaml",
+    metric: Annotated[str, typer.Option(help="Of the hold-out's pseudo-labels: balanced, bmae, srcc, …")] = "balanced",
+    trials: Annotated[int, typer.Option(min=1, help="Temperatures and thresholds to try.")] = 200,
+    out: Annotated[Path, typer.Option(help="The pseudo-labels.")] = Path("pseudo_labels.csv"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Searches temperature and threshold of the sharpening on predictions that exist, and writes the pseudo-labels."""
+    from elta_tune.config import load_recipe
+    from elta_tune.documents import find_document
+    from elta_tune.errors import StudyError
+    from elta_tune.records import write_selection
+    from elta_tune.results.sharpen import sharpen_predictions
+    from elta_tune.space import load_space
+
+    if out.exists() and not force:
+        raise StudyError(f"{out}: is there already", "replace it with --force, or name another with --out")
+    fields = ["self_training.rounds=1", "data.demo=null", *(overrides or ())]
+    recipe = load_recipe(find_document("demo.yaml", "trials"), fields)
+    space_file = find_document(space, "search_spaces")
+    judge = _share_or_file(holdout)
+    found = sharpen_predictions(logits, judge, load_space(space_file, recipe), recipe, metric=metric, trials=trials)
+    write_selection(out, found.labels.selection)
+    _tell_sharpening(found, metric, out, as_json)
+
+
+def _share_or_file(text: str) -> Path | float:
+    from elta_tune.errors import ConfigError
+
+    try:
+        share = float(text)
+    except ValueError:
+        return Path(text)
+    if not 0 < share < 1:
+        raise ConfigError(f"--holdout {text}: should be a file, or a share between 0 and 1")
+    return share
+
+
+def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) -> None:
+    from elta_tune.cli.text import console, number, plain_table
+    from elta_tune.cli.text import metric as figure
+
+    labels, selection = found.labels, found.labels.selection
+    if as_json:
+        choices = {"best": asdict(found.best), "recipe": found.recipe and asdict(found.recipe)}
+        counts = {"images": selection.pool_size, "selected": len(selection.rows)}
+        pool = {**counts, "spread": labels.spread, "pool_spread": labels.pool_spread, "diagnosis": labels.diagnosis}
+        return print_json({**choices, "pool": pool, "pseudo_labels": str(out)})
+    for name, value in found.best.params.items():
+        console.print(f"  {name} = {number(value)}")
+    columns = {"best": found.best} | ({"recipe": found.recipe} if found.recipe else {})
+    table = plain_table(["on the hold-out", *columns], right=list(columns))
+    table.add_row("selected", *(f"{choice.selected:,} of {choice.images:,}" for choice in columns.values()))
+    table.add_row(metric, *(figure(choice.value) for choice in columns.values()))
+    for name in ("srcc", "mae_low", "mae_mid", "mae_high"):
+        table.add_row(name, *(figure(choice.metrics[name]) for choice in columns.values()))
+    console.print(table)
+    told = ", ".join(f"{count:,} of {labels.pool_spread[name]:,} {name}" for name, count in labels.spread.items())
+    console.print(
+        f"{len(selection.rows):,} of {selection.pool_size:,} images are pseudo-labelled: {told}", soft_wrap=True
+    )
+    if labels.diagnosis:
+        figures = ", ".join(f"{name} {figure(labels.diagnosis[name])}" for name in ("mae", "srcc"))
+        console.print(f"against the gt of these images, which was not read for the choice: {figures}", soft_wrap=True)
+    console.print(str(out), markup=False, soft_wrap=True)
+
+
+def _line(prediction: Prediction, as_json: bool) -> str:
+    from elta_tune.cli.text import metric
+    from elta_tune.results.tables import json_line
+
+    if as_json:
+        return json_line(prediction)
+    return f"{metric(prediction.score):>8}  {prediction.image_id}" + (
+        f"  ({prediction.reason})" if prediction.reason else ""
+    )
+
+
+def _tell_metrics(told: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        return print_json(told)
+    from rich.text import Text
+
+    from elta_tune.cli.text import console, metric, plain_table
+
+    data = told["data"]
+    left_out = f", {data['left_out']} left out" if data.get("left_out") else ""
+    hashed = f", hash {data['hash']}" if "hash" in data else ""
+    console.print(Text(f"{data['file']}: {data['rows']:,} images{left_out}{hashed}"), soft_wrap=True)
+    table = plain_table(["metric", "value"], right=["value"])
+    for name, value in told["metrics"].items():
+        table.add_row(name, metric(value) if isinstance(value, float) else str(value))
+    console.print(table)
+    if "mae_low" not in told["metrics"]:
+        console.print("no tails: the training split is not known; name its file: --set data.train=FILE")

@@ -1,0 +1,118 @@
+"""A checkpoint in other tools' formats, each read back and compared with the model before it is handed over."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from elta_tune.errors import StudyError
+from elta_tune.records import UMASK, write_aside
+from elta_tune.results.card import model_card
+from elta_tune.results.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from elta_tune.results.kinds import Kind
+from elta_tune.results.onnx_model import run_onnx, write_onnx
+from elta_tune.results.timm_files import HEAD_FILE, read_folder, read_timm, write_folder, write_timm
+from elta_tune.training.model import AestheticModel
+
+TOLERANCE = 1e-4
+"""Largest difference of what a written file and the model say."""
+PROBES = 5
+
+
+def write_model(checkpoint: Checkpoint, path: Path, kind: Kind) -> float:
+    """Writes a checkpoint and reads it back.
+
+    `ckpt` and `safetensors` are ours (the latter with a model card beside it), `onnx` is the whole model with its
+    normalisation, `timm` the backbone alone, `hf` a folder in Hugging Face's layout: the backbone for timm's
+    `local-dir:`, the head beside it.
+
+    Returns:
+        The largest difference of what the file and the model say of some random images: scores, or features where only
+        the backbone is written.
+
+    Raises:
+        StudyError: the file can't be written, or says something else.
+    """
+    write, read_back = FORMATS[kind]
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(checkpoint, aside)
+        difference = _largest_difference(checkpoint, lambda images: read_back(checkpoint, aside, images), kind)
+        if not difference <= TOLERANCE:
+            raise StudyError(
+                f"the {kind} file does not say what the model does: {difference:.3g} apart, more than {TOLERANCE:g}; "
+                "nothing was written"
+            )
+        _put_in_place(aside, path)
+    except OSError as error:
+        raise StudyError(f"{path}: can't be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
+    if kind == "safetensors":
+        write_card(checkpoint, path)
+    return difference
+
+
+def write_card(checkpoint: Checkpoint, path: Path) -> None:
+    """Writes the model card of an exported file beside it."""
+    card = model_card(checkpoint, f"elta-tune predict {path.name} PHOTOS --sort")
+    write_aside(path.with_suffix(".md"), lambda file: file.write_text(card, encoding="utf-8"))
+
+
+def _put_in_place(aside: Path, path: Path) -> None:
+    """Renames what was written; an older folder of ours makes room for it."""
+    if path.is_dir():
+        if not (path / HEAD_FILE).is_file():
+            raise StudyError(f"{path}: is a folder that was not exported here; it is left as it is")
+        shutil.rmtree(path)
+    for file in aside.iterdir() if aside.is_dir() else [aside]:
+        file.chmod(0o666 & ~UMASK)  # safetensors writes for the owner alone
+    aside.replace(path)
+
+
+def _largest_difference(checkpoint: Checkpoint, said: Callable[[NDArray[np.uint8]], Tensor], kind: Kind) -> float:
+    """Compares on random images, one alone and several at once."""
+    model = checkpoint.model()
+    size = checkpoint.config.data.crop
+    images = np.random.default_rng(0).integers(0, 256, (PROBES, size, size, 3), dtype=np.uint8)
+    differences = []
+    for batch in (images[:1], images):
+        features, scores = _says(model, batch)
+        expected = features if kind in ("timm", "hf") else scores
+        differences.append((said(batch) - expected).abs().max().item())
+    return max(differences)
+
+
+@torch.inference_mode()
+def _says(model: AestheticModel, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Features (B, D), and the scores (B,) on 1…10."""
+    features, logits = model(model.normalized(torch.from_numpy(images)))
+    return features, model.head.scores(logits)
+
+
+def _read_own(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> Tensor:
+    return _says(load_checkpoint(path).model(), images)[1]
+
+
+def _read_onnx(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> Tensor:
+    low, high = checkpoint.scale
+    return 1 + 9 * (torch.from_numpy(run_onnx(path, images)["score"]) - low) / (high - low)
+
+
+Write = Callable[[Checkpoint, Path], None]
+ReadBack = Callable[[Checkpoint, Path, NDArray[np.uint8]], Tensor]
+FORMATS: dict[Kind, tuple[Write, ReadBack]] = {
+    "ckpt": (lambda checkpoint, path: save_checkpoint(checkpoint, path, "ckpt"), _read_own),
+    "safetensors": (lambda checkpoint, path: save_checkpoint(checkpoint, path, "safetensors"), _read_own),
+    "onnx": (write_onnx, _read_onnx),
+    "timm": (write_timm, read_timm),
+    "hf": (write_folder, read_folder),
+}

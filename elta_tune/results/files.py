@@ -1,0 +1,22 @@
+"""Any file that holds a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from elta_tune.results.checkpoint import Checkpoint, own_checkpoint
+from elta_tune.results.imported import released_checkpoint
+from elta_tune.results.timm_files import load_folder
+from elta_tune.results.weights_files import read_weights_file
+
+
+def load_model_file(path: Path) -> Checkpoint:
+    """An exported file or folder of ours, or a checkpoint of ELTA's released code.
+
+    Raises:
+        ModelError: it is neither; no code in it was run.
+    """
+    if path.is_dir():
+        return load_folder(path)
+    content, metadata = read_weights_file(path)
+    return own_checkpoint(content, metadata, path) or released_checkpoint(content, path)

@@ -1,0 +1,146 @@
+"""What a model says of images that nobody has rated: files, folders, or a list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from elta_tune.config import DataConfig
+from elta_tune.data.batches import Index, in_order, prefetch
+from elta_tune.data.builder import available_cores, why_unreadable
+from elta_tune.data.cache import Progress, no_progress
+from elta_tune.data.decoding import careful, read_content, shrink
+from elta_tune.data.found import image_file
+from elta_tune.data.readers import read_unlabelled
+from elta_tune.errors import DataError
+from elta_tune.results.checkpoint import Checkpoint
+from elta_tune.training.devices import device_of
+from elta_tune.training.loop import from_method_scale
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image: its score on the data set's own scale and the shares (K,) of the ratings, None with an `mse` head.
+
+    What can't be read has no score, but a reason.
+    """
+
+    image_id: str
+    score: float | None
+    distribution: NDArray[np.float32] | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image as the user named it, and where it is, None if nowhere."""
+
+    image_id: str
+    path: str | Path | None
+
+
+def list_images(paths: Sequence[Path], images: Path | None = None, data: DataConfig | None = None) -> list[ImageFile]:
+    """The images that some paths name.
+
+    Args:
+        paths: images, folders (with all below them), or tables with a column of ids (.csv, .tsv, .txt, .json).
+        images: folder of the images of tables; left out, `images/` beside each, or else the table's own folder.
+        data: how to read tables, where their columns do not tell it.
+
+    Raises:
+        DataError: a path does not exist, a table has no column of ids, or there are no images at all.
+    """
+    found: list[ImageFile] = []
+    data = data or DataConfig()
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file or folder")
+        if path.is_dir():
+            names = read_unlabelled(path, data).ids
+            found += [ImageFile(str(path / name), path / name) for name in names]
+        elif path.suffix.lower() in TABLES:
+            beside = path.parent / "images"
+            folder = images or (beside if beside.is_dir() else path.parent)
+            names = read_unlabelled(path, data).ids
+            found += [ImageFile(str(name), image_file(str(folder), str(name))) for name in names]
+        else:
+            found.append(ImageFile(str(path), path))
+    if not found:
+        raise DataError(f"{', '.join(map(str, paths))}: there are no images")
+    return found
+
+
+TABLES = (".csv", ".tsv", ".txt", ".json")
+
+
+@dataclass(frozen=True)
+class DecodedFiles:
+    """Files as a source of batches, decoded as the cache decodes; `reasons` says what could not be, by position."""
+
+    files: Sequence[ImageFile]
+    size: int
+    workers: ThreadPoolExecutor
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def gather(self, index: Index) -> NDArray[np.uint8]:
+        """Images (B, S, S, 3) by their positions (B,); black where one can't be read."""
+        return np.stack(list(self.workers.map(self._decoded, index)))
+
+    def _decoded(self, position: int) -> NDArray[np.uint8]:
+        path = self.files[position].path
+        try:
+            if path is None:
+                raise FileNotFoundError("there is no such file")
+            return shrink(read_content(Path(path)), [self.size]).pixels[self.size]
+        except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
+            self.reasons[int(position)] = str(error) if path is None else why_unreadable(error)
+            return np.zeros((self.size, self.size, 3), np.uint8)
+
+
+def predict_images(
+    checkpoint: Checkpoint,
+    files: Sequence[ImageFile],
+    *,
+    device: str = "cpu",
+    batch_size: int | None = None,
+    progress: Progress = no_progress,
+) -> Iterator[Prediction]:
+    """Predicts images in their order, a batch at a time; decoding runs ahead of the model.
+
+    Args:
+        batch_size: images at a time; left out, the checkpoint's own for evaluation.
+
+    Raises:
+        ModelError: the weights are not the model's.
+    """
+    target = device_of(device)
+    model = checkpoint.model().to(target)
+    batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
+    with careful(), ThreadPoolExecutor(available_cores()) as workers:
+        source = DecodedFiles(files, checkpoint.config.data.crop, workers)
+        for index, batch in prefetch(source, batches, target):
+            with torch.inference_mode():
+                _, outputs = model(model.normalized(batch))
+                own = from_method_scale(model.head.scores(outputs).double().cpu().numpy(), checkpoint.scale)
+                shares = outputs.softmax(dim=1).cpu().numpy() if checkpoint.config.model.head == "emd" else None
+            for row, position in enumerate(map(int, index)):
+                name, reason = files[position].image_id, source.reasons.get(position)
+                if reason is not None:
+                    yield Prediction(name, None, None, reason)
+                else:
+                    yield Prediction(name, float(own[row]), None if shares is None else shares[row], None)
+            progress(int(index[-1]) + 1, len(files), "predicting")
+
+
+def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """The highest score first; what can't be read comes last."""
+    return sorted(predictions, key=lambda one: (one.score is None, -(one.score or 0.0)))

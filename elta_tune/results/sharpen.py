@@ -1,0 +1,294 @@
+"""Sharpening without training: temperature and threshold searched on predictions that exist (METHOD.md §4).
+
+They are judged by pseudo-labels of images whose scores are known, the hold-out, and then applied to a pool. The pool's
+own scores, if it has any, are looked at afterwards only, to tell how good its pseudo-labels are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from elta_tune.config import TrialConfig
+from elta_tune.errors import ConfigError, DataError
+from elta_tune.method import metrics
+from elta_tune.method.sharpening import select, sharpen
+from elta_tune.results.evaluate import Yardstick, yardstick_of_file
+from elta_tune.results.predictions import read_predictions
+from elta_tune.space import SearchSpace
+from elta_tune.training.learner import Selection
+from elta_tune.training.loop import Predictions, to_method_scale
+
+SMALLEST_SHARE = 0.1
+"""Of the hold-out's images in either tail, that a choice has to select: pseudo-labels are for the tails."""
+BALANCED = "balanced"
+"""The mean error of pseudo-labels in the low tail, between the tails and in the high tail, averaged over the three: so
+the few of the tails count as much as the many between."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A temperature and a threshold, and what they made of the hold-out.
+
+    `metrics` compare the pseudo-labels of the selected images with the truth; `value` is the one that is searched.
+    """
+
+    params: dict[str, Any]
+    value: float
+    selected: int
+    images: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What a choice selects of a pool.
+
+    `spread` and `pool_spread` count the selected images and all of them by where their predicted score is: in the low
+    tail, between, in the high tail. `diagnosis` has the metrics of the pseudo-labels if the pool has scores after all.
+    """
+
+    selection: Selection
+    spread: dict[str, int]
+    pool_spread: dict[str, int]
+    diagnosis: dict[str, float] | None
+
+
+def hold_out(predictions: Predictions, share: float, seed: int = 0) -> tuple[Predictions, Predictions]:
+    """Two parts of labelled predictions: the hold-out, and the pool. Which image goes where hangs on its id alone.
+
+    Raises:
+        DataError: one of them would be empty.
+    """
+    hashes = [hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in predictions.ids]
+    order = np.argsort(np.frombuffer(b"".join(hashes), dtype=">u8"), kind="stable")
+    count = round(share * len(order))
+    if not 0 < count < len(order):
+        raise DataError(f"a hold-out of {share:g} of {len(order)} images leaves a part empty")
+    return _rows(predictions, np.sort(order[:count])), _rows(predictions, np.sort(order[count:]))
+
+
+def _rows(predictions: Predictions, rows: NDArray[np.int64]) -> Predictions:
+    return Predictions(
+        predictions.ids[rows],
+        None if predictions.truth is None else predictions.truth[rows],
+        predictions.scores[rows],
+        None if predictions.distributions is None else predictions.distributions[rows],
+        None if predictions.logits is None else predictions.logits[torch.from_numpy(rows)],
+    )
+
+
+def sharpening_space(space: SearchSpace) -> SearchSpace:
+    """What of a space is about sharpening.
+
+    Raises:
+        ConfigError: nothing is.
+    """
+    others = [name for name in space.parameters if not name.startswith("sharpening.")]
+    if len(others) == len(space.parameters):
+        raise ConfigError("--space: varies no field of sharpening", "search_spaces/default.yaml does")
+    return space.without(others)
+
+
+def search_sharpening(
+    holdout: Predictions,
+    space: SearchSpace,
+    recipe: TrialConfig,
+    yardstick: Yardstick,
+    *,
+    metric: str = BALANCED,
+    trials: int = 200,
+) -> list[Choice]:
+    """Tries temperatures and thresholds on predictions whose truth is known.
+
+    The first one is the recipe's (the paper's, by default). Only choices count that select some images of both tails.
+
+    Args:
+        holdout: with `truth` and `logits`.
+        space: of which `sharpening_space` is searched.
+        metric: of the selected images' pseudo-labels: `balanced`, or one of METHOD.md §7.
+
+    Returns:
+        The choices, the best first.
+
+    Raises:
+        ConfigError: the metric has no better side, or can't be measured here.
+        DataError: nothing that was tried selects enough of both tails.
+    """
+    import optuna
+
+    if metric != BALANCED and (metric not in metrics.DIRECTIONS or metric.startswith("emd")):
+        raise ConfigError(f"--metric {metric}: should be balanced, or one that compares scores: bmae, mae, srcc, …")
+    space, found = sharpening_space(space), dict[tuple[Any, ...], Choice]()
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    is_error = metrics.DIRECTIONS.get(metric, "minimize") == "minimize"
+    try:
+        study = optuna.create_study(
+            direction="minimize" if is_error else "maximize", sampler=optuna.samplers.TPESampler(seed=recipe.seed)
+        )
+        study.enqueue_trial({name: recipe.get(name) for name in space.parameters})
+        for _ in range(trials):
+            trial = study.ask()
+            params = space.suggest(trial, recipe)
+            choice = measure_choice(holdout, recipe.replace(params), yardstick, metric)
+            if choice is None:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            else:
+                found[tuple(params.values())] = replace(choice, params=params)
+                study.tell(trial, choice.value)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    if not found:
+        raise DataError(
+            f"none of {trials} choices selects {SMALLEST_SHARE:.0%} of the hold-out's images in both tails",
+            "widen the space: lower thresholds, higher temperatures",
+        )
+    return sorted(found.values(), key=lambda choice: choice.value if is_error else -choice.value)
+
+
+def measure_choice(holdout: Predictions, config: TrialConfig, yardstick: Yardstick, metric: str) -> Choice | None:
+    """What a temperature and a threshold make of the hold-out, or None if they select too little of its tails."""
+    assert holdout.truth is not None
+    selection = select_from(holdout, config, yardstick, round=1)
+    rows = selection.rows.numpy()
+    cuts = yardstick.tail_cuts or metrics.tail_cuts(holdout.truth)
+    for tail in (holdout.truth <= cuts[0], holdout.truth >= cuts[1]):
+        if tail[rows].sum() < max(1, math.ceil(SMALLEST_SHARE * tail.sum())):
+            return None
+    measured = _measured(selection, holdout.truth[rows], config, replace(yardstick, tail_cuts=cuts))
+    value = _balanced(measured) if metric == BALANCED else measured[metric]
+    if math.isnan(value):
+        return None
+    params = {name: config.get(name) for name in ("sharpening.temperature", "sharpening.threshold")}
+    return Choice(params, value, len(rows), len(holdout.ids), measured)
+
+
+def _balanced(measured: Mapping[str, float]) -> float:
+    errors = [measured[f"mae_{part}"] for part in ("low", "mid", "high") if measured[f"n_{part}"]]
+    return sum(errors) / len(errors)
+
+
+def select_from(pool: Predictions, config: TrialConfig, yardstick: Yardstick, *, round: int) -> Selection:
+    """The images of a pool whose sharpened confidence is above the threshold.
+
+    Raises:
+        DataError: the pool has no distributions to sharpen.
+    """
+    if pool.logits is None or pool.distributions is None:
+        raise DataError(
+            "these predictions have scores only: there is nothing to sharpen", "they need score2, score3, …"
+        )
+    scores = torch.from_numpy(to_method_scale(pool.scores, yardstick.scale)).float()
+    sharpened = sharpen(pool.logits, scores, config.sharpening.temperature)
+    rows = select(sharpened, config.sharpening.threshold).nonzero().squeeze(1)
+    kept = rows.numpy()
+    raw = torch.from_numpy(pool.distributions)[rows]
+    return Selection(round, len(pool.ids), pool.ids[kept], rows, pool.scores[kept], raw, sharpened[rows])
+
+
+def label_pool(pool: Predictions, config: TrialConfig, yardstick: Yardstick) -> PseudoLabels:
+    """Selects from a pool; its own scores are compared afterwards.
+
+    Args:
+        yardstick: with tails.
+    """
+    assert yardstick.tail_cuts is not None
+    selection = select_from(pool, config, yardstick, round=1)
+    truth = None if pool.truth is None or not len(selection.rows) else pool.truth[selection.rows.numpy()]
+    return PseudoLabels(
+        selection,
+        spread(selection.scores, yardstick.tail_cuts),
+        spread(pool.scores, yardstick.tail_cuts),
+        None if truth is None else _measured(selection, truth, config, yardstick),
+    )
+
+
+def spread(scores: NDArray[np.float64], tail_cuts: tuple[float, float]) -> dict[str, int]:
+    """How many scores are in the low tail, between the tails, and in the high one."""
+    low, high = scores <= tail_cuts[0], scores >= tail_cuts[1]
+    return {"low": int(low.sum()), "mid": int((~low & ~high).sum()), "high": int(high.sum())}
+
+
+def refuse_shared(holdout: Iterable[str], pool: Iterable[str]) -> None:
+    """Refuses a pool with images of the hold-out.
+
+    Raises:
+        DataError: names the first.
+    """
+    if shared := sorted(set(holdout) & set(pool)):
+        raise DataError(f"{len(shared)} images of the pool are in the hold-out too, the first {shared[0]!r}")
+
+
+def _measured(
+    selection: Selection, truth: NDArray[np.float64], config: TrialConfig, yardstick: Yardstick
+) -> dict[str, float]:
+    """The metrics of pseudo-labels: what would be trained on, raw or sharpened."""
+    labels = selection.raw if config.sharpening.target == "raw" else selection.sharpened
+    return metrics.evaluate(
+        _mean(labels, yardstick.scale),
+        truth,
+        threshold=yardstick.threshold,
+        scale=yardstick.scale,
+        tail_cuts=yardstick.tail_cuts,
+    )
+
+
+def _mean(distributions: Tensor, scale: tuple[float, float]) -> NDArray[np.float64]:
+    """The mean rating (N,) of distributions (N, K) over bins from the lowest to the highest."""
+    bins = np.linspace(*scale, distributions.shape[1])
+    return np.asarray(distributions.double().numpy() @ bins)
+
+
+@dataclass(frozen=True)
+class Sharpened:
+    """The best choice, what the recipe's own makes of the hold-out (None: too little of its tails), and the labels."""
+
+    best: Choice
+    recipe: Choice | None
+    labels: PseudoLabels
+
+
+def sharpen_predictions(
+    file: Path,
+    holdout: Path | float,
+    space: SearchSpace,
+    recipe: TrialConfig,
+    *,
+    metric: str = BALANCED,
+    trials: int = 200,
+) -> Sharpened:
+    """Searches temperature and threshold on a hold-out, and labels the images of a file of predictions with them.
+
+    Args:
+        file: predictions with logits or shares; its `gt`, if it has one, is not read for the choice.
+        holdout: another file of predictions with `gt`; or the share of this one's images whose `gt` is.
+        recipe: scale and tails are those of its `data`, if it names a training file.
+
+    Raises:
+        DataError: a file is wrong, has no `gt` to judge by or nothing to sharpen, or images stand in both.
+        ConfigError: as `search_sharpening`.
+    """
+    pool = read_predictions(file)
+    if isinstance(holdout, Path):
+        known = read_predictions(holdout)
+        refuse_shared(known.ids, pool.ids)
+    else:
+        known, pool = hold_out(pool, holdout)
+    if known.truth is None:
+        named = holdout if isinstance(holdout, Path) else file
+        raise DataError(f"{named}: there is no column gt to judge pseudo-labels by", "name a file: --holdout FILE")
+    yardstick = yardstick_of_file(file, recipe.data, pool)
+    yardstick = replace(yardstick, tail_cuts=yardstick.tail_cuts or metrics.tail_cuts(known.truth))
+    best, *_ = search_sharpening(known, space, recipe, yardstick, metric=metric, trials=trials)
+    own = measure_choice(known, recipe, yardstick, metric)
+    return Sharpened(best, own, label_pool(pool, recipe.replace(best.params), yardstick))

@@ -1,0 +1,116 @@
+"""Where a model comes from: an exported file, a checkpoint of ELTA's released code, or a trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from elta_tune.config import load_recipe
+from elta_tune.errors import StudyError
+from elta_tune.records import StudyFolder, TrialFolder, open_study
+from elta_tune.results.best import best_result
+from elta_tune.studies.plan import read_plan
+
+if TYPE_CHECKING:  # `train --from` looks for a trial long before it needs torch
+    from elta_tune.results.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class FoundTrial:
+    """A trial on disk: of a study, or one that `elta-tune train` ran alone."""
+
+    folder: TrialFolder
+    study: str | None
+
+    @property
+    def name(self) -> str:
+        """A short name, for files made of it."""
+        return self.folder.path.name if self.study is None else f"{self.study}-{int(self.folder.path.name)}"
+
+    def result(self) -> dict[str, Any]:
+        """`result.json`.
+
+        Raises:
+            StudyError: the trial has not ended.
+        """
+        result = self.folder.result()
+        if result is None:
+            raise StudyError(f"{self.folder.path}: the trial has not ended", "the same command goes on with it")
+        return result
+
+
+def load_model(reference: str, runs: Path) -> Checkpoint:
+    """The model of a file, a folder that `--export hf` wrote, or a trial (see `find_trial`).
+
+    Raises:
+        ModelError: the file holds no model that is known here.
+        StudyError: there is no such file, study or trial, or its weights are gone.
+    """
+    path = Path(reference)
+    if path.is_file() or (path / "config.json").is_file():
+        from elta_tune.results.files import load_model_file
+
+        return load_model_file(path)
+    trial = find_trial(reference, runs)
+    return checkpoint_of_trial(trial.folder, trial.result(), trial.study)
+
+
+def find_trial(reference: str, runs: Path) -> FoundTrial:
+    """A trial by `STUDY:NUMBER`; by `STUDY`, its best one; or by its folder.
+
+    Raises:
+        StudyError: there is none.
+    """
+    path = Path(reference)
+    if TrialFolder(path).config_file.is_file():
+        return FoundTrial(TrialFolder(path.absolute()), _study_of(path.absolute()))
+    name, colon, number = reference.rpartition(":")
+    if not colon or not number.isdecimal():
+        name, number = reference, ""
+    study = open_study(name, runs)
+    chosen = int(number) if number else best_result(study, read_plan(study))["trial"]
+    folder = study.trial(chosen)
+    if not folder.config_file.is_file():
+        raise StudyError(f"study {study.name} has no trial {chosen}", f"see them: elta-tune show {study.name}")
+    return FoundTrial(folder, study.name)
+
+
+def _study_of(trial: Path) -> str | None:
+    study = StudyFolder(trial.parent.parent)
+    return study.name if trial.parent.name == "trials" and study.exists() else None
+
+
+def checkpoint_of_trial(trial: TrialFolder, result: dict[str, Any], study: str | None) -> Checkpoint:
+    """The checkpoint of a trial's best epoch.
+
+    Raises:
+        StudyError: its weights are gone or damaged, or it has none.
+        ModelError: those of its frozen backbone are gone, or have changed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from elta_tune.results.checkpoint import Checkpoint
+    from elta_tune.training.head import with_frozen_backbone
+
+    try:
+        state = load_file(trial.best_file)
+    except (OSError, SafetensorError) as error:
+        name = "the trial" if result["trial"] is None else f"trial {result['trial']}"
+        raise StudyError(f"{trial.best_file}: the weights of {name} can't be read: {error}") from error
+    if "model" not in result:
+        raise StudyError(f"{trial.path}: the trial failed: {result['reason']}")
+    model, config = result["model"], load_recipe(trial.config_file)
+    return Checkpoint(
+        state_dict=with_frozen_backbone(state, config, model["bins"]) if config.model.freeze else state,
+        config=config,
+        metrics=result["metrics"],
+        epoch=result["best_epoch"],
+        bins=model["bins"],
+        scale=tuple(model["scale"]),
+        threshold=model["threshold"],
+        tail_cuts=tuple(model["tail_cuts"]),
+        source={key: result[key] for key in ("trial", "value", "best_step", "best_round", "params", "data")}
+        | {"study": study, "environment": result["environment"]},
+    )

@@ -1,0 +1,66 @@
+"""Weights in files of whatever origin, read without ever running code that is in them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from numpy._core.multiarray import scalar as numpy_scalar
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from elta_tune.errors import ModelError
+
+NUMPY_SCALARS: list[Any] = [
+    (numpy_scalar, "numpy.core.multiarray.scalar"),  # the name that NumPy 1 wrote
+    (numpy_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(code)) for code in "fdilqIQ?"),
+]
+"""Metrics in released checkpoints are NumPy's numbers: these globals rebuild numbers and nothing else."""
+
+
+def read_weights_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The content of a safetensors or torch file, and the metadata of a safetensors file.
+
+    Raises:
+        ModelError: the file can't be read, is cut short, is no weights file, or would have to run code to be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(10)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from error
+    try:
+        if start[8:9] == b"{":  # the length of a header in eight bytes, then the header, in JSON
+            with safe_open(path, framework="pt") as opened:
+                metadata = dict(opened.metadata() or {})
+            return load_file(path), metadata
+        with torch.serialization.safe_globals(NUMPY_SCALARS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a foreign file's oddities; what counts is whether it can be read
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise _unpickling_refused(path, str(error)) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError) as error:
+        reason = str(error).partition(". ")[0] or type(error).__name__
+        raise ModelError(f"{path}: cut short, or no checkpoint: {reason}", "copy the file again") from error
+    if not isinstance(content, Mapping):
+        raise ModelError(f"{path}: no checkpoint: holds a {type(content).__name__}, not weights by name")
+    return dict(content), {}
+
+
+def _unpickling_refused(path: Path, said: str) -> ModelError:
+    """torch names the first thing in the file that is neither a tensor nor a plain value."""
+    named = re.search(r"GLOBAL (\S+)", said)
+    if named is None:
+        return ModelError(f"{path}: no checkpoint: holds something else than tensors by name")
+    return ModelError(
+        f"{path}: reading it would run code of its own ({named[1]}): refused, and nothing of it was run",
+        "a file of weights alone is read: torch.save(model.state_dict(), FILE)",
+    )

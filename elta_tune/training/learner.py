@@ -1,0 +1,183 @@
+"""What changes while a trial trains, from round to round, and back from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from elta_tune.config import TrialConfig
+from elta_tune.data.dataset import Dataset
+from elta_tune.training.features import Features, backbone_state, compute_features, with_features
+from elta_tune.training.head import HeadOnly
+from elta_tune.training.loop import Predictions, build_optimizer, precision_of, to_method_scale
+from elta_tune.training.model import AestheticModel, build_head, build_model, trained_state
+from elta_tune.training.seeding import stage_seed
+
+Plain = TypeVar("Plain", "Selection", Predictions)
+ARRAYS = ("truth", "scores", "distributions")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The M of `pool_size` images of the pool that round `round` trains on.
+
+    `rows` (M,) of the pool, `scores` (M,) on the data set's own scale, `raw` and `sharpened` (M, K) distributions.
+    """
+
+    round: int
+    pool_size: int
+    ids: NDArray[np.object_]
+    rows: Tensor
+    scores: NDArray[np.float64]
+    raw: Tensor
+    sharpened: Tensor
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far; `value` is the metric that says so."""
+
+    step: int
+    round: int
+    epoch: int
+    value: float
+    metrics: dict[str, float]
+    predictions: Predictions
+
+
+@dataclass
+class Learner:
+    """What changes while a trial trains; `epoch` of the running `round` are done."""
+
+    model: AestheticModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    round: int = 0
+    epoch: int = 0
+    selection: Selection | None = None
+    best: Best | None = None
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    frozen: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of a backbone that is not trained any more, while `model` is the head alone."""
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the whole model's weights on the CPU."""
+        return {**self.frozen, **trained_state(self.model)}
+
+
+def to_plain(record: Selection | Predictions) -> dict[str, Any]:
+    """A record as tensors and plain values: what `torch.load(weights_only=True)` takes."""
+    values = {item.name: getattr(record, item.name) for item in fields(record)}
+    values["ids"] = list(values["ids"])
+    return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in values.items()}
+
+
+def from_plain(kind: type[Plain], plain: dict[str, Any]) -> Plain:
+    """The way back of `to_plain`."""
+
+    def restored(name: str, value: Any) -> Any:
+        if name == "ids":
+            return np.array(value, dtype=object)
+        return value.numpy() if name in ARRAYS and value is not None else value
+
+    return kind(**{name: restored(name, value) for name, value in plain.items()})
+
+
+def method_bins(dataset: Dataset) -> Tensor:
+    """The rating (K,) of each bin, on the method's 1…10."""
+    assert dataset.bins is not None
+    return torch.from_numpy(to_method_scale(dataset.bins, dataset.scale)).float()
+
+
+def new_model(config: TrialConfig, dataset: Dataset, *, round: int) -> AestheticModel:
+    """A new model on the CPU; where the images are features already, the head alone."""
+    bins = None if dataset.bins is None else method_bins(dataset)
+    seed = stage_seed(config.seed, "model", round)
+    images = next(iter(dataset.train.images.values()))  # features are the same at any size
+    if isinstance(images, Features):
+        return HeadOnly(build_head(config.model, width=images.width, bins=bins, seed=seed), images.digest)
+    return build_model(config.model, bins=bins, size=config.data.crop, seed=seed)
+
+
+def new_learner(config: TrialConfig, dataset: Dataset, device: torch.device, *, round: int) -> Learner:
+    """A learner that has learnt nothing."""
+    model = new_model(config, dataset, round=round)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scaler = torch.amp.GradScaler(device.type, enabled=precision_of(config, device) == torch.float16)
+    return Learner(model, _optimizer(model, config, scaler), scaler)
+
+
+def _optimizer(model: AestheticModel, config: TrialConfig, scaler: torch.amp.GradScaler) -> torch.optim.Optimizer:
+    return build_optimizer(model, config.optim, fused=model.device.type == "cpu" and not scaler.is_enabled())
+
+
+def next_round(
+    learner: Learner, config: TrialConfig, dataset: Dataset, device: torch.device
+) -> tuple[Learner, Dataset]:
+    """The learner at the start of its round, and the data that it trains on: those of the head's round are features."""
+    fresh = new_learner(config, dataset, device, round=learner.round)
+    is_last = learner.round > config.self_training.rounds
+    if is_last or config.self_training.init == "continue":
+        fresh.model.load_state_dict(learner.best_weights)
+    learner = replace(learner, model=fresh.model, optimizer=fresh.optimizer, scaler=fresh.scaler)
+    return _head_alone(learner, config, dataset) if is_last else (learner, dataset)
+
+
+def _head_alone(learner: Learner, config: TrialConfig, dataset: Dataset) -> tuple[Learner, Dataset]:
+    """From here on the head alone is trained, on features of the model as it stands (METHOD.md §5)."""
+    pool = None if learner.selection is None else dataset.pool
+    data = with_features(
+        replace(dataset, pool=pool), config, lambda split: compute_features(learner.model, split, config)
+    )
+    frozen = backbone_state(trained_state(learner.model))
+    model = HeadOnly(learner.model.head, None)
+    return replace(learner, model=model, optimizer=_optimizer(model, config, learner.scaler), frozen=frozen), data
+
+
+def checkpoint_of(learner: Learner, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """All that is needed to go on, best weights apart, as tensors and plain values."""
+    assert learner.best is not None
+    best, selection = learner.best, learner.selection
+    return {
+        "step": learner.step,
+        "round": learner.round,
+        "epoch": learner.epoch,
+        "model": weights,
+        "optimizer": learner.optimizer.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+        "best": {
+            "step": best.step,
+            "round": best.round,
+            "epoch": best.epoch,
+            "value": best.value,
+            "metrics": best.metrics,
+            "predictions": to_plain(best.predictions),
+        },
+        "selection": None if selection is None else to_plain(selection),
+    }
+
+
+def restored(
+    learner: Learner, config: TrialConfig, dataset: Dataset, resume: dict[str, Any]
+) -> tuple[Learner, Dataset]:
+    """A new learner as it was at an epoch, and the data that it trained on."""
+    learner.model.load_state_dict(resume["model"])
+    learner.step, learner.round, learner.epoch = resume["step"], resume["round"], resume["epoch"]
+    best = dict(resume["best"])
+    learner.best = Best(**best | {"predictions": from_plain(Predictions, best["predictions"])})
+    learner.best_weights = resume["best_weights"]
+    selection = resume["selection"]
+    learner.selection = None if selection is None else from_plain(Selection, selection)
+    data = dataset
+    if learner.round > config.self_training.rounds and learner.epoch > 0:
+        learner, data = _head_alone(learner, config, dataset)
+    learner.optimizer.load_state_dict(resume["optimizer"])
+    learner.scaler.load_state_dict(resume["scaler"])
+    return learner, data

@@ -1,0 +1,31 @@
+"""Measuring in a process of its own, as an export does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from elta_tune.errors import StudyError
+from elta_tune.records import StudyFolder
+from elta_tune.results.export import export
+
+
+def test_a_new_process_finds_a_changed_weight_whatever_lies_in_the_working_directory(
+    study: StudyFolder,
+    result: dict[str, Any],
+    cache: Path,
+    tmp_path: Path,
+    change_weights: Callable[[str, float], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    change_weights("head.0.weight", 1.0)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "torch.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(StudyError, match="does not predict as trial 0 did: scores differ by up to"):
+        export(study, result, tmp_path / "here" / "best.ckpt", "ckpt", cache=cache)
+    assert os.listdir(tmp_path / "here") == ["torch.py"]

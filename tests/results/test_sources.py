@@ -1,0 +1,99 @@
+"""What MODEL and STUDY[:TRIAL] mean on the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from elta_tune.config import TrialConfig, load_recipe
+from elta_tune.errors import StudyError
+from elta_tune.records import StudyFolder, TrialFolder
+from elta_tune.results.sources import find_trial, load_model
+from elta_tune.trial import NoReporter, run_trial
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, data_root: Path, cache: Path) -> Path:
+    """A study of two trials, of which the second is the better one, and a trial of its own."""
+    base = TrialConfig.model_validate(
+        {
+            "data": {"root": str(data_root), "resize": 36, "crop": 32},
+            "model": {"backbone": "test_efficientnet", "pretrained": False},
+            "optim": {"lr": 3e-3},
+            "training": {"epochs": 1, "batch_size": 8},
+        }
+    )
+    runs = tmp_path_factory.mktemp("sources") / "runs"
+    study = StudyFolder(runs / "first")
+    space = {"parameters": {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1}}, "objective": {"metric": "mae"}}
+    plan = {"space": space, "recipe": base.model_dump(mode="json"), "study": "first"}
+    study.create(yaml.safe_dump(plan))
+    config = base.replace({"evaluation.metric": "mae", "evaluation.direction": "minimize"})
+    for number, rate in enumerate((1e-9, 3e-3)):
+        run_trial(config.replace({"optim.lr": rate}), study.trial(number), NoReporter(), cache=cache, number=number)
+    run_trial(config, TrialFolder(runs / "train-own"), NoReporter(), cache=cache)
+    return runs
+
+
+def test_a_study_is_its_best_trial_and_a_number_any(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = find_trial("first", runs)
+    values = [TrialFolder(runs / "first" / "trials" / f"000{number}").result()["value"] for number in (0, 1)]  # type: ignore[index]
+    assert best.folder.path.name == f"000{values.index(min(values))}"
+    assert find_trial("first:0", runs).folder.path == (runs / "first" / "trials" / "0000").absolute()
+    assert find_trial("first:0", runs).name == "first-0"
+    monkeypatch.chdir(runs)
+    for reference in ("first/trials/0001", str(runs / "first" / "trials" / "0001")):
+        assert find_trial(reference, runs).name == "first-1"
+    alone = find_trial("train-own", Path())
+    assert (alone.study, alone.name) == (None, "train-own")
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [("first:7", "has no trial 7"), ("fist", "did you mean 'first'"), ("first:x", "no study 'first:x'")],
+)
+def test_what_is_not_there_is_told(reference: str, told: str, runs: Path) -> None:
+    with pytest.raises(StudyError, match=told):
+        load_model(reference, runs)
+
+
+def test_a_trial_that_has_not_ended_or_failed_has_no_model(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "train-own", tmp_path / "copy")
+    folder = TrialFolder(tmp_path / "copy")
+    result = folder.result()
+    folder.result_file.unlink()
+    with pytest.raises(StudyError, match="has not ended"):
+        load_model(str(folder.path), runs)
+    folder.result_file.write_text(json.dumps({"trial": None, "state": "failed", "reason": "no memory"}))
+    with pytest.raises(StudyError, match="the trial failed: no memory"):
+        load_model(str(folder.path), runs)
+    folder.result_file.write_text(json.dumps(result))
+    folder.best_file.write_bytes(b"torn")
+    with pytest.raises(StudyError, match="the weights of the trial can't be read"):
+        load_model(str(folder.path), runs)
+
+
+def test_a_trial_is_trained_again_with_changes(runs: Path, command: Callable[..., Any], tmp_path: Path) -> None:
+    done = command("train", "--from", "first:1", "--set", "training.epochs=2", "--set", "seed=5", "--runs", runs)
+    assert done.returncode == 0, done.stderr
+    again = TrialFolder(runs / "train-first-1")
+    trained, before = load_recipe(again.config_file), load_recipe(runs / "first" / "trials" / "0001" / "config.yaml")
+    assert trained == before.replace({"training.epochs": 2, "seed": 5})
+    assert len(again.epochs()) == 2
+    other = command("train", "--from", "first:1", "--set", "seed=6", "--runs", runs)
+    assert (other.returncode, "another configuration" in other.stderr) == (2, True)
+    both = command("train", "own.yaml", "--from", "first:1", "--runs", runs)
+    assert (both.returncode, "either a recipe, or --from" in both.stderr) == (2, True)
+
+
+def test_the_commands_take_a_trial_of_a_study(runs: Path, command: Callable[..., Any]) -> None:
+    by_number = json.loads(command("evaluate", "first:1", "--json", "--runs", runs).stdout)
+    result = TrialFolder(runs / "first" / "trials" / "0001").result()
+    assert result is not None
+    assert by_number["metrics"] == pytest.approx(result["metrics"], abs=1e-5)

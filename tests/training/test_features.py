@@ -1,0 +1,150 @@
+"""The cache of features."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from elta_tune.config import TrialConfig
+from elta_tune.data.dataset import Dataset, open_dataset
+from elta_tune.errors import ModelError
+from elta_tune.training.features import Features, frozen_dataset
+from elta_tune.training.learner import new_model
+from elta_tune.training.model import AestheticModel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    """Weights of the backbone in a file."""
+    torch.manual_seed(6)
+    file = tmp_path / "backbone.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
+    return file
+
+
+@pytest.fixture
+def config(data_root: Path, weights_file: Path) -> TrialConfig:
+    """A recipe with a frozen backbone."""
+    return TrialConfig().replace(
+        {
+            "data.root": str(data_root),
+            "data.resize": 36,
+            "data.crop": 32,
+            "model.backbone": "test_resnet",
+            "model.weights": str(weights_file),
+            "model.freeze": True,
+        }
+    )
+
+
+def features(config: TrialConfig, cache: Path, dataset: Dataset | None = None) -> Dataset:
+    dataset = dataset or open_dataset(config.data, cache)
+    return frozen_dataset(dataset, config, lambda: new_model(config, dataset, round=0), device=CPU, cache=cache)
+
+
+def never() -> AestheticModel:
+    raise AssertionError("the features are there already")
+
+
+def rows(dataset: Dataset, split: str) -> np.ndarray:
+    found = next(iter(getattr(dataset, split).images.values()))
+    assert isinstance(found, Features)
+    return found.gather(np.arange(len(found)))
+
+
+def test_features_are_what_timm_says_of_the_files(config: TrialConfig, cache: Path, weights_file: Path) -> None:
+    """From file to feature by Pillow and timm alone."""
+    found = features(config, cache)
+    backbone = timm.create_model("test_resnet", checkpoint_path=weights_file, num_classes=0).eval()
+    data = timm.data.resolve_model_data_config(backbone)
+    assert config.data.root is not None
+    for split in ("train", "val", "pool"):
+        for number, name in enumerate(getattr(found, split).ids[:3]):
+            image = Image.open(config.data.root / "images" / name).resize((32, 32), Image.Resampling.BILINEAR)
+            pixels = (np.asarray(image, dtype=np.float32) / 255 - data["mean"]) / data["std"]
+            with torch.inference_mode():
+                expected = backbone(torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None])
+            np.testing.assert_allclose(rows(found, split)[number], expected[0].numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_features_are_computed_once_for_all(config: TrialConfig, cache: Path) -> None:
+    dataset = open_dataset(config.data, cache)
+    first = features(config, cache, dataset)
+    again = frozen_dataset(dataset, config.replace({"optim.lr": 0.5, "seed": 9}), never, device=CPU, cache=cache)
+    for split in ("train", "val", "pool"):
+        np.testing.assert_array_equal(rows(first, split), rows(again, split))
+
+
+@pytest.mark.parametrize("change", ["weights", "crop", "images", "backbone"])
+def test_other_weights_crops_or_images_are_other_features(
+    change: str, config: TrialConfig, cache: Path, tmp_path: Path, weights_file: Path
+) -> None:
+    before = rows(features(config, cache), "val")
+    if change == "weights":
+        state = timm.create_model("test_resnet", num_classes=0).state_dict()
+        save_file({name: value + 0.01 * value.is_floating_point() for name, value in state.items()}, weights_file)
+    elif change == "crop":
+        config = config.replace({"data.crop": 24})
+    elif change == "backbone":
+        config = config.replace(
+            {"model.backbone": "test_efficientnet", "model.weights": None, "model.pretrained": False}
+        )
+    else:
+        assert config.data.root is not None
+        shutil.copytree(config.data.root, tmp_path / "root")
+        first = open_dataset(config.data, cache).val.ids[0]
+        Image.new("RGB", (40, 40), (250, 10, 10)).save(tmp_path / "root" / "images" / first)
+        config = config.replace({"data.root": str(tmp_path / "root")})
+    after = rows(features(config, cache), "val")
+    assert before.shape != after.shape or not np.allclose(before[0], after[0])
+
+
+def test_random_weights_are_those_of_the_seed(config: TrialConfig, cache: Path) -> None:
+    untrained = config.replace({"model.weights": None, "model.pretrained": False})
+    first, second = features(untrained, cache), features(untrained.replace({"seed": 1}), cache)
+    assert not np.allclose(rows(first, "val"), rows(second, "val"))
+    np.testing.assert_array_equal(rows(first, "val"), rows(features(untrained, cache), "val"))
+
+
+def test_weights_that_are_gone_are_missed_even_if_features_are_there(
+    config: TrialConfig, cache: Path, weights_file: Path
+) -> None:
+    features(config, cache)
+    weights_file.unlink()
+    with pytest.raises(ModelError, match="no such file"):
+        features(config, cache)
+
+
+def test_two_that_ask_at_once_compute_once(config: TrialConfig, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    dataset = open_dataset(config.data, cache)
+    built: list[AestheticModel] = []
+
+    def build() -> AestheticModel:
+        built.append(new_model(config, dataset, round=0))
+        return built[-1]
+
+    def ask(_: int) -> Dataset:
+        return frozen_dataset(dataset, config, build, device=CPU, cache=cache)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, range(4)))
+    for split in ("train", "val", "pool"):
+        for other in found[1:]:
+            np.testing.assert_array_equal(rows(found[0], split), rows(other, split))
+    folders = sorted(path.name for path in cache.glob("features-*"))
+    assert len(folders) == 3
+    written = {path: path.stat().st_mtime_ns for path in cache.glob("features-*/*")}
+    ask(0)
+    assert written == {path: path.stat().st_mtime_ns for path in cache.glob("features-*/*")}
+    assert len(built) <= 3  # each split was computed by one of the four
