@@ -200,11 +200,12 @@ def ui(
     if (node := find_node(nni)) is not None:
         return _tell_address(node)
     with attached(nni), folder.lock() as lock:
+        for number in (signal.SIGINT, signal.SIGTERM):  # a shell in the background has switched the first one off
+            signal.signal(number, signal.default_int_handler)
         try:
             node = view(folder, port, lock)
             _tell_address(node)
             console.print("Ctrl-C closes it")
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
             while node.is_alive:
                 time.sleep(0.2)
         except KeyboardInterrupt:
