@@ -14,7 +14,7 @@ from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder
 from elta_tune.studies import nni_node
 from elta_tune.studies.nni_folder import NniFolder
-from elta_tune.studies.nni_node import end, find_node, free_port, kill, members, start_node
+from elta_tune.studies.nni_node import end, find_node, kill, members, start_node
 
 pytest.importorskip("nni_node", reason="NNI is not installed")
 NOBODY = 65534
@@ -267,6 +267,12 @@ def test_node_that_is_not_guarded_is_ended_before_anything_starts(tmp_path, monk
     assert members(folder) == []
 
 
+def unused_port():
+    """A port that no other test takes at the same time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 @pytest.fixture
 def taken():
     """A port that somebody else listens on."""
@@ -283,7 +289,7 @@ def test_a_port_that_is_in_use_is_refused(tmp_path, taken):
 def test_a_port_that_is_taken_in_the_same_moment_is_told_if_it_was_named_and_else_another_is_tried(
     tmp_path, taken, monkeypatch
 ):
-    folder, free = NniFolder(StudyFolder(tmp_path / "study")), free_port(None)
+    folder, free = NniFolder(StudyFolder(tmp_path / "study")), unused_port()
     with folder.study.lock() as lock:
         ports = iter([taken, taken, free])
         monkeypatch.setattr(nni_node, "free_port", lambda wanted: next(ports))
@@ -297,7 +303,7 @@ def test_a_port_that_is_taken_in_the_same_moment_is_told_if_it_was_named_and_els
 def test_node_holds_the_study_until_it_ends_and_leaves_no_port_open(tmp_path):
     folder = NniFolder(StudyFolder(tmp_path / "study"))
     with folder.study.lock() as lock:
-        node = start_node(folder, "create", None, lock)
+        node = start_node(folder, "create", unused_port(), lock)
     assert folder.study.is_running()
     assert find_node(folder).process == node.process
     end(folder)

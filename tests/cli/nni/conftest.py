@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -23,6 +22,13 @@ import yaml
 COMMAND = str(Path(sys.executable).with_name("elta-tune"))
 PATIENCE = 240.0
 """Seconds that anything may take on a busy machine."""
+
+
+def free_port() -> int:
+    """A port that nobody listens on, far from the ones that NNI is given when none is named."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
 
 
 class NniStudies:
@@ -48,11 +54,12 @@ class NniStudies:
         (self.root / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        """Starts the command; what it says goes to a file, `said` reads it."""
+        """Starts the command, with a port that no other test takes; what it says goes to a file, `said` reads it."""
+        port = ["--port", str(free_port())] if arguments[0] in ("run", "ui") else []
         log = (self.root / f"command-{len(self.commands)}.txt").open("w")
         own = {"ELTA_TUNE_CACHE": str(self.cache), "PYTHONPATH": str(self.root / "hooks"), "COLUMNS": "100"}
         command = subprocess.Popen(
-            [COMMAND, *arguments],
+            [COMMAND, *arguments, *port],
             cwd=self.root,
             env={**os.environ, "OMP_NUM_THREADS": "1", **own, **environment},
             stdin=subprocess.DEVNULL,
@@ -166,8 +173,3 @@ def nni_studies(tmp_path_factory: pytest.TempPathFactory, data_root: Path, cache
     studies = NniStudies(tmp_path_factory.mktemp("nni"), recipe, cache)
     yield studies
     studies.close()
-
-
-def interrupt(command: subprocess.Popen[str]) -> None:
-    """Ctrl-C."""
-    command.send_signal(signal.SIGINT)
