@@ -159,9 +159,14 @@ function mendManager(prototype) {
         }
     };
 
-    // NNI counts on from the trials that it resumes, and so gives numbers and ids of finished ones again.
+    // NNI forgets a trial that it was about to resume when it was stopped. And it counts on from the trials that it
+    // resumes, and so gives numbers and ids of finished ones again.
     prototype.addRecoveredTrialJob = function (jobs) {
-        const recovered = addRecoveredTrialJob.call(this, jobs);
+        const isOver = (job) => ['SUCCEEDED', 'EARLY_STOPPED', ...FAILED].includes(job.status);
+        const recovered = addRecoveredTrialJob.call(
+            this,
+            jobs.map((job) => (isOver(job) ? job : { ...job, status: 'RUNNING' })),
+        );
         jobs.filter((job) => FAILED.includes(job.status)).forEach((job) => failed.add(job.trialJobId));
         this.experimentProfile.nextSequenceId = 1 + Math.max(-1, ...jobs.map((job) => job.sequenceId ?? -1));
         this.trialDataForResume = JSON.stringify(jobs.map((job) => JSON.parse(job.hyperParameters[0])));
