@@ -31,7 +31,7 @@ def test_a_study_is_stopped_after_its_epoch_from_another_terminal(elta_tune, rec
             assert running.poll() is None
             time.sleep(0.05)
         stopped = elta_tune("stop")
-        assert running.poll() == 130  # it had ended when `stop` returned
+        assert running.wait(timeout=5) == 130  # its last threads may outlive it by a moment
     finally:
         running.kill()
         said = running.communicate()[0]
