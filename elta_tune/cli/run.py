@@ -30,7 +30,7 @@ def run(
     trials: Annotated[int | None, typer.Option(min=1, help="Budget: trials that ended complete or pruned.")] = None,
     timeout: Annotated[str | None, typer.Option(help="Budget: time, e.g. 90m, 8h, 2d.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the trainings and the sampler.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the study.", show_default="SPACE-RECIPE")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the study.", show_default="SPACE-RECIPE[-nni]")] = None,
     runs: Runs = Path("runs"),
     workers: Annotated[str, typer.Option(help="Trials at a time; auto: one per device.")] = "auto",
     devices: Annotated[str, typer.Option(help="cpu, cuda:0,cuda:1, mps; auto: every GPU, else the CPU.")] = "auto",
@@ -51,7 +51,7 @@ def run(
     from elta_tune.studies.progress import is_finished
     from elta_tune.studies.start import ask, claimed
 
-    asked = ask(space, recipe, read_overrides(overrides or ()), seed=seed, name=name, runs=runs)
+    asked = ask(space, recipe, read_overrides(overrides or ()), seed=seed, name=name, runs=runs, backend=backend)
     folder = asked.folder
     backend = choose_backend(folder, backend)
     if backend != "nni" and (port is not None or detach):

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy  # its parts load when first used: a folder of one's own draws nothing
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter
-from scipy.special import ndtr
 
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import Progress
@@ -132,7 +131,7 @@ def true_mos(grades: Grades) -> float:
 def draw_votes(mos: float, random: np.random.Generator) -> list[int]:
     """Counts of the ratings 1…10: (10,); opinions differ by about 1.4, as on AVA."""
     spread = random.normal(1.4, 0.2)
-    edges = ndtr((np.arange(1.5, 10.0) - mos) / max(spread, 0.8))
+    edges = scipy.special.ndtr((np.arange(1.5, 10.0) - mos) / max(spread, 0.8))
     votes = random.multinomial(random.integers(100, 300), np.diff(edges, prepend=0.0, append=1.0))
     return [int(count) for count in votes]
 
@@ -142,7 +141,7 @@ def photograph(grades: Grades, size: int, random: np.random.Generator) -> NDArra
     faults = Grades(*(fault * 0.5 ** max(grade, WORST) for fault, grade in zip(FAULTS, grades, strict=True)))
     picture = draw_scene(faults.composition, size, random)
     blur = faults.sharpness * size / 64
-    picture = gaussian_filter(picture, (blur, blur, 0))
+    picture = scipy.ndimage.gaussian_filter(picture, (blur, blur, 0))
     picture = picture * 2.0 ** (faults.exposure * random.choice([-1, 1]))
     picture = picture * (1 + faults.colour * hue(random.uniform()))
     picture = picture.clip(0, 1) * (1 + faults.cleanness * random.standard_normal((size, size, 1)))
@@ -178,7 +177,7 @@ def subject_mask(depth: Picture, right: Picture, random: np.random.Generator) ->
 
 def texture(size: int, random: np.random.Generator) -> Picture:
     """Grass or gravel: (size, size, 1), of standard deviation 1, as fine at any size."""
-    grain = gaussian_filter(random.standard_normal((size, size)), random.uniform(0.8, 1.6) * size / 64)
+    grain = scipy.ndimage.gaussian_filter(random.standard_normal((size, size)), random.uniform(0.8, 1.6) * size / 64)
     return np.asarray(grain / grain.std())[..., None]
 
 

@@ -10,8 +10,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+import scipy  # its parts load when first used
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from elta_tune.data.builder import available_cores
 from elta_tune.data.cache import CachedImages
@@ -177,7 +177,7 @@ def _near(thumbnails: Bytes) -> NDArray[np.bool_]:
     near = np.bincount(points) > 1
     # A tree of 192 dimensions looks at everything. Means of 4×4 blocks differ by no more than their pixels do, so a
     # tree of these 12 leaves few to compare.
-    blocks = cKDTree(thumbnails[first].reshape(-1, 2, 4, 2, 4, 3).mean(axis=(2, 4)).reshape(-1, 12))
+    blocks = scipy.spatial.cKDTree(thumbnails[first].reshape(-1, 2, 4, 2, 4, 3).mean(axis=(2, 4)).reshape(-1, 12))
     pairs = blocks.query_pairs(NEAR * blocks.m + 1e-6, p=1, output_type="ndarray")
     for start in range(0, len(pairs), 10_000):
         one, other = (flat[first[column]].astype(np.int16) for column in pairs[start : start + 10_000].T)

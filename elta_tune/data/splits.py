@@ -31,6 +31,7 @@ def read_splits(config: DataConfig, names: Collection[str] = SPLITS) -> dict[Spl
     """
     found: dict[SplitName, Ratings] = {}
     files: dict[Path, Ratings] = {}  # one file may hold several splits
+    parts: NDArray[np.str_] | None = None
     for name in (split for split in LABELLED if split in names):
         source: LabelledName = "train" if name != "train" and _share(config, name) else name
         file = _file(config, source)
@@ -40,7 +41,8 @@ def read_splits(config: DataConfig, names: Collection[str] = SPLITS) -> dict[Spl
             files[file] = read_ratings(file, config)
         rows = _rows(files[file], source, config)
         if rows is not None and config.split is not None and source == "train":
-            rows = _part(rows, name, config.split)
+            parts = hold_out(rows, config.split) if parts is None else parts
+            rows = rows.take(parts == name, _part_origin(rows, name, config.split))
         if rows is not None:
             found[name] = rows
     if "pool" in names and (file := config.path("pool")) is not None:
@@ -121,8 +123,8 @@ def _rows(ratings: Ratings, name: LabelledName, config: DataConfig) -> Ratings |
     )
 
 
-def _part(ratings: Ratings, name: LabelledName, split: SplitConfig) -> Ratings:
-    """What `data.split` makes of the training rows."""
+def _part_origin(ratings: Ratings, name: LabelledName, split: SplitConfig) -> str:
+    """Where the rows that `data.split` puts into a part come from."""
     share = getattr(split, name, 0.0)
     told = f"{share:.3g} held out" if share else f"less {split.val + split.test:.3g} held out"
-    return ratings.take(hold_out(ratings, split) == name, f"{ratings.origin}, {told} by data.split (seed {split.seed})")
+    return f"{ratings.origin}, {told} by data.split (seed {split.seed})"

@@ -45,8 +45,9 @@ def ask(
     seed: int | None,
     name: str | None,
     runs: Path,
+    backend: str | None = None,
 ) -> Asked:
-    """Reads what a study is asked to be. Its name is `SPACE-RECIPE` if none is given.
+    """Reads what a study is asked to be. If no name is given, it is `SPACE-RECIPE`, or `SPACE-RECIPE-nni` under NNI.
 
     Raises:
         ConfigError: a file is missing or wrong, the space does not fit the recipe, or the name is none.
@@ -54,7 +55,7 @@ def ask(
     recipe_file, space_file = find_document(recipe, "trials"), find_document(space, "search_spaces")
     config = load_recipe(recipe_file, {**overrides, **({} if seed is None else {"seed": seed})})
     plan = make_plan(load_space(space_file, config), config)
-    name = name or f"{space_file.stem}-{recipe_file.stem}"
+    name = name or "-".join([space_file.stem, recipe_file.stem, *(["nni"] if backend == "nni" else [])])
     if Path(name).name != name or name.startswith("."):
         raise ConfigError(f"--name {name}: should be a plain name; --runs says in which folder")
     folder = StudyFolder((runs / name).absolute())
