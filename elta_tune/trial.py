@@ -179,7 +179,7 @@ def describe_split(split: Split) -> dict[str, Any]:
 def environment(device: str) -> dict[str, Any]:
     """Where a result was measured: versions, commit, device, threads."""
     kind = torch.device(device).type
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else processor()
     return {
         "device": device,
         "device_name": name,
@@ -192,14 +192,25 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """The CPU's model, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def versions() -> dict[str, str]:
     """The versions of what decides numbers."""
     return {name: version(name) for name in PACKAGES}
 
 
 def commit() -> str | None:
-    """The git commit of the source that runs, or None where it is not a checkout."""
-    here = Path(__file__).parent
+    """The git commit of the source that runs, or None where it is not a checkout of its own."""
+    here = Path(__file__).parents[1]
+    if not (here / ".git").exists():  # installed: a repository around it is another project's
+        return None
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -127,14 +127,14 @@ def _backbone(config: ModelConfig, size: int) -> Any:
     pretrained = config.pretrained and config.weights is None
     try:
         backbone = timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **options)
-    except (AssertionError, TypeError, ValueError) as error:
+    except (AssertionError, TypeError, ValueError, RuntimeError, OSError) as error:
+        if pretrained and isinstance(error, RuntimeError | OSError):
+            raise ModelError(
+                f"model.pretrained: the weights of {config.backbone} can't be had: {error}",
+                "name a file: --set model.weights=FILE, or train from nothing: --set model.pretrained=false",
+            ) from error
         raise ModelError(
             f"model.backbone: {config.backbone} can't be built for {size}×{size} images: {error}"
-        ) from error
-    except (RuntimeError, OSError) as error:
-        raise ModelError(
-            f"model.pretrained: the weights of {config.backbone} can't be had: {error}",
-            "name a file: --set model.weights=FILE, or train from nothing: --set model.pretrained=false",
         ) from error
     if config.weights is not None:
         _load_weights(backbone, config.weights)
