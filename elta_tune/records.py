@@ -10,7 +10,7 @@
         ├── last.ckpt                to resume; gone when finished
         ├── pseudo_labels/round_1.csv
         ├── predictions.csv          validation, at the best epoch
-        ├── log.txt
+        ├── log.txt  trial.lock      the lock where no study's holds the trial
         └── result.json              written last; its absence means unfinished
 
 Files are written aside and renamed; `metrics.jsonl` is appended, and a torn last line dropped. What a killed process
@@ -105,6 +105,7 @@ class TrialFolder:
         self.predictions_file = path / "predictions.csv"
         self.log_file = path / "log.txt"
         self.result_file = path / "result.json"
+        self.lock_file = path / "trial.lock"
         self._next_best = path / "best.next.safetensors"
 
     def create(self, config_yaml: str) -> None:
@@ -120,6 +121,14 @@ class TrialFolder:
             write_aside(self.config_file, lambda aside: aside.write_text(config_yaml, encoding="utf-8"))
         elif self.config_file.read_text(encoding="utf-8") != config_yaml:
             raise StudyError(f"{self.config_file}: another configuration was trained here", "choose another --out")
+
+    def lock(self) -> contextlib.AbstractContextManager[int]:
+        """Holds the folder of a trial that no study holds.
+
+        Raises:
+            StudyError: another process trains here, or the folder can't be written.
+        """
+        return _locked(self.lock_file, f"{self.path}: is being trained", "choose another --out", "--out names another")
 
     def result(self) -> dict[str, Any] | None:
         """`result.json`, or None while the trial is unfinished.
@@ -254,6 +263,22 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     pd.DataFrame(columns).to_csv(path, index=False, errors="backslashreplace")
 
 
+@contextlib.contextmanager
+def _locked(file: Path, told: str, hint: str, elsewhere: str) -> Iterator[int]:
+    """Holds a lock file, or raises a StudyError: `told` and `hint` where another process does, `elsewhere` where it
+    can't be written.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            descriptor = held.enter_context(hold(file))
+        except Held as other:
+            owner = f"process {other.owner}" if other.owner else "another process"
+            raise StudyError(f"{told} ({owner})", hint) from None
+        except OSError as error:
+            raise StudyError(f"{file.parent}: can't be written: {error.strerror}", elsewhere) from error
+        yield descriptor
+
+
 class StudyFolder:
     """One study on disk."""
 
@@ -294,23 +319,14 @@ class StudyFolder:
         """How many trials count toward a budget: complete or pruned."""
         return sum(result["state"] in ("complete", "pruned") for result in self.results())
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[int]:
+    def lock(self) -> contextlib.AbstractContextManager[int]:
         """Holds the study for one supervisor; yields the lock's descriptor, which a child may inherit.
 
         Raises:
-            StudyError: another one holds it.
+            StudyError: another one holds it, or the folder can't be written.
         """
-        with contextlib.ExitStack() as stack:
-            try:
-                descriptor = stack.enter_context(hold(self.lock_file))
-            except Held as held:
-                owner = f"process {held.owner}" if held.owner else "another process"
-                raise StudyError(
-                    f"study {self.name} is already running ({owner})",
-                    f"watch it: elta-tune show {self.name}; or start another with --name",
-                ) from None
-            yield descriptor
+        watch = f"watch it: elta-tune show {self.name}; or start another with --name"
+        return _locked(self.lock_file, f"study {self.name} is already running", watch, "--runs names another place")
 
     def is_running(self) -> bool:
         """Whether a supervisor holds the study now."""

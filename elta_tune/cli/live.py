@@ -111,12 +111,12 @@ class Board:
 
     @property
     def seconds_left(self) -> float | None:
-        """A guess from the trials so far, None before the first epoch."""
+        """A guess from the trials so far, None before the first epoch and at the end."""
         now = time.monotonic()
         lengths = [result["seconds"] for result in self.results if result["state"] != "failed"]
         if not lengths:
             lengths = [_whole_length(running) for running in self.running.values() if running.last]
-        if not lengths:
+        if not lengths or self.ended >= self.wanted:
             return None
         length = sum(lengths) / len(lengths)
         trials = self.wanted - self.ended
@@ -138,6 +138,8 @@ class Board:
             told.append("stopping after this epoch; Ctrl-C kills")
         elif self.stopping == "timeout":
             told.append("time is up: stopping after this epoch")
+        elif self.stopping == "fault":
+            told.append("can't go on: stopping after this epoch")
         elif self.stopping == "now":
             told.append("stopping; Ctrl-C kills")
         elif (left := self.seconds_left) is not None:

@@ -38,4 +38,6 @@ def train_alone(
     device = choose_device(device)
     with preparing as progress:
         preflight([config], cache, progress, [device])
-    return run_trial(config, TrialFolder(folder.absolute()), reporter, cache=cache, device=device)
+    trial = TrialFolder(folder.absolute())
+    with trial.lock():
+        return run_trial(config, trial, reporter, cache=cache, device=device)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from elta_tune.config import load_recipe
 from elta_tune.documents import find_document
-from elta_tune.errors import ConfigError, StudyError
+from elta_tune.errors import ConfigError
 from elta_tune.records import StudyFolder
 from elta_tune.space import load_space
 from elta_tune.studies.backends import check_plan
@@ -69,13 +69,7 @@ def claimed(folder: StudyFolder) -> Iterator[int]:
     Raises:
         StudyError: another process holds it, or its folder can't be written.
     """
-    with ExitStack() as held:
-        try:
-            lock = held.enter_context(folder.lock())
-        except OSError as error:
-            raise StudyError(
-                f"{folder.path}: can't be written: {error.strerror}", "--runs names another place"
-            ) from error
+    with folder.lock() as lock:
         try:
             yield lock
         finally:

@@ -65,9 +65,11 @@ class Tick:
 
 @dataclass(frozen=True)
 class Stopping:
-    """The study was asked to stop, or its time is up; running trials save their epoch first, unless they stop now."""
+    """The study was asked to stop, its time is up, or it can't go on; running trials save their epoch first, unless
+    they stop now.
+    """
 
-    reason: Literal["interrupted", "timeout", "now"]
+    reason: Literal["interrupted", "timeout", "fault", "now"]
 
 
 Event = Started | Reported | Retried | Finished | Paused | Tick | Stopping
@@ -77,23 +79,25 @@ Event = Started | Reported | Retried | Finished | Paused | Tick | Stopping
 class Supervisor:
     """Runs a study until its budget is used or somebody stops it; `events()` is the whole of it.
 
-    After it, `stopped` says why it ended early: None means that the budget is used (or the grid).
+    After it, `stopped` says why it ended early: None means that the budget is used (or the grid). Where it can't go on,
+    it raises why, once the running trials have saved their epoch.
     """
 
     study: OptunaStudy
     executor: Executor
-    stopped: Literal["interrupted", "timeout"] | None = None
+    stopped: Literal["interrupted", "timeout", "fault"] | None = None
     interrupted: bool = False
     """Set from outside, by a signal's handler say, it asks for a stop after the running epochs."""
     _queue: deque[Job] = field(default_factory=deque)
     _deaths: dict[int, tuple[int, int]] = field(default_factory=dict)
     _failures: list[str] = field(default_factory=list)
+    _fault: StudyError | None = None
 
     def events(self) -> Generator[Event, None, None]:
         """Runs the study and yields what happens.
 
         Raises:
-            StudyError: trials fail in a row with one cause.
+            StudyError: trials fail in a row, or the machine lets none go on.
         """
         before, started = self.study.seconds_run, time.monotonic()
 
@@ -109,6 +113,8 @@ class Supervisor:
                 yield from self._fill()
                 if not self.executor.running:
                     self.study.seconds_run = seconds()
+                    if self._fault is not None:
+                        raise self._fault
                     return
                 heard = self.executor.wait(TICK)
                 for event in heard:
@@ -143,10 +149,10 @@ class Supervisor:
 
     def _answer(self, event: Heard) -> Iterator[Event]:
         if isinstance(event, Halted):
-            raise StudyError(
-                f"trial {event.number} can't go on: {event.reason}",
-                "once that is mended, the same command goes on with the study",
-            )
+            told = f"trial {event.number} can't go on: {event.reason}"
+            yield from self._halt(StudyError(told, "once that is mended, the same command goes on with the study"))
+            yield Paused(event.number)
+            return
         if isinstance(event, Reported):
             verdict = self.study.observe(event.number, event.step, event.metrics)
             has_more = event.step < self.study.job(event.number).config.planned_epochs
@@ -167,7 +173,7 @@ class Supervisor:
             folder.fail(event.number, self.study.job(event.number).params, f"{fault}, {RETRIES + 1} times")
         result = self.study.tell(event.number)
         yield Finished(result)
-        self._watch_failures(result)
+        yield from self._watch_failures(result)
 
     def _give_up(self, number: int, folder: TrialFolder) -> bool:
         """Counts deaths without a new epoch in between."""
@@ -177,7 +183,14 @@ class Supervisor:
         self._deaths[number] = (deaths, epochs)
         return deaths > RETRIES
 
-    def _watch_failures(self, result: dict[str, Any]) -> None:
+    def _halt(self, fault: StudyError) -> Iterator[Event]:
+        """Starts no more trials; the running ones save their epoch."""
+        self._fault = self._fault or fault
+        if not self.stopped:
+            self.stopped = "fault"
+            yield Stopping("fault")
+
+    def _watch_failures(self, result: dict[str, Any]) -> Iterator[Event]:
         """Stops a study that burns: trials that fail alike, or ever so many with none between them that does not."""
         if result["state"] != "failed":
             self._failures.clear()
@@ -188,7 +201,8 @@ class Supervisor:
         if alike or count == ANY_FAILURES_IN_A_ROW:
             log = self.study.folder.trial(result["trial"]).log_file
             told = f"{FAILURES_IN_A_ROW} trials in a row failed alike" if alike else f"{count} trials in a row failed"
-            raise StudyError(f"{told}: {result['reason']}", f"look into {log}; `elta-tune run` goes on with the study")
+            hint = f"look into {log}; `elta-tune run` goes on with the study"
+            yield from self._halt(StudyError(f"{told}: {result['reason']}", hint))
 
 
 def _cause(reason: str) -> str:

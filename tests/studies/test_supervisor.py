@@ -67,6 +67,12 @@ def kinds(events: Sequence[Event], kind: type[Any]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
+def note(supervisor: Supervisor, events: list[Event]) -> None:
+    """Runs a study; `events` has what happened also where it raises."""
+    for event in supervisor.events():
+        events.append(event)
+
+
 def test_the_budget_counts_complete_and_pruned_trials(
     make_plan_of: MakePlan, supervise: Callable[..., Supervisor], study_folder: StudyFolder, table: Table
 ) -> None:
@@ -179,20 +185,24 @@ def test_trials_that_fail_alike_stop_the_study_with_their_cause(
     assert [result["state"] for result in study_folder.results()] == ["complete", "failed", "failed", "failed"]
 
 
-def test_a_fault_of_the_machine_stops_the_study_and_costs_no_trial(
+def test_a_fault_of_the_machine_stops_the_study_and_costs_no_epoch(
     make_plan_of: MakePlan, supervise: Callable[..., Supervisor], study_folder: StudyFolder, database: Database
 ) -> None:
-    plan = make_plan_of(SPACE, budget={"trials": 2})
+    plan = make_plan_of(SPACE, changes={"training.epochs": 40}, budget={"trials": 2}, pruner={"name": "none"})
     in_the_way = study_folder.trial(0).metrics_file
     in_the_way.mkdir(parents=True)  # a line of metrics can't be written then, as on a full disk
+    events: list[Event] = []
     with pytest.raises(StudyError, match=r"trial 0 can't go on: .*metrics\.jsonl"):
-        list(supervise(plan).events())
-    assert [row["state"] for row in database(study_folder)] == ["RUNNING"]
-    assert study_folder.trial(0).last_file.exists()
+        note(supervise(plan, local(2)), events)
+    assert kinds(events, Stopping) == [Stopping("fault")]
+    assert {event.number for event in kinds(events, Paused)} == {0, 1}  # the neighbour saved its epoch first
+    assert [row["state"] for row in database(study_folder)] == ["RUNNING", "RUNNING"]
+    assert all(study_folder.trial(number).last_file.exists() for number in (0, 1))
     in_the_way.rmdir()
-    events = list(supervise(plan).events())
-    assert [event.resumed for event in kinds(events, Started)] == [True, False]
+    assert [event.resumed for event in kinds(list(supervise(plan).events()), Started)] == [True, True]
     assert [row["state"] for row in database(study_folder)] == ["COMPLETE", "COMPLETE"]
+    for _, trial in study_folder.trials():
+        assert [line["step"] for line in trial.epochs()] == list(range(1, len(trial.epochs()) + 1))
 
 
 def test_time_that_is_up_stops_after_the_running_epochs(
