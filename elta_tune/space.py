@@ -185,9 +185,10 @@ def load_space(path: Path, recipe: TrialConfig) -> SearchSpace:
     try:
         space = _with_field_types(parse(SearchSpace, document), recipe)
     except ConfigError as error:
+        if (sound := _sound_part(document)) is not None:
+            problems += _problems(_varied(_with_field_types(sound, recipe), recipe), recipe)
         raise ConfigError("\n".join([*_placed(document, problems), error.message])) from None
-    # A pool may come and go; a head that predicts scores is the recipe's, and what is held with it can't be built.
-    varied = space if recipe.model.head == "emd" else hold_without_pool(space, recipe)[0]
+    varied = _varied(space, recipe)
     problems += _problems(varied, recipe)
     if not problems:  # else its combinations can't be built
         problems += _bad_combinations(varied, space.measured(recipe))
@@ -199,6 +200,31 @@ def load_space(path: Path, recipe: TrialConfig) -> SearchSpace:
 def _placed(document: Document, problems: Iterable[tuple[str, str]]) -> list[str]:
     ordered = sorted(problems, key=lambda problem: document.line(problem[0]))
     return [f"{document.place(key)}: {key}: {text}" for key, text in ordered]
+
+
+def _sound_part(document: Document) -> SearchSpace | None:
+    """What of a space can be read, where something else in it can't: its parameters that do not hang on a lost one."""
+
+    def read(parts: Mapping[str, Any]) -> SearchSpace | None:
+        try:
+            return SearchSpace.model_validate(parts)
+        except ValidationError:
+            return None
+
+    given = document.content.get("parameters")
+    given = given if isinstance(given, dict) else {}
+    sound = {"parameters": {name: body for name, body in given.items() if read({"parameters": {name: body}})}}
+    for key, value in document.content.items():
+        sound = {**sound, key: value} if key not in sound and read({**sound, key: value}) else sound
+    if (space := read(sound)) is None:
+        return None
+    lost = given.keys() - sound["parameters"].keys()
+    return space.without([name for name, one in space.parameters.items() if lost & {*_decisive_fields(name, one)}])
+
+
+def _varied(space: SearchSpace, recipe: TrialConfig) -> SearchSpace:
+    """A pool may come and go; a head that predicts scores is the recipe's, and what is held with it can't be built."""
+    return space if recipe.model.head == "emd" else hold_without_pool(space, recipe)[0]
 
 
 def hold_without_pool(space: SearchSpace, recipe: TrialConfig) -> tuple[SearchSpace, TrialConfig, str | None]:

@@ -75,6 +75,25 @@ def test_every_error_of_a_space_is_told_at_once_each_with_its_line(write):
     ]
 
 
+def test_what_can_not_be_read_does_not_hide_what_is_wrong_beside_it(write):
+    file = write(
+        "budgett: {trials: 3}\n"
+        "parameters:\n"
+        "  optim.lrr: {type: float, low: 0.1x, high: 10x}\n"
+        "  mixup.tau_1: {type: float, low: 0.6, high: 1.0}\n"
+        "  self_training.rounds: {type: int, low: none, high: 2}\n"
+        "  sharpening.threshold: {type: float, low: 0.1, high: 0.9, when: self_training.rounds > 0}\n"  # hangs on it
+        "enqueue:\n- {mixup.tau_1: 3}\n"
+    )
+    assert refusal(load_space, file, TrialConfig()) == [
+        "3: parameters.optim.lrr: a recipe has no such field — did you mean 'optim.lr'?",
+        "4: parameters.mixup.tau_1: the recipe's own value 0.5 is outside 0.6 … 1; trial 0 is the recipe",
+        "8: enqueue.0.mixup.tau_1: 3.0 is outside 0.6 … 1",
+        "1: budgett: there is no such field — did you mean 'budget'?",
+        "5: parameters.self_training.rounds.low: should be a whole number, not 'none'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
