@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import UnidentifiedImageError
 
+from elta_tune.cores import available_cores
 from elta_tune.data.decoding import Shrunk, careful, read_content, shrink
 from elta_tune.data.packs import DIGEST, PackWriter
 from elta_tune.data.shelf import Facts, Journal, Shelf, facts_of
@@ -135,8 +136,3 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[str], Outcome], files: I
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,7 +13,7 @@ import numpy as np
 import scipy  # its parts load when first used
 from numpy.typing import NDArray
 
-from elta_tune.data.builder import available_cores
+from elta_tune.cores import available_cores
 from elta_tune.data.cache import CachedImages
 from elta_tune.data.decoding import careful, decode, read_content
 from elta_tune.data.packs import DIGEST, Bytes, Index, Previews

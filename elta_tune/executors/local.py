@@ -17,11 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from pathlib import Path
 from types import ModuleType
 
-import psutil
-
+from elta_tune.cores import available_cores
 from elta_tune.errors import ConfigError
 from elta_tune.executors import Ended, Halted, Heard, Job, Reported, Verdict
 
@@ -44,23 +42,6 @@ class Running:
     process: ForkServerProcess
     connection: Connection
     slot: Slot
-
-
-def available_cores() -> int:
-    """Cores that this process may use, which may be fewer than the machine has."""
-    process = psutil.Process()
-    allowed = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None
-    cores = len(allowed) if allowed else psutil.cpu_count() or 1
-    return min(cores, container_cores() or cores)
-
-
-def container_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    """Whole cores that a container's quota allows (cgroup v2), or None where there is none."""
-    try:
-        quota, period = quota_file.read_text(encoding="ascii").split()
-        return None if quota == "max" else max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return None
 
 
 def plan_slots(devices: Sequence[str], workers: int | None) -> list[Slot]:

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
+from elta_tune.cores import available_cores
 from elta_tune.data.batches import Index, in_order, prefetch
-from elta_tune.data.builder import available_cores, why_unreadable
+from elta_tune.data.builder import why_unreadable
 from elta_tune.data.cache import Progress, no_progress
 from elta_tune.data.decoding import careful, read_content, shrink
 from elta_tune.data.found import image_file

@@ -16,7 +16,7 @@ import pytest
 
 from elta_tune.errors import ConfigError
 from elta_tune.executors import Ended, Job, Reported
-from elta_tune.executors.local import LocalExecutor, Slot, available_cores, container_cores, cores_text, plan_slots
+from elta_tune.executors.local import LocalExecutor, Slot, cores_text, plan_slots
 from elta_tune.records import TrialFolder
 
 SUPERVISOR = """
@@ -153,25 +153,6 @@ def test_slots_share_devices_and_cores(
 def test_there_has_to_be_a_slot(devices: list[str], workers: int | None) -> None:
     with pytest.raises(ConfigError, match="at least one"):
         plan_slots(devices, workers)
-
-
-def test_only_cores_that_the_process_may_use_are_shared_out() -> None:
-    count = "from elta_tune.executors.local import available_cores; print(available_cores())"
-    core = str(min(os.sched_getaffinity(0)))
-    done = subprocess.run(
-        ["taskset", "-c", core, sys.executable, "-c", count], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "1\n"
-    assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize(
-    ("content", "cores"), [("max 100000", None), ("250000 100000", 2), ("50000 100000", 1), ("", None)]
-)
-def test_a_containers_quota_limits_the_cores(tmp_path: Path, content: str, cores: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(content)
-    assert container_cores(tmp_path / "cpu.max") == cores
-    assert container_cores(tmp_path / "absent") is None
 
 
 def test_says_how_the_machine_is_shared() -> None:
