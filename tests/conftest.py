@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,9 @@ from elta_tune.config import TrialConfig
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Tiny models gain nothing from more, and where cores are shared their threads wait for each other by spinning."""
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""Who runs the tests in the background may have them ignore Ctrl-C, and with them all that they start."""
 
 COMMAND = str(Path(sys.executable).with_name("elta-tune"))
 """The installed entry point."""

@@ -107,7 +107,7 @@ def test_a_study_ends_when_its_trials_fail_alike_or_its_grid_is_used_up(studies)
     for sampler, command in commands.items():
         code, line = told[sampler]
         assert (command.wait(240), line in studies.said(command)) == (code, True), studies.said(command)
-        results = studies.results(f"{sampler}-tiny")
+        results = studies.results(f"{sampler}-tiny-nni")
         assert [result["reason"] for result in results.values()] == [fault] * (3 if sampler == "random" else 2)
         assert results[0]["params"] == {"optim.lr": 3e-3} != results[1]["params"]
     for port in ports:
