@@ -128,7 +128,9 @@ def predict(
 def export(
     model: Annotated[str, MODEL],
     kind: Annotated[str, typer.Argument(metavar="FORMAT", help="ckpt, safetensors, onnx, timm or hf.")],
-    output: Annotated[Path | None, typer.Option(help="What to write.", show_default="best.…")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "--out", help="What to write.", show_default="best.…")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:

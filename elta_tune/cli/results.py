@@ -22,7 +22,8 @@ def best(
         str | None, typer.Option("--export", metavar="FORMAT", help="ckpt, safetensors, onnx, timm or hf.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The exported file, a folder for hf.", show_default="best.…")
+        Path | None,
+        typer.Option("--output", "--out", help="The exported file, a folder for hf.", show_default="best.…"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Also measure it on the test split.")] = False,

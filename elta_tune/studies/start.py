@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elta_tune.config import load_recipe
-from elta_tune.documents import find_document
+from elta_tune.documents import find_document, shown
 from elta_tune.errors import ConfigError
 from elta_tune.records import StudyFolder
 from elta_tune.space import load_space
@@ -56,8 +56,8 @@ def ask(
     config = load_recipe(recipe_file, {**overrides, **({} if seed is None else {"seed": seed})})
     plan = make_plan(load_space(space_file, config), config)
     name = name or "-".join([space_file.stem, recipe_file.stem, *(["nni"] if backend == "nni" else [])])
-    if Path(name).name != name or name.startswith("."):
-        raise ConfigError(f"--name {name}: should be a plain name; --runs says in which folder")
+    if Path(name).name != name or name.startswith(".") or not name.isprintable():
+        raise ConfigError(f"--name {shown(name)}: should be a plain name; --runs says in which folder")
     folder = StudyFolder((runs / name).absolute())
     return Asked(folder, plan, {"space_file": str(space_file), "recipe_file": str(recipe_file)})
 
