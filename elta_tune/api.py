@@ -148,38 +148,30 @@ def run(
         EltaTuneError: the study can't start or go on: why, and what to change.
     """
     from elta_tune.errors import ConfigError
-    from elta_tune.executors.local import start_forkserver
     from elta_tune.space import parse_duration
     from elta_tune.studies.backends import choose_backend
-    from elta_tune.studies.progress import is_finished
-    from elta_tune.studies.start import ask, claimed
+    from elta_tune.studies.start import ask, open_run
 
     if trials is not None and trials < 1:
         raise ConfigError(f"trials={trials}: should be 1 or more")
-    names = [devices] if isinstance(devices, str) else devices
     asked = ask(os.fspath(space), os.fspath(recipe), overrides or {}, seed=seed, name=name, runs=Path(runs))
-    backend = choose_backend(asked.folder, "optuna")
-    seconds = None if timeout is None else parse_duration(str(timeout), "timeout")
-    with claimed(asked.folder):
-        plan = asked.settled(trials, seconds, backend)
-        study = Study(asked.folder, plan)
-        finished = is_finished(asked.folder, plan)
-        if not finished:
-            start_forkserver()
-        from elta_tune.studies.opening import open_supervisor, tell_all
-        from elta_tune.studies.preflight import choose_slots, preflight_study
-
-        if finished:
-            tell_all(asked.folder, plan, _cache(cache))
-            return study
-        slots = choose_slots(names, workers)
-        preflight_study(plan, slots, _cache(cache), progress or _no_progress)
-        supervisor = open_supervisor(asked.folder, plan, asked.files, slots, _cache(cache))
-        with closing(supervisor.events()) as events:
-            for event in events:
-                if on_event is not None:
-                    on_event(event)
-    return study
+    choose_backend(asked.folder, "optuna")
+    opened = open_run(
+        asked,
+        trials=trials,
+        timeout=None if timeout is None else parse_duration(str(timeout), "timeout"),
+        workers=workers,
+        devices=[devices] if isinstance(devices, str) else devices,
+        cache=_cache(cache),
+        preparing=nullcontext(progress or _no_progress),
+    )
+    with opened as (plan, ready):
+        if ready is not None:
+            with closing(ready.supervisor.events()) as events:
+                for event in events:
+                    if on_event is not None:
+                        on_event(event)
+    return Study(asked.folder, plan)
 
 
 @dataclass(frozen=True)
@@ -193,25 +185,60 @@ class _Told:
             self.on_epoch(metrics)
 
 
-def train(
-    recipe: File | TrialConfig,
+def find_recipe(
+    recipe: File | TrialConfig | None = None,
     *,
+    source: File | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    runs: File = RUNS,
+) -> tuple[TrialConfig, str]:
+    """What `train` trains, and a short name for it.
+
+    Raises:
+        EltaTuneError: there is none, or both are named.
+    """
+    from elta_tune.config import TrialConfig, load_recipe
+    from elta_tune.documents import find_document
+    from elta_tune.errors import ConfigError
+
+    if (recipe is None) == (source is None):
+        raise ConfigError("train: name either a recipe, or --from STUDY[:TRIAL]")
+    if isinstance(recipe, TrialConfig):
+        return recipe.replace(overrides or {}, source="overrides"), "recipe"
+    if recipe is not None:
+        file = find_document(os.fspath(recipe), "trials")
+        return load_recipe(file, overrides or {}), file.stem
+    from elta_tune.results.sources import find_trial
+
+    trial = find_trial(os.fspath(source or ""), Path(runs))
+    return load_recipe(trial.folder.config_file, overrides or {}), trial.name
+
+
+def train(
+    recipe: File | TrialConfig | None = None,
+    *,
+    source: File | None = None,
     overrides: Mapping[str, Any] | None = None,
     out: File | None = None,
+    runs: File = RUNS,
     device: str = "auto",
     cache: File | None = None,
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+    on_ready: Callable[[], None] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Runs one trial without a study, in this process. The same call goes on where it was.
 
     Args:
         recipe: a file, the name of one that ships, or a `TrialConfig`.
+        source: instead of it, STUDY:TRIAL or STUDY (its best), whose configuration is trained again.
         overrides: other values of its fields, by dotted names.
-        out: folder of the trial; left out, `runs/train-RECIPE`.
+        out: folder of the trial; left out, `train-RECIPE` in `runs`.
+        runs: folder of the studies.
         device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
         cache: folder of decoded images; None: the command's.
         on_epoch: hears each epoch's line of `metrics.jsonl`.
+        on_ready: is called when the data are prepared, before the first epoch.
         progress: hears (done, total, what) while images are decoded.
 
     Returns:
@@ -221,19 +248,18 @@ def train(
     Raises:
         EltaTuneError: recipe, data, model or folder do not allow the training to start.
     """
-    from elta_tune.config import TrialConfig, load_recipe
-    from elta_tune.documents import find_document
-
-    if isinstance(recipe, TrialConfig):
-        name, config = "recipe", recipe.replace(overrides or {}, source="overrides")
-    else:
-        file = find_document(os.fspath(recipe), "trials")
-        name, config = file.stem, load_recipe(file, overrides or {})
+    config, name = find_recipe(recipe, source=source, overrides=overrides, runs=runs)
     from elta_tune.studies.alone import train_alone
 
-    folder = RUNS / f"train-{name}" if out is None else Path(out)
-    preparing = nullcontext(progress or _no_progress)
-    return train_alone(config, folder, _Told(on_epoch), preparing, device=device, cache=_cache(cache))
+    return train_alone(
+        config,
+        Path(runs) / f"train-{name}" if out is None else Path(out),
+        _Told(on_epoch),
+        device=device,
+        cache=_cache(cache),
+        progress=progress or _no_progress,
+        on_ready=on_ready or _nothing,
+    )
 
 
 def evaluate(
@@ -369,3 +395,7 @@ def _cache(cache: File | None) -> Path:
 
 def _no_progress(done: int, total: int, what: str) -> None:
     """Shows nothing."""
+
+
+def _nothing() -> None:
+    """Does nothing."""

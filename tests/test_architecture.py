@@ -13,6 +13,7 @@ import elta_tune
 ROOMS = (
     "errors",
     "locks",
+    "cores",
     "documents",
     "method",
     "config",

@@ -264,15 +264,15 @@ def study_view(board: Board, console: Console, epochs: Callable[[int], list[dict
 
 
 class EpochLines:
-    """A reporter that prints each epoch: for a trial without a study."""
+    """Prints each epoch of a trial without a study."""
 
     def __init__(self, console: Console, config: TrialConfig) -> None:
         self.console, self.config = console, config
 
-    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Prints; never prunes. A star marks the best so far."""
+    def show(self, metrics: Mapping[str, Any]) -> None:
+        """Takes a line of metrics; a star marks the best so far."""
         names = columns_of(self.config.evaluation.metric)
         values = "  ".join(f"{name} {metric(metrics[name])}" for name in names)
         place, speed = place_of(self.config, metrics), f"{metrics['images_per_second']:.0f}/s"
-        star = " *" if metrics["best_step"] == step else ""
+        star = " *" if metrics["best_step"] == metrics["step"] else ""
         self.console.print(Text(f"{place}  loss {metrics['loss']:.4f}  {values}  {speed}{star}"), soft_wrap=True)

@@ -119,7 +119,8 @@ def _attach(command: Command, node: Node) -> bool:
 
 
 def _start(command: Command, lock: int) -> None:
-    from elta_tune.cli.run import prepare, study_argument, tell_finished
+    from elta_tune.cli.progress import preparing
+    from elta_tune.cli.run import study_argument, tell_finished, tell_prepared, wanted_slots
     from elta_tune.cli.text import command as typed
     from elta_tune.cli.text import console
     from elta_tune.studies.nni_folder import Workers
@@ -130,9 +131,13 @@ def _start(command: Command, lock: int) -> None:
     reconcile(folder, plan)
     if is_finished(folder, plan):
         return tell_finished(folder, plan)
-    slots = prepare(plan, command.cache, command.workers, command.devices, fork=False)
-    from elta_tune.studies.preflight import record_start  # imports torch, under the eyes of `prepare`
+    names, count = wanted_slots(command.workers, command.devices)
+    with preparing(console) as progress:
+        from elta_tune.studies.preflight import choose_slots, preflight_study, record_start
 
+        slots = choose_slots(names, count)
+        dataset = preflight_study(plan, slots, command.cache, progress)
+    tell_prepared(plan, dataset, slots)
     workers = Workers(slots, command.cache.absolute())
     verb = "goes on" if folder.exists() else "starts"
     record_start(folder, plan, command.asked.files, "nni")

@@ -14,14 +14,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def preparing(console: Console) -> Iterator[Callable[[int, int, str], None]]:
     """A bar for each part of the preparation of data; yields what takes (done, total, what)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks: dict[str, Any] = {}
+    progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    status = console.status("starting")  # until the first part: imports take seconds
+    tasks: dict[str, Any] = {}
 
-        def show(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-                if not console.is_terminal:
-                    console.print(f"{what}: {total}")
-            progress.update(tasks[what], completed=done)
+    def show(done: int, total: int, what: str) -> None:
+        if not tasks:
+            status.stop()
+            progress.start()
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+            if not console.is_terminal:
+                console.print(f"{what}: {total}", markup=False)
+        progress.update(tasks[what], completed=done)
 
+    if console.is_terminal:
+        status.start()
+    try:
         yield show
+    finally:
+        status.stop()
+        progress.stop()

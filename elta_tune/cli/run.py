@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +14,11 @@ from elta_tune.api import DEFAULT_CACHE
 from elta_tune.cli.options import Cache, Runs, Set
 
 if TYPE_CHECKING:
+    from elta_tune.data.dataset import Dataset
     from elta_tune.executors.local import Slot
     from elta_tune.records import StudyFolder
     from elta_tune.studies.plan import StudyPlan
-    from elta_tune.studies.start import Asked
+    from elta_tune.studies.start import Run
 
 SHOWN = 5
 """Best trials at the end of a study."""
@@ -44,12 +45,13 @@ def run(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Starts a study, or goes on with it: trials run the full ELTA training, up to the study's budget."""
+    from elta_tune.cli.progress import preparing
+    from elta_tune.cli.text import console
     from elta_tune.config import read_overrides
     from elta_tune.errors import ConfigError
     from elta_tune.space import parse_duration
     from elta_tune.studies.backends import choose_backend
-    from elta_tune.studies.progress import is_finished
-    from elta_tune.studies.start import ask, claimed
+    from elta_tune.studies.start import ask, open_run
 
     asked = ask(space, recipe, read_overrides(overrides or ()), seed=seed, name=name, runs=runs, backend=backend)
     folder = asked.folder
@@ -61,15 +63,21 @@ def run(
         from elta_tune.cli import nni
 
         return nni.run(nni.Command(asked, trials, seconds, cache, workers, devices, port, detach))
-    with claimed(folder), to_be_continued():
-        plan = asked.settled(trials, seconds, backend)
-        if is_finished(folder, plan):
-            from elta_tune.studies.opening import tell_all
-
-            tell_all(folder, plan, cache)
+    names, count = wanted_slots(workers, devices)
+    opened = open_run(
+        asked,
+        trials=trials,
+        timeout=seconds,
+        workers=count,
+        devices=names,
+        cache=cache,
+        preparing=preparing(console),
+    )
+    with to_be_continued(), opened as (plan, ready):
+        if ready is None:
             return tell_finished(folder, plan)
-        slots = prepare(plan, cache, workers, devices)
-        _supervise(asked, plan, cache, slots)
+        tell_prepared(plan, ready.dataset, ready.slots)
+        _watch(folder, plan, ready)
 
 
 @contextmanager
@@ -96,26 +104,27 @@ def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
     tell_outcome(folder, plan)
 
 
-def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: bool = True) -> list[Slot]:
-    """Finds out whether the study can run at all, while the forkserver (if `fork`) imports what trials need."""
-    from rich.text import Text
+def wanted_slots(workers: str, devices: str) -> tuple[list[str] | None, int | None]:
+    """Names of devices and trials at a time, None where they are left to the machine.
 
-    from elta_tune.cli.progress import preparing
-    from elta_tune.cli.text import console, errors
+    Raises:
+        ConfigError: --workers is no number.
+    """
     from elta_tune.errors import ConfigError
-    from elta_tune.executors.local import cores_text, start_forkserver
 
     if workers != "auto" and not (workers.isdecimal() and int(workers)):
         raise ConfigError(f"--workers {workers}: should be a number from 1 on, or auto")
-    if fork:
-        start_forkserver()
-    with console.status("starting") if console.is_terminal else nullcontext():
-        from elta_tune.studies.preflight import choose_slots, preflight_study
-
     names = None if devices == "auto" else [part.strip() for part in devices.split(",") if part.strip()]
-    slots = choose_slots(names, None if workers == "auto" else int(workers))
-    with preparing(console) as progress:
-        dataset = preflight_study(plan, slots, cache, progress)
+    return names, None if workers == "auto" else int(workers)
+
+
+def tell_prepared(plan: StudyPlan, dataset: Dataset, slots: Sequence[Slot]) -> None:
+    """What a study is trained on, and what is to be known of it."""
+    from rich.text import Text
+
+    from elta_tune.cli.text import console, errors
+    from elta_tune.executors.local import cores_text
+
     for line in (*dataset.warnings, *filter(None, [plan.note])):
         errors.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
     splits = [split for split in (dataset.train, dataset.val, dataset.test, dataset.pool) if split is not None]
@@ -125,21 +134,18 @@ def prepare(plan: StudyPlan, cache: Path, workers: str, devices: str, *, fork: b
         if split.left_out:
             left_out = f"note: {split.file}: {len(split.left_out)} images are missing or unreadable and left out"
             errors.print(Text(left_out, style="yellow"), soft_wrap=True)
-    return slots
 
 
-def _supervise(asked: Asked, plan: StudyPlan, cache: Path, slots: list[Slot]) -> None:
+def _watch(folder: StudyFolder, plan: StudyPlan, run: Run) -> None:
+    """Shows a study that runs until its end."""
     from rich.text import Text
 
     from elta_tune.cli.live import Board, study_view
     from elta_tune.cli.text import console, this_command
-    from elta_tune.studies.opening import open_supervisor
     from elta_tune.studies.supervisor import interruptible
 
-    folder = asked.folder
-    verb = "goes on" if folder.exists() else "starts"
-    supervisor = open_supervisor(folder, plan, asked.files, slots, cache)
-    board = Board(plan, len(slots), folder.results(), seconds_before=supervisor.study.seconds_run)
+    verb, supervisor = "goes on" if run.resumed else "starts", run.supervisor
+    board = Board(plan, len(run.slots), folder.results(), seconds_before=supervisor.study.seconds_run)
     console.print(Text(f"study {folder.name} {verb}: {board.progress} done\n{folder.path}\n"), soft_wrap=True)
     view_of = study_view(board, console, lambda number: folder.trial(number).epochs())
     with interruptible(supervisor), view_of as view, closing(supervisor.events()) as events:
@@ -199,19 +205,23 @@ def train(
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Runs one trial without a study, in this process: the path to debug. The same command goes on where it was."""
+    from elta_tune import api
     from elta_tune.cli.live import EpochLines
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import console, duration, metric
-    from elta_tune.config import load_recipe
+    from elta_tune.config import read_overrides
 
-    file, name = _recipe(recipe, source, runs)
-    config = load_recipe(file, overrides or ())
-    with to_be_continued():
-        from elta_tune.studies.alone import train_alone
-
-        folder = (out or runs / f"train-{name}").absolute()
-        result = train_alone(
-            config, folder, EpochLines(console, config), preparing(console), device=device, cache=cache
+    config, name = api.find_recipe(recipe, source=source, overrides=read_overrides(overrides or ()), runs=runs)
+    folder = (out or runs / f"train-{name}").absolute()
+    with to_be_continued(), ExitStack() as until_ready:
+        result = api.train(
+            config,
+            out=folder,
+            device=device,
+            cache=cache,
+            on_epoch=EpochLines(console, config).show,
+            on_ready=until_ready.close,
+            progress=until_ready.enter_context(preparing(console)),
         )
     told = result["reason"] or f"{config.evaluation.metric} {metric(result['value'])} at step {result['best_step']}"
     told = f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder}"
@@ -219,18 +229,3 @@ def train(
     if result["state"] == "failed":
         console.print("to train it anew, remove that folder or choose another with --out")
         raise typer.Exit(1)
-
-
-def _recipe(recipe: str | None, source: str | None, runs: Path) -> tuple[Path, str]:
-    """The file to train and a short name for it."""
-    from elta_tune.documents import find_document
-    from elta_tune.errors import ConfigError
-    from elta_tune.results.sources import find_trial
-
-    if (recipe is None) == (source is None):
-        raise ConfigError("train: name either a recipe, or --from STUDY[:TRIAL]")
-    if recipe is not None:
-        file = find_document(recipe, "trials")
-        return file, file.stem
-    trial = find_trial(str(source), runs)
-    return trial.folder.config_file, trial.name

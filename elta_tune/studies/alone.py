@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,17 @@ def train_alone(
     config: TrialConfig,
     folder: Path,
     reporter: Reporter,
-    preparing: AbstractContextManager[Progress],
     *,
     device: str,
     cache: Path,
+    progress: Progress,
+    on_ready: Callable[[], None],
 ) -> dict[str, Any]:
     """Trains a recipe to its end, or goes on where the folder stands.
 
     Args:
-        preparing: is entered while the data are prepared, and yields what hears how far that is.
         device: its name, or `auto`.
+        on_ready: is called when the data are prepared, before the first epoch.
 
     Returns:
         The content of `result.json`.
@@ -35,9 +36,8 @@ def train_alone(
     Raises:
         EltaTuneError: data, model, device or folder do not allow the training to start.
     """
-    device = choose_device(device)
-    with preparing as progress:
-        preflight([config], cache, progress, [device])
-    trial = TrialFolder(folder.absolute())
+    device, trial = choose_device(device), TrialFolder(folder.absolute())
+    preflight([config], cache, progress, [device])
+    on_ready()
     with trial.lock():
         return run_trial(config, trial, reporter, cache=cache, device=device)

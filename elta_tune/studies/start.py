@@ -1,12 +1,12 @@
-"""What a study is asked to be, and the claim on its folder."""
+"""What a study is asked to be, the claim on its folder, and its start under Optuna."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elta_tune.config import load_recipe
 from elta_tune.documents import find_document, shown
@@ -15,6 +15,13 @@ from elta_tune.records import StudyFolder
 from elta_tune.space import load_space
 from elta_tune.studies.backends import check_plan
 from elta_tune.studies.plan import StudyPlan, make_plan, settle
+from elta_tune.studies.progress import is_finished
+
+if TYPE_CHECKING:
+    from elta_tune.data.cache import Progress
+    from elta_tune.data.dataset import Dataset
+    from elta_tune.executors.local import Slot
+    from elta_tune.studies.supervisor import Supervisor
 
 
 @dataclass(frozen=True)
@@ -77,3 +84,61 @@ def claimed(folder: StudyFolder) -> Iterator[int]:
                 folder.lock_file.unlink(missing_ok=True)
                 with suppress(OSError):
                     folder.path.rmdir()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A study that is ready: its trials start when `supervisor.events()` is asked for."""
+
+    resumed: bool
+    slots: Sequence[Slot]
+    dataset: Dataset
+    supervisor: Supervisor
+
+
+@contextmanager
+def open_run(
+    asked: Asked,
+    *,
+    trials: int | None,
+    timeout: float | None,
+    workers: int | None,
+    devices: Sequence[str] | None,
+    cache: Path,
+    preparing: AbstractContextManager[Progress],
+) -> Iterator[tuple[StudyPlan, Run | None]]:
+    """Holds a study of Optuna's and makes it ready to run; yields its plan, and no run where the budget is used.
+
+    Args:
+        trials, timeout: the budget, in seconds the time, where another than the space's.
+        workers: trials at a time; None: one per device.
+        devices: their names; None: every GPU, or else the CPU.
+        cache: folder of decoded images.
+        preparing: is entered before what takes long, and yields what hears how far that is.
+
+    Raises:
+        EltaTuneError: the study can't start or go on: why, and what to change.
+    """
+    folder = asked.folder
+    with claimed(folder):
+        plan, resumed = asked.settled(trials, timeout, "optuna"), folder.exists()
+        if is_finished(folder, plan):
+            from elta_tune.studies.optuna_study import OptunaStudy
+
+            OptunaStudy(folder, plan, cache.absolute()).unfinished()  # tells its database what a kill kept from it
+            yield plan, None
+            return
+        from elta_tune.executors.local import LocalExecutor, start_forkserver
+
+        start_forkserver()  # which imports what trials need while this process does
+        with preparing as progress:
+            from elta_tune.studies.preflight import choose_slots, preflight_study, record_start
+
+            slots = choose_slots(devices, workers)
+            dataset = preflight_study(plan, slots, cache, progress)
+        from elta_tune.studies.optuna_study import OptunaStudy
+        from elta_tune.studies.supervisor import Supervisor
+
+        record_start(folder, plan, asked.files, "optuna")
+        supervisor = Supervisor(OptunaStudy(folder, plan, cache.absolute()), LocalExecutor(slots))
+        yield plan, Run(resumed, slots, dataset, supervisor)

@@ -237,8 +237,8 @@ def test_what_is_printed_meanwhile_stays_whole(plan: StudyPlan, monkeypatch: pyt
 def test_a_trial_without_a_study_prints_its_epochs_within_80_columns(recipe: TrialConfig) -> None:
     console = Console(file=io.StringIO(), width=80)
     lines = EpochLines(console, recipe.replace({"training.epochs": 20}))
-    lines.report(1, line(1, 0.5))
-    lines.report(12, line(12, 0.25))
+    lines.show(line(1, 0.5))
+    lines.show(line(12, 0.25))
     first, second = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert first == "epoch 1/20  loss 0.2500  srcc 0.5000  plcc 0.5000  accuracy 0.5000  1234/s *"
     assert second.startswith("epoch 12/20  loss 0.2500  srcc 0.2500")
