@@ -10,12 +10,13 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from elta_tune.errors import ModelError, StudyError
 from elta_tune.results.card import model_card
 from elta_tune.results.checkpoint import METADATA_KEY, Checkpoint, from_facts
+from elta_tune.results.weights_files import read_weights_file
 
 HEAD_FILE = "head.safetensors"
 
@@ -100,10 +101,11 @@ def load_folder(path: Path) -> Checkpoint:
     """
     try:
         facts = json.loads((path / "config.json").read_text(encoding="utf-8"))[METADATA_KEY]
-        parts = {"backbone": load_file(path / "model.safetensors"), "head": load_file(path / HEAD_FILE)}
+        files = {"backbone": path / "model.safetensors", "head": path / HEAD_FILE}
+        parts = {part: read_weights_file(file)[0] for part, file in files.items()}
         state = {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
         return from_facts(state, facts, path / "config.json")
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: not a folder that elta-tune exported: {type(error).__name__}: {error}") from error
 
 

@@ -178,7 +178,7 @@ def check_images(model: AestheticModel, config: ModelConfig, size: int) -> None:
 def _load_weights(backbone: nn.Module, path: Path) -> None:
     """Loads backbone weights; what a classifier head leaves over is ignored, what the backbone misses is refused."""
     try:
-        state = timm.models.load_state_dict(str(path))
+        state = timm.models.load_state_dict(str(path), weights_only=True)  # timm's older versions would run code
     except Exception as error:  # safetensors and torch raise many kinds for a file that is not theirs
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ModelError(f"model.weights: {path}: can't be read as safetensors or pth: {reason}") from error

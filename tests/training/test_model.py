@@ -172,7 +172,12 @@ class Bomb:
         return exec, ("raise SystemExit('the code in a file of weights was run')",)
 
 
-def test_code_in_a_file_of_weights_is_never_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_default", [True, False], ids=["today's timm", "timm 1.0.20"])
+def test_code_in_a_file_of_weights_is_never_run(
+    by_default: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever timm's own default is: in the oldest that is allowed, `weights_only` is off."""
+    monkeypatch.setattr(timm.models.load_state_dict, "__defaults__", (True, "cpu", by_default))
     torch.save({"state_dict": Bomb()}, tmp_path / "weights.pth")
     with pytest.raises(ModelError, match=r"model\.weights"):
         build(weights=tmp_path / "weights.pth")
