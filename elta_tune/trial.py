@@ -114,7 +114,7 @@ def run_trial(
     result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
     result |= {"environment": environment(device), **(facts or {})}
     result["model"] = {
-        "bins": None if dataset.bins is None else method_bins(dataset).tolist(),
+        "bins": None if dataset.bins is None or config.model.head == "mse" else method_bins(dataset).tolist(),
         "scale": dataset.scale,
         "threshold": dataset.threshold,
         "tail_cuts": dataset.tail_cuts,

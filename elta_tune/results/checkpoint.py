@@ -29,8 +29,8 @@ METADATA_KEY = "elta_tune"
 class Checkpoint:
     """What an exported file holds.
 
-    `bins` (K,) are on the method's 1…10; `scale`, `threshold` and `tail_cuts` (of the training split, None where it is
-    not known) are the data set's own.
+    `bins` (K,) of an `emd` head are on the method's 1…10; `scale`, `threshold` and `tail_cuts` (of the training split,
+    None where it is not known) are the data set's own.
     """
 
     state_dict: dict[str, Tensor]
@@ -117,14 +117,21 @@ def own_checkpoint(content: Mapping[str, Any], metadata: Mapping[str, str], path
 def from_facts(state_dict: Mapping[str, Tensor], facts: Mapping[str, Any], path: Path) -> Checkpoint:
     """The way back of `Checkpoint.facts`; `path` is named in errors."""
     cuts = facts["tail_cuts"]
+    config = parse(TrialConfig, Document(f"{path}: config", dict(facts["config"])))
     return Checkpoint(
         dict(state_dict),
-        parse(TrialConfig, Document(f"{path}: config", dict(facts["config"]))),
+        config,
         dict(facts["metrics"]),
         facts["epoch"],
-        facts["bins"],
+        bins_of(config, facts),
         (float(facts["scale"][0]), float(facts["scale"][1])),
         float(facts["threshold"]),
         None if cuts is None else (float(cuts[0]), float(cuts[1])),
         dict(facts["source"]),
     )
+
+
+def bins_of(config: TrialConfig, facts: Mapping[str, Any]) -> list[float] | None:
+    """The ratings (K,) that a head predicts shares of. Older versions noted the data's for `mse`, too."""
+    bins: list[float] | None = facts["bins"] if config.model.head == "emd" else None
+    return bins

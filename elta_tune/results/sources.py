@@ -91,7 +91,7 @@ def checkpoint_of_trial(trial: TrialFolder, result: dict[str, Any], study: str |
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from elta_tune.results.checkpoint import Checkpoint
+    from elta_tune.results.checkpoint import Checkpoint, bins_of
     from elta_tune.training.head import with_frozen_backbone
 
     try:
@@ -102,12 +102,13 @@ def checkpoint_of_trial(trial: TrialFolder, result: dict[str, Any], study: str |
     if "model" not in result:
         raise StudyError(f"{trial.path}: the trial failed: {result['reason']}")
     model, config = result["model"], load_recipe(trial.config_file)
+    bins = bins_of(config, model)
     return Checkpoint(
-        state_dict=with_frozen_backbone(state, config, model["bins"]) if config.model.freeze else state,
+        state_dict=with_frozen_backbone(state, config, bins) if config.model.freeze else state,
         config=config,
         metrics=result["metrics"],
         epoch=result["best_epoch"],
-        bins=model["bins"],
+        bins=bins,
         scale=tuple(model["scale"]),
         threshold=model["threshold"],
         tail_cuts=tuple(model["tail_cuts"]),

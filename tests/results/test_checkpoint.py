@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +15,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from elta_tune.config import TrialConfig
 from elta_tune.errors import ModelError
-from elta_tune.records import StudyFolder
+from elta_tune.records import StudyFolder, TrialFolder, write_json
 from elta_tune.results.checkpoint import load_checkpoint, save_checkpoint
+from elta_tune.results.convert import write_model
 from elta_tune.results.export import trial_checkpoint
+from elta_tune.results.files import load_model_file
+from elta_tune.results.sources import load_model
+from elta_tune.trial import NoReporter, run_trial
 
 
 def test_a_ckpt_loads_as_plain_weights_and_values(study: StudyFolder, result: dict[str, Any], tmp_path: Path) -> None:
@@ -76,3 +83,38 @@ def test_foreign_files_are_refused_and_run_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
     with pytest.raises(ModelError, match="absent: not a checkpoint"):
         load_checkpoint(tmp_path / "absent")
+
+
+def test_a_head_that_predicts_scores_has_no_bins_though_the_data_have_votes(
+    recipe: TrialConfig, cache: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """Nor have they in what older versions wrote, which noted those of the data."""
+    trial = TrialFolder(tmp_path / "trial")
+    result = run_trial(
+        recipe.replace({"model.head": "mse", "training.epochs": 1}), trial, NoReporter(), cache=cache, number=0
+    )
+    assert result["model"]["bins"] is None
+    write_json(trial.result_file, {**result, "model": {**result["model"], "bins": [1, 3.25, 5.5, 7.75, 10]}})
+    checkpoint = load_model(str(trial.path), tmp_path)
+    assert checkpoint.bins is None
+    for name, kind in (("old.ckpt", "ckpt"), ("old.safetensors", "safetensors")):
+        save_checkpoint(replace(checkpoint, bins=[1, 3.25, 5.5, 7.75, 10]), tmp_path / name, kind)  # type: ignore[arg-type]
+        assert load_model_file(tmp_path / name).bins is None
+    assert command("predict", "old.ckpt", recipe.data.root / "images" / "val_000.png", "--out", "m.csv").returncode == 0  # type: ignore[operator]
+    assert (tmp_path / "m.csv").read_text().splitlines()[0] == "image_id,score,reason"
+    onnx = pytest.importorskip("onnx")
+    assert command("export", trial.path, "onnx").returncode == 0
+    graph = onnx.load(tmp_path / "best.onnx")
+    outputs = {entry.key: entry.value for entry in graph.metadata_props}["outputs"]
+    assert json.loads(outputs).keys() == {output.name for output in graph.graph.output} == {"score"}
+
+
+def test_a_folder_whose_weights_are_cut_short_is_refused(
+    study: StudyFolder, result: dict[str, Any], tmp_path: Path
+) -> None:
+    write_model(trial_checkpoint(study, result), tmp_path / "best.hf", "hf")
+    for name in ("head.safetensors", "model.safetensors"):
+        file = tmp_path / "best.hf" / name
+        file.write_bytes(file.read_bytes()[:-9])
+        with pytest.raises(ModelError, match=rf"{name}: cut short"):
+            load_model_file(tmp_path / "best.hf")
