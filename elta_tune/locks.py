@@ -1,21 +1,42 @@
-"""File locks: the kernel knows who holds one, and forgets it when he dies."""
+"""File locks: the kernel knows who holds one, and forgets it when he dies.
+
+What is written in one is for who reads it: `process 123 on HOST`, the process that took it last.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import platform
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 
-class Held(Exception):
-    """Another process holds the lock; `owner` is its number, None if it left none."""
+@dataclass(frozen=True)
+class Owner:
+    """A process by its number, and the machine where that is its number."""
 
-    def __init__(self, owner: int | None) -> None:
-        super().__init__(owner)
-        self.owner = owner
+    process: int
+    host: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine."""
+        return self.host == platform.node()
+
+    def __str__(self) -> str:
+        return f"process {self.process}" if self.is_here else f"process {self.process} on {self.host}"
+
+
+class Held(Exception):
+    """Another process holds the lock; as text it says which."""
+
+    def __init__(self, owner: Owner | None) -> None:
+        super().__init__(str(owner or "another process"))
 
 
 @contextlib.contextmanager
@@ -33,7 +54,7 @@ def hold(path: Path) -> Iterator[int]:
         if not _take(file):
             raise Held(_owner(file))
         file.truncate(0)
-        file.write(f"process {os.getpid()}")
+        file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield file.fileno()
 
@@ -47,7 +68,7 @@ def is_held(path: Path) -> bool:
         return False
 
 
-def owner(path: Path) -> int | None:
+def owner(path: Path) -> Owner | None:
     """The process that took a lock file last, or None if nobody holds it."""
     if not is_held(path):
         return None
@@ -72,7 +93,7 @@ def _lock(file: TextIO, kind: int) -> bool:
     return True
 
 
-def _owner(file: TextIO) -> int | None:
+def _owner(file: TextIO) -> Owner | None:
     file.seek(0)
-    word = file.read().strip().rpartition(" ")[2]
-    return int(word) if word.isdecimal() else None
+    told = re.fullmatch(r"process (\d+) on (.*)", file.read().strip())
+    return Owner(int(told[1]), told[2]) if told else None

@@ -128,7 +128,7 @@ class TrialFolder:
         Raises:
             StudyError: another process trains here, or the folder can't be written.
         """
-        return _locked(self.lock_file, f"{self.path}: is being trained", "choose another --out", "--out names another")
+        return locked(self.lock_file, f"{self.path}: is being trained", "choose another --out", "--out names another")
 
     def result(self) -> dict[str, Any] | None:
         """`result.json`, or None while the trial is unfinished.
@@ -264,16 +264,17 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 @contextlib.contextmanager
-def _locked(file: Path, told: str, hint: str, elsewhere: str) -> Iterator[int]:
-    """Holds a lock file, or raises a StudyError: `told` and `hint` where another process does, `elsewhere` where it
-    can't be written.
+def locked(file: Path, told: str, hint: str, elsewhere: str) -> Iterator[int]:
+    """Holds a lock file; yields its descriptor.
+
+    Raises:
+        StudyError: another process holds it (`told`, `hint`), or it can't be written (`elsewhere`).
     """
     with contextlib.ExitStack() as held:
         try:
             descriptor = held.enter_context(hold(file))
         except Held as other:
-            owner = f"process {other.owner}" if other.owner else "another process"
-            raise StudyError(f"{told} ({owner})", hint) from None
+            raise StudyError(f"{told} ({other})", hint) from None
         except OSError as error:
             raise StudyError(f"{file.parent}: can't be written: {error.strerror}", elsewhere) from error
         yield descriptor
@@ -326,7 +327,7 @@ class StudyFolder:
             StudyError: another one holds it, or the folder can't be written.
         """
         watch = f"watch it: elta-tune show {self.name}; or start another with --name"
-        return _locked(self.lock_file, f"study {self.name} is already running", watch, "--runs names another place")
+        return locked(self.lock_file, f"study {self.name} is already running", watch, "--runs names another place")
 
     def is_running(self) -> bool:
         """Whether a supervisor holds the study now."""

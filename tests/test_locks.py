@@ -1,12 +1,13 @@
 """Locks: one holder, known by its number, that a child may inherit and that a kill gives back."""
 
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 
-from elta_tune.locks import Held, hold, is_held, owner
+from elta_tune.locks import Held, Owner, hold, is_held, owner
 
 HOLD = """
 import sys, time
@@ -31,15 +32,15 @@ def other(tmp_path):
 
 def test_who_holds_a_lock_is_known_until_he_is_killed(tmp_path, other):
     lock = tmp_path / "lock"
-    assert (is_held(lock), owner(lock)) == (True, other.pid)
+    assert (is_held(lock), owner(lock)) == (True, Owner(other.pid, platform.node()))
     with pytest.raises(Held) as caught, hold(lock):
         pass
-    assert caught.value.owner == other.pid
+    assert str(caught.value) == f"process {other.pid}"
     other.kill()
     other.wait()
     assert (is_held(lock), owner(lock)) == (False, None)
     with hold(lock):
-        assert owner(lock) == os.getpid()
+        assert owner(lock) == Owner(os.getpid(), platform.node())
 
 
 def test_a_lock_that_nobody_ever_took_is_free(tmp_path):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +15,7 @@ from elta_tune.cli.options import Runs, Study
 
 if TYPE_CHECKING:
     from elta_tune.records import StudyFolder
-    from elta_tune.studies.nni_folder import NniFolder, Workers
+    from elta_tune.studies.nni_folder import Workers
     from elta_tune.studies.nni_node import Node
     from elta_tune.studies.plan import StudyPlan
     from elta_tune.studies.start import Asked
@@ -49,108 +47,93 @@ class Command:
         """
         return self.asked.settled(self.trials, self.timeout, "nni")
 
+    def kept_from(self, workers: Workers, node: Node) -> list[str]:
+        """Its options that a study that runs already does not follow."""
+        from elta_tune.cli.run import wanted_slots
+
+        names, count = wanted_slots(self.workers, self.devices)
+        given = {
+            "--workers": count not in (None, len(workers.slots)),
+            "--devices": names is not None and set(names) != {slot.device for slot in workers.slots},
+            "--port": self.port not in (None, node.rest.port),
+            "--cache": self.cache.absolute() != workers.cache,
+        }
+        return [option for option, differs in given.items() if differs]
+
 
 def run(command: Command) -> None:
     """Starts a study under NNI, goes on with it, or attaches to the one that runs."""
     from elta_tune.cli.run import to_be_continued
     from elta_tune.studies.nni_folder import NniFolder
-    from elta_tune.studies.nni_node import end, find_node, require_nni
-    from elta_tune.studies.start import claimed
+    from elta_tune.studies.nni_node import end, require_nni
+    from elta_tune.studies.nni_opening import attached, running_node
 
     require_nni()
     command.plan()  # is refused here, before a folder is made
     nni = NniFolder(command.folder)
-    with attached(nni), to_be_continued():
-        node = find_node(nni)
+    with to_be_continued(), attached(nni):
+        node = running_node(nni)
         if node is not None and not _attach(command, node):
             return
-        end(nni)  # what a killed node left
-        with claimed(command.folder) as lock:
-            _start(command, lock)
-
-
-@contextmanager
-def attached(nni: NniFolder) -> Iterator[None]:
-    """Holds the right to start a study's node and to watch it.
-
-    Raises:
-        StudyError: another command has it.
-    """
-    from elta_tune.cli.text import command
-    from elta_tune.errors import StudyError
-    from elta_tune.locks import Held, hold
-
-    nni.create()
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(hold(nni.attached_lock))
-        except Held as held:
-            raise StudyError(
-                f"study {nni.study.name} is already running (process {held.owner})",
-                f"watch it: {command('show', nni.study.name)}; end it: {command('stop', nni.study.name)}",
-            ) from None
-        try:
-            yield
-        finally:
-            if not nni.study.exists():  # what is refused before it began leaves nothing behind
-                shutil.rmtree(nni.path)
-                with suppress(OSError):
-                    nni.study.path.rmdir()
+        end(nni)  # what a killed command left
+        _start(command)
 
 
 def _attach(command: Command, node: Node) -> bool:
     """Follows a node that runs; returns whether it ended before it heard of a raised budget, and is to start again."""
     from elta_tune.cli.text import console
-    from elta_tune.studies.nni_channel import NodeGone
     from elta_tune.studies.nni_folder import NniFolder
-    from elta_tune.studies.plan import record_plan
+    from elta_tune.studies.nni_opening import raise_budget
     from elta_tune.studies.progress import is_finished
 
-    plan = command.plan()
-    record_plan(command.folder, plan, {})
-    with suppress(NodeGone):  # it is ending, which is seen below
-        node.rest.put("experiment?update_type=MAX_TRIAL_NUM", {"params": {"maxTrialNumber": plan.budget.trials}})
+    plan, nni = command.plan(), NniFolder(command.folder)
+    workers = nni.workers()
+    raise_budget(nni, plan, node)
     console.print(f"study {command.folder.name} is running: attached to it", markup=False, soft_wrap=True)
+    if kept := command.kept_from(workers, node):
+        console.print(f"note: {', '.join(kept)}: as it was started; to change that, stop it first", style="yellow")
     _tell_address(node)
     if command.detach:
         return False
-    watch(command.folder, plan, node, NniFolder(command.folder).workers())
+    watch(command.folder, plan, node, workers)
     return not is_finished(command.folder, plan)
 
 
-def _start(command: Command, lock: int) -> None:
+def _start(command: Command) -> None:
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.run import study_argument, tell_finished, tell_prepared, wanted_slots
     from elta_tune.cli.text import command as typed
-    from elta_tune.cli.text import console
-    from elta_tune.studies.nni_folder import Workers
-    from elta_tune.studies.nni_study import reconcile, start
-    from elta_tune.studies.progress import is_finished
+    from elta_tune.cli.text import console, errors
+    from elta_tune.studies.nni_opening import open_nni_run
 
-    folder, plan = command.folder, command.plan()
-    reconcile(folder, plan)
-    if is_finished(folder, plan):
-        return tell_finished(folder, plan)
-    names, count = wanted_slots(command.workers, command.devices)
-    with preparing(console) as progress:
-        from elta_tune.studies.preflight import choose_slots, preflight_study, record_start
-
-        slots = choose_slots(names, count)
-        dataset = preflight_study(plan, slots, command.cache, progress)
-    tell_prepared(plan, dataset, slots)
-    workers = Workers(slots, command.cache.absolute())
-    verb = "goes on" if folder.exists() else "starts"
-    record_start(folder, plan, command.asked.files, "nni")
-    with console.status("starting NNI") if console.is_terminal else nullcontext():
-        node = start(folder, plan, workers, command.port, lock)
-    done = f"{folder.ended()} of {plan.budget.trials} trials done"
-    console.print(f"study {folder.name} {verb}: {done}, in {folder.path}", markup=False, soft_wrap=True)
-    _tell_address(node)
-    if command.detach:
-        stop = typed("stop", study_argument(folder))
-        console.print(f"left running; to watch it: the same command; to end it: {stop}", markup=False, soft_wrap=True)
-        return None
-    return watch(folder, plan, node, workers)
+    folder, (names, count) = command.folder, wanted_slots(command.workers, command.devices)
+    opened = open_nni_run(
+        command.asked,
+        trials=command.trials,
+        timeout=command.timeout,
+        workers=count,
+        devices=names,
+        cache=command.cache,
+        port=command.port,
+        preparing=preparing(console),
+        starting=console.status("starting NNI") if console.is_terminal else nullcontext(),
+    )
+    with opened as (plan, ready):
+        if ready is None:
+            return tell_finished(folder, plan)
+        tell_prepared(plan, ready.dataset, ready.workers.slots)
+        if ready.ended_before:
+            told = f"note: it had ended: {ready.ended_before}"
+            errors.print(told, style="yellow", markup=False, soft_wrap=True)
+        done = f"{folder.ended()} of {plan.budget.trials} trials done"
+        verb = "goes on" if ready.resumed else "starts"
+        console.print(f"study {folder.name} {verb}: {done}, in {folder.path}", markup=False, soft_wrap=True)
+        _tell_address(ready.node)
+        if not command.detach:
+            return watch(folder, plan, ready.node, ready.workers)
+    stop = typed("stop", study_argument(folder))
+    console.print(f"left running; to watch it: the same command; to end it: {stop}", markup=False, soft_wrap=True)
+    return None
 
 
 def _tell_address(node: Node) -> None:
@@ -170,15 +153,19 @@ def watch(folder: StudyFolder, plan: StudyPlan, node: Node, workers: Workers) ->
     watcher = NniWatcher(folder, plan, node, workers.cache)
     board = Board(plan, len(workers.slots), folder.results())
     view_of = study_view(board, console, lambda number: folder.trial(number).epochs())
-    # A closed terminal, too, stops what was not left running by --detach; under nohup that signal is ignored.
-    hang_up = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-    with interruptible(watcher, *hang_up), view_of as view, closing(watcher.events()) as events:
+    # A closed terminal, too, stops what was not left running by --detach.
+    with interruptible(watcher, *_hang_up()), view_of as view, closing(watcher.events()) as events:
         for event in events:
             view.show(event)
     tell_outcome(folder, plan)
     if watcher.stopped:
         console.print(f"stopped; to go on:\n  {this_command()}", markup=False, soft_wrap=True)
         raise typer.Exit(130)
+
+
+def _hang_up() -> tuple[signal.Signals, ...]:
+    """The signal of a terminal that closes, unless nohup has it ignored."""
+    return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
 
 
 def ui(
@@ -194,7 +181,8 @@ def ui(
     from elta_tune.records import open_study
     from elta_tune.studies.backends import backend_of
     from elta_tune.studies.nni_folder import NniFolder
-    from elta_tune.studies.nni_node import end, find_node, require_nni
+    from elta_tune.studies.nni_node import end, require_nni
+    from elta_tune.studies.nni_opening import attached, running_node
     from elta_tune.studies.nni_study import view
 
     folder = open_study(study, runs)
@@ -202,13 +190,14 @@ def ui(
         raise StudyError(f"study {folder.name} ran under optuna, which has no web UI", command("show", folder.name))
     require_nni()
     nni = NniFolder(folder)
-    if (node := find_node(nni)) is not None:
+    if (node := running_node(nni)) is not None:
         return _tell_address(node)
-    with attached(nni), folder.lock() as lock:
-        for number in (signal.SIGINT, signal.SIGTERM):  # a shell in the background has switched the first one off
+    with attached(nni):
+        # A shell in the background has switched the first one off; of the terminal's end nohup has.
+        for number in (signal.SIGINT, signal.SIGTERM, *_hang_up()):
             signal.signal(number, signal.default_int_handler)
         try:
-            node = view(folder, port, lock)
+            node = view(folder, port)
             _tell_address(node)
             console.print("Ctrl-C closes it")
             while node.is_alive:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 PAUSE = 0.2
 """Seconds between looks whether the study has ended."""
+PATIENCE = 5.0
+"""Seconds that a lock may outlive the process that held it."""
 
 
 def stop(study: Study = None, runs: Runs = Path("runs")) -> None:
@@ -35,19 +37,28 @@ def _stop_process(lock: Path, name: str) -> bool:
     from elta_tune.errors import StudyError
     from elta_tune.locks import owner
 
-    number = owner(lock)
-    if number is None:
+    told = owner(lock)
+    if told is None:
         return False
-    console.print(f"stopping study {name} (process {number})", markup=False, soft_wrap=True)
+    if not told.is_here:
+        raise StudyError(f"study {name} runs as {told}", "stop it there")
+    console.print(f"stopping study {name} ({told})", markup=False, soft_wrap=True)
     try:
-        process = psutil.Process(number)
-        process.terminate()
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(PAUSE)
+        process = psutil.Process(told.process)
+        # Where machines of one name, or containers, share a folder, the number may be another process's here.
+        if lock.resolve() in [Path(file.path) for file in process.open_files()]:
+            process.terminate()
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(PAUSE)
     except psutil.NoSuchProcess:
         pass
     except psutil.AccessDenied:
-        raise StudyError(f"study {name} runs as process {number} of another user", "that user can stop it") from None
+        raise StudyError(f"study {name} runs as {told} of another user", "that user can stop it") from None
+    until = time.monotonic() + PATIENCE
+    while owner(lock) == told and time.monotonic() < until:  # its last threads may outlive its main one by a moment
+        time.sleep(PAUSE)
+    if owner(lock) == told:
+        raise StudyError(f"study {name} still runs: {lock} is held", "by a process of another machine or container?")
     return True
 
 
@@ -60,12 +71,15 @@ def _stop_nni(folder: StudyFolder) -> bool:
     from elta_tune.studies.plan import read_plan
 
     nni = NniFolder(folder)
-    watched = _stop_process(nni.attached_lock, folder.name)
+    try:
+        watched = _stop_process(nni.attached_lock, folder.name)
+    except PermissionError as error:
+        raise StudyError(f"{error.filename}: {error.strerror}", "the study's owner can stop it") from None
     left = bool(members(nni))
     if left and not watched:
         console.print(f"stopping study {folder.name}", markup=False, soft_wrap=True)
     end(nni)
     if folder.is_running():
-        raise StudyError(f"study {folder.name} is run by another user", "that user can stop it")
+        raise StudyError(f"study {folder.name} is run by another user, or elsewhere", "it can be stopped there")
     reconcile(folder, read_plan(folder))
     return watched or left

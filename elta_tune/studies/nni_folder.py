@@ -13,6 +13,7 @@ runs/NAME/nni/               for the owner alone
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,13 @@ class NniFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
         self.index_file.parent.mkdir(exist_ok=True)
+
+    def remove_empty(self) -> None:
+        """Takes back what `create` and a lock made, as far as nothing else is there."""
+        self.attached_lock.unlink(missing_ok=True)
+        for folder in (self.index_file.parent, self.path, self.study.path):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def workers(self) -> Workers:
         """`workers.json`."""

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
@@ -27,8 +28,8 @@ GUARD = Path(__file__).with_name("nni_guard.js")
 MENDS = Path(__file__).with_name("nni_mends.js")
 MENDED = {"NNIManager", "NNIDataStore", "V3asV1", "TrialProcess"}
 """Classes of NNI's that have to be mended before a trial may start."""
-STUDY_VARIABLE = "ELTA_TUNE_NNI_STUDY"
-"""In the environment of node and of all that it starts; says to which study they belong."""
+STUDY_VARIABLE, PREFIX_VARIABLE = "ELTA_TUNE_NNI_STUDY", "ELTA_TUNE_NNI_PREFIX"
+"""In the environment of node and of all that it starts: the study that they belong to, and the start's secret."""
 FIRST_PORT, LAST_PORT = 8080, 8179
 START_SECONDS = 90.0
 """Node answers within a second; a busy machine needs more."""
@@ -102,12 +103,12 @@ def _is_free(port: int) -> bool:
 Action = Literal["create", "resume", "view"]
 
 
-def start_node(folder: NniFolder, action: Action, port: int | None, lock: int) -> Node:
+def start_node(folder: NniFolder, action: Action, port: int | None, lock: int | None) -> Node:
     """Starts node behind the guard, and makes sure that it is guarded; it then waits for the experiment.
 
     Args:
         port: of the web UI; None takes a free one.
-        lock: descriptor of the study's lock, which node then holds, too.
+        lock: descriptor of the study's lock, which node then holds, too; None for one that only shows it.
 
     Raises:
         ConfigError: NNI is not installed, or the port is in use.
@@ -122,7 +123,7 @@ def start_node(folder: NniFolder, action: Action, port: int | None, lock: int) -
                 raise  # else another study took it in the same moment
 
 
-def _start_node(folder: NniFolder, action: Action, port: int, lock: int) -> Node:
+def _start_node(folder: NniFolder, action: Action, port: int, lock: int | None) -> Node:
     node_folder = require_nni()
     folder.create()
     folder.ended_file.unlink(missing_ok=True)
@@ -133,7 +134,7 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int) -> Node
         *("--require", str(GUARD), "--require", str(MENDS), str(node_folder / "main.js")),
         *("--port", str(port), "--experiment-id", EXPERIMENT, "--action", action),
         *("--experiments-directory", str(folder.path), "--log-level", "info"),
-        *("--python-interpreter", sys.executable, "--mode", "local"),
+        *("--python-interpreter", shlex.quote(sys.executable), "--mode", "local"),
     ]
     with folder.node_log.open("w", encoding="utf-8") as log:
         started = subprocess.Popen(
@@ -144,15 +145,12 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int) -> Node
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # the terminal's Ctrl-C is for the command, which then ends node in order
-            pass_fds=(lock,),
+            pass_fds=() if lock is None else (lock,),
         )
     started.returncode = 0  # node may outlive this process, which follows it by psutil from here on
     node = Node(psutil.Process(started.pid), Rest(port, prefix))
     _write_index(folder, node)
-    write_json(
-        folder.connection_file,
-        {"process": started.pid, "created": node.process.create_time(), "port": port, "prefix": prefix},
-    )
+    write_json(folder.connection_file, {"process": started.pid, "port": port, "prefix": prefix})
     try:
         _wait_for(folder, node)
         verify(node)
@@ -166,7 +164,7 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int) -> Node
 
 
 def _environment(study: StudyFolder, prefix: str) -> dict[str, str]:
-    environment = {**os.environ, STUDY_VARIABLE: str(study.path), "ELTA_TUNE_NNI_PREFIX": prefix}
+    environment = {**os.environ, STUDY_VARIABLE: str(study.path.resolve()), PREFIX_VARIABLE: prefix}
     environment.pop("NODE_OPTIONS", None)  # they are meant for another node
     for name in ("NO_PROXY", "no_proxy"):
         environment[name] = ",".join(filter(None, [environment.get(name), "localhost", HOST]))
@@ -246,16 +244,32 @@ def verify_mends(folder: NniFolder) -> None:
 
 
 def find_node(folder: NniFolder) -> Node | None:
-    """The node that runs the study, or None."""
-    if not folder.connection_file.exists():
+    """The node that was started last for the study, if it is alive.
+
+    Raises:
+        StudyError: the study is another user's.
+    """
+    try:
+        told = json.loads(folder.connection_file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    told = json.loads(folder.connection_file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"study {folder.study.name}: {folder.connection_file}: {error.strerror}") from error
     try:
         node = Node(psutil.Process(told["process"]), Rest(told["port"], told["prefix"]))
-        same = abs(node.process.create_time() - told["created"]) < 1.0
-    except psutil.NoSuchProcess:
+        # Numbers of processes come again; the start's secret does not.
+        same = node.process.environ().get(PREFIX_VARIABLE) == told["prefix"]
+    except psutil.Error:
         return None
     return node if same and node.is_alive else None
+
+
+def status(node: Node) -> str | None:
+    """NNI's word for what node does, or None if it does not answer."""
+    try:
+        return str(node.rest.get("check-status")["status"])
+    except (NodeGone, KeyError, TypeError):
+        return None
 
 
 def members(folder: NniFolder) -> list[psutil.Process]:
@@ -264,10 +278,11 @@ def members(folder: NniFolder) -> list[psutil.Process]:
 
 
 def _members(folder: NniFolder) -> Iterator[psutil.Process]:
+    study = str(folder.study.path.resolve())
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             mine: Mapping[str, str] = process.environ()
-            if mine.get(STUDY_VARIABLE) == str(folder.study.path) and process.status() != psutil.STATUS_ZOMBIE:
+            if mine.get(STUDY_VARIABLE) == study and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
 
 

@@ -93,7 +93,7 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | No
     return node
 
 
-def view(folder: StudyFolder, port: int | None, lock: int) -> Node:
+def view(folder: StudyFolder, port: int | None) -> Node:
     """Starts NNI's web UI on a study that does not run.
 
     Raises:
@@ -103,7 +103,7 @@ def view(folder: StudyFolder, port: int | None, lock: int) -> Node:
     if not has_experiment(nni):
         raise StudyError(f"study {folder.name} has nothing to show in NNI's web UI", f"elta-tune show {folder.name}")
     end(nni)
-    node = start_node(nni, "view", port, lock)
+    node = start_node(nni, "view", port, None)
     try:
         node.rest.post("experiment", {})
     except NodeGone as error:

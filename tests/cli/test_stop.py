@@ -1,10 +1,13 @@
 """`elta-tune stop` ends a study of Optuna's from another terminal, as Ctrl-C does in its own."""
 
 import os
+import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 COMMAND = str(Path(sys.executable).with_name("elta-tune"))
 LR = "parameters:\n  optim.lr: {type: float, low: 0.1x, high: 10x, log: true}\n"
@@ -50,3 +53,31 @@ def test_what_is_nnis_alone_is_refused_to_optuna(elta_tune, recipe_file, tmp_pat
         refused = elta_tune("run", "--space", "lr.yaml", "--recipe", "tiny.yaml", *option)
         assert (refused.returncode, refused.stderr) == (2, f"elta-tune: {option[0]}: is for --backend nni\n")
     assert not (tmp_path / "runs").exists()
+
+
+HOLD = "import sys, time; from pathlib import Path; from elta_tune.locks import hold\n"
+HOLD += "with hold(Path(sys.argv[1])) as lock:\n"
+HOLD += "    Path(sys.argv[1]).write_text(sys.argv[2]); print('held', flush=True); time.sleep(600)"
+
+
+@pytest.mark.parametrize("host", ["elsewhere", platform.node()])
+def test_a_process_that_only_has_the_number_of_the_studys_is_left_alone(elta_tune, recipe_file, tmp_path, host):
+    """As on a folder that machines, or containers of one machine, share."""
+    (tmp_path / "lr.yaml").write_text(LR)
+    arguments = ("run", "--space", "lr.yaml", "--recipe", "tiny.yaml", "--trials", "1", "--name", "far")
+    assert elta_tune(*arguments).returncode == 0
+    lock = tmp_path / "runs" / "far" / "study.lock"
+    with subprocess.Popen(["sleep", "600"]) as decoy:
+        told = f"process {decoy.pid} on {host}"
+        holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock), told], stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout.readline() == "held\n"
+            refused = elta_tune("stop", "far")
+            assert (decoy.poll(), holder.poll()) == (None, None)
+        finally:
+            holder.kill()
+            holder.communicate()
+            decoy.kill()
+    assert refused.returncode == 2
+    known = f"study far runs as {told}\n  stop it there" if host == "elsewhere" else "study far still runs: "
+    assert refused.stderr.startswith(f"elta-tune: {known}")

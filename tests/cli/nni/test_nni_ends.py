@@ -112,3 +112,42 @@ def test_a_study_ends_when_its_trials_fail_alike_or_its_grid_is_used_up(studies)
         assert results[0]["params"] == {"optim.lr": 3e-3} != results[1]["params"]
     for port in ports:
         studies.assert_nothing_left(port)
+
+
+def test_a_start_that_is_cut_off_leaves_nothing_and_the_next_one_runs(studies):
+    """Ctrl-C, then kill -9, in the second between node's start and the experiment's; a viewer whose terminal closes."""
+    studies.hooks("")
+    run = (*RUN, "--name", "cut", *NEW)
+    connection = studies.root / "runs" / "cut" / "nni" / "connection.json"
+    first = studies.start(*run)
+    studies.wait_for(connection.exists, first)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(240) == 130, studies.said(first)
+    assert studies.processes(study="cut") == []
+
+    connection.unlink()
+    second = studies.start(*run)
+    studies.wait_for(connection.exists, second)
+    second.kill()
+    second.wait()
+    assert studies.processes("node", "cut")
+    code, said = studies.run(*run)
+    assert (code, "1 trial: 1 complete" in said) == (0, True), said
+
+    viewer = studies.start("ui", "cut")
+    studies.address(viewer)
+    assert '"state": "finished"' in studies.run("list", "--json")[1].partition('"study": "cut"')[2]
+    viewer.send_signal(signal.SIGHUP)
+    assert viewer.wait(240) == 0, studies.said(viewer)
+    assert studies.processes(study="cut") == []
+
+
+def test_a_refused_start_touches_nothing_that_was_there(studies):
+    script = studies.root / "runs" / "mine" / "nni" / "main_nni.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("mine")
+    code, said = studies.run(*RUN, "--name", "mine", "--backend", "nni", "--workers", "two")
+    assert (code, "--workers two" in said) == (2, True), said
+    assert [path.name for path in (studies.root / "runs" / "mine").rglob("*")] == ["nni", "main_nni.py"]
+    code, said = studies.run(*RUN, "--runs", "tiny.yaml", "--backend", "nni")
+    assert (code, "can't be written: Not a directory\n  --runs names another place" in said) == (2, True), said
