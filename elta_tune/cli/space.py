@@ -67,7 +67,8 @@ def to_nni(space: SpaceFile, recipe: RecipeFile = "demo.yaml", overrides: Set = 
 @app.command("from-nni")
 def from_nni(
     file: Annotated[
-        Path, typer.Argument(help="JSON or YAML of NNI's, or the script that starts it, which is not run.")
+        Path,
+        typer.Argument(metavar="FILE", help="JSON or YAML of NNI's, or the script that starts it, which is not run."),
     ],
 ) -> None:
     """Prints NNI's search_space as a space of ours, in YAML."""

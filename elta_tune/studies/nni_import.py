@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,9 @@ from typing import Any
 import yaml
 
 from elta_tune.config import FIELDS
-from elta_tune.documents import read_document
+from elta_tune.documents import Document, parse, read_document, shown
 from elta_tune.errors import ConfigError, did_you_mean
-from elta_tune.space import FIXED_SECTIONS
+from elta_tune.space import FIXED_SECTIONS, SearchSpace
 
 MOST_VALUES = 1000
 """Values that a rounded range of NNI may have and still be written out."""
@@ -31,8 +32,11 @@ class Experiment:
     """What a file of NNI's tells: its search space and, where it is there, what else a space of ours says."""
 
     search_space: Mapping[str, Any]
-    trials: int | None = None
-    tuner: str | None = None
+    trials: Any = None
+    tuner: Any = None
+    mode: Any = None
+    """`optimize_mode` of its tuner."""
+    assessor: Any = None
 
 
 def from_nni(file: Path) -> str:
@@ -45,11 +49,25 @@ def from_nni(file: Path) -> str:
     content: dict[str, Any] = {}
     if experiment.trials is not None:
         content["budget"] = {"trials": experiment.trials}
-    if experiment.tuner is not None and experiment.tuner.lower() in SAMPLERS:
-        content["sampler"] = {"name": SAMPLERS[experiment.tuner.lower()]}
+    if (sampler := SAMPLERS.get(str(experiment.tuner).lower())) is not None:
+        content["sampler"] = {"name": sampler}
     content["parameters"] = parameters_of(experiment.search_space, source=str(file))
-    head = f"# Converted from {file.name}.\n#\n#   elta-tune space check FILE --recipe RECIPE\n"
-    return head + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+    parse(SearchSpace, Document(str(file), content))
+    head = [f"Converted from {file.name}.", "", "  elta-tune space check FILE --recipe RECIPE", *_lost(experiment)]
+    text = "".join(f"# {line}".rstrip() + "\n" for line in head)
+    return text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
+
+
+def _lost(experiment: Experiment) -> list[str]:
+    """What a space does not say as the experiment did."""
+    lost = []
+    if experiment.tuner is not None and str(experiment.tuner).lower() not in SAMPLERS:
+        lost.append(f"Its tuner was {experiment.tuner}, which there is not here: the sampler is tpe.")
+    if experiment.assessor is not None and str(experiment.assessor).lower() != "medianstop":
+        lost.append(f"Its assessor was {experiment.assessor}, which there is not here: the pruner is median.")
+    if experiment.mode == "minimize":
+        lost.append("It minimized; the objective here is srcc, which grows: objective: {metric: emd_r1}, say.")
+    return ["", *lost] if lost else []
 
 
 def parameters_of(search_space: Mapping[str, Any], *, source: str) -> dict[str, Any]:
@@ -121,7 +139,16 @@ def _branches(specification: Any) -> dict[Any, Mapping[str, Any]]:
         return {}
     if not all("_name" in value for value in values):
         raise ValueError("each branch of a nested choice needs a _name")
-    return {yaml.safe_load(str(value["_name"])): value for value in values}
+    return {_scalar(value["_name"]): value for value in values}
+
+
+def _scalar(name: Any) -> Any:
+    """The value that a branch is named by: `"2"` is 2, `null` is null; what is no plain value is its own text."""
+    try:
+        value = yaml.safe_load(str(name))
+    except yaml.YAMLError:
+        return str(name)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(name)
 
 
 def _branching(name: str, values: list[Any]) -> dict[str, Any]:
@@ -209,11 +236,18 @@ def read_experiment(file: Path) -> Experiment:
     space = content.get("searchSpace", content.get("search_space"))
     if space is None and (named := content.get("searchSpaceFile", content.get("search_space_file"))):
         raise ConfigError(f"{file}: its search space is in {named}: give that file")
-    tuner = content.get("tuner") if space is not None else None
+    if space is None:
+        return Experiment(content)
+    if not isinstance(space, Mapping):
+        raise ConfigError(f"{file}: searchSpace: should be a mapping, not {shown(space)}")
+    tuner, assessor = (part if isinstance(part := content.get(name), Mapping) else {} for name in ("tuner", "assessor"))
+    arguments = tuner.get("classArgs", tuner.get("class_args"))
     return Experiment(
-        content if space is None else space,
-        content.get("maxTrialNumber", content.get("max_trial_number")) if space is not None else None,
-        tuner.get("name") if isinstance(tuner, dict) else None,
+        space,
+        content.get("maxTrialNumber", content.get("max_trial_number")),
+        tuner.get("name"),
+        arguments.get("optimize_mode") if isinstance(arguments, Mapping) else None,
+        assessor.get("name"),
     )
 
 
@@ -249,8 +283,12 @@ def _from_script(file: Path) -> Experiment:
         raise ConfigError(
             f"{file}:{line}: the search space is computed there; a script is read, never run", "write the values out"
         ) from error
-    trials, tuner = (_literal(assigned, suffix) for suffix in (".max_trial_number", ".tuner.name"))
-    return Experiment(space, trials if isinstance(trials, int) else None, tuner if isinstance(tuner, str) else None)
+    suffixes = (".max_trial_number", ".tuner.name", ".tuner.class_args['optimize_mode']", ".assessor.name")
+    trials, tuner, mode, assessor = (_literal(assigned, suffix) for suffix in suffixes)
+    arguments = next((value for name, value in assigned.items() if name.endswith(".tuner.class_args")), None)
+    with contextlib.suppress(ValueError, TypeError, AttributeError):  # what is computed there is not known
+        mode = ast.literal_eval(arguments).get("optimize_mode", mode) if arguments is not None else mode
+    return Experiment(space, trials, tuner, mode, assessor)
 
 
 def _looks_like_space(dictionary: ast.Dict) -> bool:

@@ -210,6 +210,30 @@ def test_every_fault_is_told_at_once():
     assert [line.split(":")[1] for line in caught.value.message.splitlines()] == [" lrr", " lr"]
 
 
+def test_a_branch_may_have_any_name():
+    names = ["a: b", "{", "null", "2"]
+    found = parameters_of(
+        {"optim.name": {"_type": "choice", "_value": [{"_name": name} for name in names]}}, source="x"
+    )
+    assert found == {"optim.name": {"type": "categorical", "choices": ["a: b", "{", None, 2]}}
+
+
+def test_what_a_space_does_not_say_as_the_experiment_did_stands_above_it(tmp_path):
+    script = SCRIPT.format(trace=tmp_path / "trace").replace("'maximize'", "'minimize'").replace("'TPE'", "'Anneal'")
+    (tmp_path / "main.py").write_text(f"{script}\nexperiment.config.assessor.name = 'Curvefitting'\n")
+    yml = "maxTrialNumber: 8\ntuner: {name: Anneal, classArgs: {optimize_mode: minimize}}\n"
+    yml += "assessor: {name: Curvefitting}\nsearchSpace:\n  lr: {_type: loguniform, _value: [1e-5, 1e-3]}\n"
+    (tmp_path / "config.yml").write_text(yml)
+    for name in ("main.py", "config.yml"):
+        text = from_nni(tmp_path / name)
+        assert "# Its tuner was Anneal, which there is not here: the sampler is tpe.\n" in text
+        assert "# Its assessor was Curvefitting, which there is not here: the pruner is median.\n" in text
+        assert "# It minimized; " in text
+        assert yaml.safe_load(text)["budget"] == {"trials": 8}
+    (tmp_path / "main.py").write_text(SCRIPT.format(trace=tmp_path / "trace"))
+    assert "Its " not in from_nni(tmp_path / "main.py")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
@@ -221,6 +245,9 @@ def test_every_fault_is_told_at_once():
         ("a.json", "[]", "holds no search space"),
         ("a.yaml", "lr: 1\nlr: 2", "stands here twice"),
         ("a.yaml", "searchSpaceFile: space.json\ntuner: {name: TPE}", r"is in space\.json: give that file"),
+        ("a.json", '{"searchSpace": [1]}', "searchSpace: should be a mapping"),
+        ("a.yaml", "maxTrialNumber: x\nsearchSpace: {lr: {_type: uniform, _value: [1, 2]}}", "budget.trials: should"),
+        ("a.yaml", "lr: {_type: uniform, _value: [2, 1]}", r"a\.yaml: parameters\.optim\.lr"),
         ("a.txt", "", r"should be a \.json, \.yaml or \.py file"),
         ("absent.json", None, "can't be read"),
     ],
