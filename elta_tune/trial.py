@@ -106,6 +106,8 @@ def run_trial(
     except TrialError as error:
         state, reason = "failed", error.message
     checkpoint = folder.checkpoint()
+    if checkpoint is not None:  # a verdict that comes as a signal may have come between save and append
+        folder.append(checkpoint["record"])
     result: dict[str, Any] = {"trial": number, "state": state, "reason": reason, **outcome(checkpoint)}
     if state != "failed" and math.isnan(result["value"]):
         why = f"{config.evaluation.metric} is not a number in any epoch: the predictions are constant or not finite"

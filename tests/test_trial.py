@@ -429,6 +429,24 @@ def test_a_pruned_trial_keeps_what_it_reached(at: int, rounds: TrialConfig, run:
     assert not any("skipped" in entry for entry in result["rounds"])
 
 
+def test_an_epoch_that_was_saved_is_recorded_though_a_verdict_comes_before_its_line(
+    rounds: TrialConfig, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, verdicts = TrialFolder.append, [TrialPruned()]
+
+    def append_late(folder: TrialFolder, record: Mapping[str, Any]) -> None:
+        if record["step"] == 2 and verdicts:
+            raise verdicts.pop()
+        append(folder, record)
+
+    monkeypatch.setattr(TrialFolder, "append", append_late)
+    result = run(rounds)
+    assert result["state"] == "pruned"
+    lines = lines_of(tmp_path / "trial")
+    assert [line["step"] for line in lines] == [1, 2]
+    assert result["value"] == max(line["srcc"] for line in lines) == lines[result["best_step"] - 1]["srcc"]
+
+
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nIncluding non-PyTorch memory, …"),
     RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"),
