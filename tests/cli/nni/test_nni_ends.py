@@ -55,7 +55,8 @@ def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_
     second.kill()
     second.wait()
     assert studies.processes("node")
-    assert studies.run("stop", "one") == (0, "stopping study one\nstudy one is stopped\n")
+    by_another_way = f"../{studies.root.name}/runs/one"
+    assert studies.run("stop", by_another_way) == (0, "stopping study one\nstudy one is stopped\n")
     studies.assert_nothing_left(port)
     assert studies.run("stop", "one") == (0, "study one is not running\n")
 
