@@ -31,15 +31,20 @@ net.Server.prototype.listen = function (...args) {
     return listen.apply(this, args);
 };
 
+/** Linux's tables of connections, and 127.0.0.1 as they write it: a socket of IPv6, too, may connect to it. */
+const LOOPBACK_IN = { '/proc/net/tcp': '0100007F', '/proc/net/tcp6': '0000000000000000FFFF00000100007F' };
+
 /** The Unix user at the other end of a connection (Linux), or null if it is already gone. */
 function peerUid(socket) {
     const port = (number) => number.toString(16).toUpperCase().padStart(4, '0');
-    const local = `0100007F:${port(socket.remotePort)}`;
-    const remote = `0100007F:${port(socket.localPort)}`;
-    for (const line of fs.readFileSync('/proc/net/tcp', 'utf8').split('\n')) {
-        const fields = line.trim().split(/\s+/);
-        if (fields[1] === local && fields[2] === remote) {
-            return Number(fields[7]);
+    for (const [table, address] of Object.entries(LOOPBACK_IN)) {
+        const local = `${address}:${port(socket.remotePort)}`;
+        const remote = `${address}:${port(socket.localPort)}`;
+        for (const line of fs.existsSync(table) ? fs.readFileSync(table, 'utf8').split('\n') : []) {
+            const fields = line.trim().split(/\s+/);
+            if (fields[1] === local && fields[2] === remote) {
+                return Number(fields[7]);
+            }
         }
     }
     return null;

@@ -238,10 +238,11 @@ def test_this_machines_other_addresses_refuse_the_connection(node, namespace):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
-def test_another_user_of_this_machine_is_refused(node, folder):
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])  # the same, of a socket of IPv6
+def test_another_user_of_this_machine_is_refused(node, folder, address):
     path = f"/{node.rest.prefix}/api/v1/nni/version"
     request = f"GET {path} HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n"
-    talk = f'exec 3<>/dev/tcp/127.0.0.1/{node.rest.port}; printf "{request}" >&3; cat <&3'
+    talk = f'exec 3<>/dev/tcp/{address}/{node.rest.port}; printf "{request}" >&3; cat <&3'
 
     def as_user(number, script):
         command = ["timeout", "20", "bash", "-c", script]
