@@ -51,25 +51,48 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OSError: it can't be written; the old file is untouched.
     """
+    with writing_aside(path) as aside, full_disk_told(path):
+        write(aside)
+
+
+@contextlib.contextmanager
+def writing_aside(path: Path) -> Iterator[Path]:
+    """Another name, under which the block writes a file, or a folder of files, and may look at it again.
+
+    Where the block ends well it is made durable and renamed, and a folder that was there is gone; else nothing is left.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
     try:
-        try:
-            write(aside)
-        except (RuntimeError, SafetensorError) as error:  # how torch and safetensors say that a disk is full
-            free = shutil.disk_usage(path.parent).free // 2**20
-            raise OSError(f"{path}: can't be written, with {free} MiB free there: {error}") from error
-        aside.chmod(0o666 & ~UMASK)  # safetensors writes for the owner alone
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
+        yield aside
+        for written in aside.iterdir() if aside.is_dir() else (aside,):
+            written.chmod(0o666 & ~UMASK)  # safetensors writes for the owner alone
+            with written.open("rb") as file:
+                os.fsync(file.fileno())
+        if aside.is_dir() and path.is_dir():
+            shutil.rmtree(path)  # a rename replaces empty folders alone
         aside.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        _remove(aside)
+
+
+@contextlib.contextmanager
+def full_disk_told(path: Path) -> Iterator[None]:
+    """Makes an OSError of what torch and safetensors raise where a disk is full."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(path.parent).free // 2**20
+        raise OSError(f"{path}: can't be written, with {free} MiB free there: {error}") from error
 
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes were writing aside in a folder and below; none may be writing there now."""
-    for aside in folder.rglob(f".*{ASIDE}"):
-        aside.unlink(missing_ok=True)
+    for aside in list(folder.rglob(f".*{ASIDE}")):
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -165,7 +188,7 @@ class TrialFolder:
         from safetensors.torch import save_file
 
         if epoch.selection is not None:
-            write_selection(self.path / "pseudo_labels" / f"round_{epoch.selection.round}.csv", epoch.selection)
+            write_selection(self._selection_file(epoch.selection.round), epoch.selection)
         if epoch.is_best:
             metadata = {"step": str(epoch.step)}
             write_aside(self._next_best, lambda aside: save_file(epoch.weights, aside, metadata=metadata))
@@ -173,6 +196,18 @@ class TrialFolder:
         write_aside(self.last_file, lambda aside: torch.save(checkpoint, aside))
         if epoch.is_best:
             self._next_best.replace(self.best_file)
+
+    def pseudo_labels(self, round: int) -> dict[str, float]:
+        """The scores of a round's pseudo-labels by image; none where it has none."""
+        import pandas as pd
+
+        if not (file := self._selection_file(round)).exists():
+            return {}
+        table = pd.read_csv(file, usecols=["image_id", "score"], dtype={"image_id": str}, keep_default_na=False)
+        return dict(zip(table["image_id"], table["score"].tolist(), strict=True))
+
+    def _selection_file(self, round: int) -> Path:
+        return self.path / "pseudo_labels" / f"round_{round}.csv"
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends an epoch to `metrics.jsonl`, unless it is there."""

@@ -17,7 +17,9 @@ import torch
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import Dataset, Split, open_dataset
-from elta_tune.errors import OutOfMemoryError, TrialError
+from elta_tune.data.readers import read_ratings
+from elta_tune.errors import DataError, OutOfMemoryError, TrialError
+from elta_tune.method import metrics
 from elta_tune.records import TrialFolder, outcome
 from elta_tune.training.devices import device_of
 from elta_tune.training.learner import method_bins
@@ -94,7 +96,7 @@ def run_trial(
     started = time.monotonic() - (resume["record"]["elapsed"] if resume else 0.0)
     state, reason = "complete", None
     try:
-        with _out_of_memory_told():
+        with out_of_memory_told():
             if resume is not None:
                 _report(folder, reporter, resume["record"])
             for epoch in self_training_rounds(config, dataset, device_of(device), resume=resume, cache=cache):
@@ -112,7 +114,7 @@ def run_trial(
     if state != "failed" and math.isnan(result["value"]):
         why = f"{config.evaluation.metric} is not a number in any epoch: the predictions are constant or not finite"
         result |= {"state": "failed", "reason": why}
-    result |= {"params": dict(params or {}), "rounds": _rounds(folder, config, state)}
+    result |= {"params": dict(params or {}), "rounds": _rounds(folder, config, dataset, state)}
     result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
     result |= {"environment": environment(device), **(facts or {})}
     result["model"] = {
@@ -126,7 +128,7 @@ def run_trial(
 
 
 @contextlib.contextmanager
-def _out_of_memory_told() -> Iterator[None]:
+def out_of_memory_told(hint: str | None = None) -> Iterator[None]:
     """Makes one error of the many that allocators raise; any other fault goes on with its traceback."""
     try:
         yield
@@ -135,7 +137,7 @@ def _out_of_memory_told() -> Iterator[None]:
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not (known or any(words in text.lower() for words in OUT_OF_MEMORY)):
             raise
-        raise OutOfMemoryError(f"out of memory: {text.partition(chr(10))[0] or type(error).__name__}") from error
+        raise OutOfMemoryError(f"out of memory: {text.partition(chr(10))[0] or type(error).__name__}", hint) from error
 
 
 def _report(folder: TrialFolder, reporter: Reporter, record: dict[str, Any]) -> None:
@@ -149,15 +151,46 @@ def _record(epoch: Epoch, elapsed: float) -> dict[str, Any]:
     return {**place, **epoch.metrics, **epoch.training, "elapsed": elapsed}
 
 
-def _rounds(folder: TrialFolder, config: TrialConfig, state: str) -> list[dict[str, Any]]:
-    """How many pseudo-labels each self-training round had. Those that a complete trial lacks had none to train on."""
+def _rounds(folder: TrialFolder, config: TrialConfig, dataset: Dataset, state: str) -> list[dict[str, Any]]:
+    """How many pseudo-labels each self-training round had, and how good they were where the pool has ratings after all.
+
+    Those rounds that a complete trial lacks had nothing to train on.
+    """
     selected = {line["round"]: line["pseudo_labels"] for line in folder.epochs()}
     rounds: list[dict[str, Any]] = [{"round": number, "pseudo_labels": count} for number, count in selected.items()]
+    truth = _own_ratings(config, dataset) if any(selected.values()) else {}
+    for entry in rounds if truth else ():
+        entry.update(_against(truth, folder.pseudo_labels(entry["round"]), dataset))
     trained = [entry["round"] for entry in rounds if entry["round"] <= config.self_training.rounds]
     if state == "complete" and len(trained) <= config.self_training.rounds:
         skipped = {"round": len(trained), "pseudo_labels": 0, "skipped": "nothing of the pool was selected"}
         rounds.insert(len(trained), skipped)
     return rounds
+
+
+def _own_ratings(config: TrialConfig, dataset: Dataset) -> dict[str, float]:
+    """The scores that the pool's file has of its images, read only now that nothing is selected any more."""
+    if dataset.pool is None or not dataset.pool.file.is_file():
+        return {}
+    try:
+        ratings = read_ratings(dataset.pool.file, config.data)
+    except DataError:  # a list of images, as a pool mostly is
+        return {}
+    if ratings.scores is None or ratings.scale != dataset.scale:
+        return {}
+    return dict(zip(ratings.ids, ratings.scores.tolist(), strict=True))
+
+
+def _against(truth: Mapping[str, float], labels: Mapping[str, float], dataset: Dataset) -> dict[str, Any]:
+    """`diagnosis`: the metrics of pseudo-labels by the pool's own ratings."""
+    known = [name for name in labels if name in truth]
+    if not known:
+        return {}
+    predicted, true = ([scores[name] for name in known] for scores in (labels, truth))
+    measured = metrics.evaluate(
+        predicted, true, scale=dataset.scale, threshold=dataset.threshold, tail_cuts=dataset.tail_cuts
+    )
+    return {"diagnosis": {"images": len(known), **measured}}
 
 
 def describe_data(dataset: Dataset) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def test_where_nothing_is_selected_the_result_says_so(rounds: TrialConfig, run: 
     assert pd.read_csv(tmp_path / "trial" / "pseudo_labels" / "round_1.csv").empty
 
 
-def test_the_pool_s_own_ratings_are_never_read(rounds: TrialConfig, run: Run, data_root: Path, tmp_path: Path) -> None:
+def test_the_pool_s_own_ratings_may_be_nonsense(rounds: TrialConfig, run: Run, data_root: Path, tmp_path: Path) -> None:
     ids = (data_root / "pool.csv").read_text().splitlines()
     rated = tmp_path / "pool.csv"
     nonsense = ["count_1,count_2,count_3,count_4,count_5,score", "-7,,x,9e99,0,nan", '0,0,0,0,0,"ü"']
@@ -248,6 +248,31 @@ def test_the_pool_s_own_ratings_are_never_read(rounds: TrialConfig, run: Run, da
         del result["data"]["pool"]["file"], result["data"]["pool"]["origin"]
         (tmp_path / ("plain" if result is plain else "rated") / "result.json").write_text(json.dumps(result))
     assert_same_trial(tmp_path / "plain", tmp_path / "rated")
+
+
+def test_ratings_of_the_pool_choose_nothing_and_tell_afterwards_how_good_its_labels_were(
+    rounds: TrialConfig, run: Run, unbroken: Unbroken, data_root: Path, tmp_path: Path
+) -> None:
+    ids = (data_root / "pool.csv").read_text().split()[1:]
+    votes = np.random.default_rng(1).integers(1, 9, (len(ids), 5))
+    rows = [f"{name},{','.join(map(str, row))}" for name, row in zip(ids, votes, strict=True)]
+    pool = tmp_path / "rated.csv"
+    pool.write_text("\n".join(["image_id,count_1,count_2,count_3,count_4,count_5", *rows]) + "\n")
+    result = run(rounds.replace({"data.pool": str(pool)}), "rated")
+    plain = unbroken(rounds)
+    assert result["metrics"] == json.loads((plain / "result.json").read_text())["metrics"]
+
+    truth = dict(zip(ids, votes @ np.arange(1, 6) / votes.sum(axis=1), strict=True))
+    diagnosed = [entry for entry in result["rounds"] if entry["pseudo_labels"]]
+    assert diagnosed
+    for entry in diagnosed:
+        name = f"pseudo_labels/round_{entry['round']}.csv"
+        assert (tmp_path / "rated" / name).read_bytes() == (plain / name).read_bytes()
+        labels = pd.read_csv(plain / name)
+        predicted, true = labels["score"], labels["image_id"].map(truth)
+        assert entry["diagnosis"]["images"] == len(labels) == entry["pseudo_labels"]
+        assert entry["diagnosis"]["mae"] == pytest.approx(np.abs(predicted - true).mean())
+        assert entry["diagnosis"]["srcc"] == pytest.approx(stats.spearmanr(predicted, true).statistic)
 
 
 # Save, then record, then report

@@ -219,7 +219,7 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
         return print_json({"study": folder.name, "trial": trial_number, "result": result, "epochs": epochs})
     from rich.text import Text
 
-    from elta_tune.cli.text import console, epoch_table, number, skipped_rounds
+    from elta_tune.cli.text import console, diagnosed_rounds, epoch_table, number, skipped_rounds
 
     state = result["state"] if result else "unfinished"
     why = f": {result['reason']}" if result and result["reason"] else ""
@@ -227,6 +227,6 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
     for name, value in _params(trial, plan).items():
         console.print(Text(f"  {name} = {number(value)}"))
     console.print(epoch_table(epochs, plan.space.objective.metric))
-    for told in skipped_rounds(result) if result else ():
+    for told in (*skipped_rounds(result), *diagnosed_rounds(result)) if result else ():
         console.print(Text(told))
     console.print(Text(f"{trial.path}"), soft_wrap=True)
