@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.errors import StudyError
-from elta_tune.records import UMASK, write_aside
+from elta_tune.records import full_disk_told, write_aside, writing_aside
 from elta_tune.results.card import model_card
 from elta_tune.results.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from elta_tune.results.kinds import Kind
+from elta_tune.results.kinds import Kind, card_file
 from elta_tune.results.onnx_model import run_onnx, write_onnx
-from elta_tune.results.timm_files import HEAD_FILE, read_folder, read_timm, write_folder, write_timm
+from elta_tune.results.timm_files import HEAD_FILE, check_weights, read_folder, read_timm, write_folder, write_timm
 from elta_tune.training.model import AestheticModel
 
 TOLERANCE = 1e-4
@@ -41,41 +40,33 @@ def write_model(checkpoint: Checkpoint, path: Path, kind: Kind) -> float:
         StudyError: the file can't be written, or says something else.
     """
     write, read_back = FORMATS[kind]
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    if path.is_dir() and not (path / HEAD_FILE).is_file():
+        raise StudyError(f"{path}: is a folder that was not exported here; it is left as it is")
+    with unwritable_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(checkpoint, aside)
-        difference = _largest_difference(checkpoint, lambda images: read_back(checkpoint, aside, images), kind)
-        if not difference <= TOLERANCE:
-            raise StudyError(
-                f"the {kind} file does not say what the model does: {difference:.3g} apart, more than {TOLERANCE:g}; "
-                "nothing was written"
-            )
-        _put_in_place(aside, path)
-    except OSError as error:
-        raise StudyError(f"{path}: can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(aside) if aside.is_dir() else aside.unlink(missing_ok=True)
-    if kind == "safetensors":
-        write_card(checkpoint, path)
+        with writing_aside(path) as aside:
+            with full_disk_told(path):
+                write(checkpoint, aside)
+            difference = _largest_difference(checkpoint, lambda images: read_back(checkpoint, aside, images), kind)
+            if not difference <= TOLERANCE:
+                raise StudyError(
+                    f"the {kind} file does not say what the model does: {difference:.3g} apart, more than "
+                    f"{TOLERANCE:g}; nothing was written"
+                )
+        if kind == "safetensors":
+            card = model_card(checkpoint, f"elta-tune predict {path.name} PHOTOS --sort")
+            write_aside(card_file(path), lambda file: file.write_text(card, encoding="utf-8"))
     return difference
 
 
-def write_card(checkpoint: Checkpoint, path: Path) -> None:
-    """Writes the model card of an exported file beside it."""
-    card = model_card(checkpoint, f"elta-tune predict {path.name} PHOTOS --sort")
-    write_aside(path.with_suffix(".md"), lambda file: file.write_text(card, encoding="utf-8"))
-
-
-def _put_in_place(aside: Path, path: Path) -> None:
-    """Renames what was written; an older folder of ours makes room for it."""
-    if path.is_dir():
-        if not (path / HEAD_FILE).is_file():
-            raise StudyError(f"{path}: is a folder that was not exported here; it is left as it is")
-        shutil.rmtree(path)
-    for file in aside.iterdir() if aside.is_dir() else [aside]:
-        file.chmod(0o666 & ~UMASK)  # safetensors writes for the owner alone
-    aside.replace(path)
+@contextmanager
+def unwritable_told(path: Path) -> Iterator[None]:
+    """Makes a StudyError that names the file of what the system says where it can't be written."""
+    try:
+        yield
+    except OSError as error:
+        told = f"{path}: can't be written: {error.strerror}" if error.strerror else str(error)
+        raise StudyError(told) from error
 
 
 def _largest_difference(checkpoint: Checkpoint, said: Callable[[NDArray[np.uint8]], Tensor], kind: Kind) -> float:
@@ -99,7 +90,9 @@ def _says(model: AestheticModel, images: NDArray[np.uint8]) -> tuple[Tensor, Ten
 
 
 def _read_own(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> Tensor:
-    return _says(load_checkpoint(path).model(), images)[1]
+    again = load_checkpoint(path)
+    check_weights(checkpoint, again)
+    return _says(again.model(), images)[1]
 
 
 def _read_onnx(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> Tensor:

@@ -5,78 +5,59 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from elta_tune.errors import StudyError
-from elta_tune.records import UMASK, StudyFolder
-from elta_tune.results.checkpoint import Checkpoint, Format, save_checkpoint
-from elta_tune.results.convert import write_card, write_model
+from elta_tune.records import StudyFolder, write_aside
+from elta_tune.results.checkpoint import Checkpoint, save_checkpoint
+from elta_tune.results.convert import unwritable_told, write_model
 from elta_tune.results.kinds import Kind
 from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.devices import available_devices
+from elta_tune.training.model import SCALE
 
 TOLERANCE = 1e-5
-"""Predictions of the exported file and of the trial's best epoch agree to this, on the same kind and make of device."""
+"""Predictions of the exported file and of the trial's best epoch, on 1…10, agree to this on the same make of device."""
 TOLERANCE_ELSEWHERE = 1e-3
-"""The same where the trial ran on another device, whose sums run in another order."""
+"""The same where sums may have run in another order: on another device; in the features of a frozen backbone, which
+another number of threads may have computed for all trials."""
 
 
 def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Kind, *, cache: Path) -> float:
-    """Writes the weights of a trial's best epoch, after a new process has measured them on the validation split.
+    """Writes the model of a trial's best epoch, after a new process has measured it on the validation split.
 
     Returns:
-        The largest difference of a predicted score.
+        The largest difference of a predicted score, or of what `write_model` compares.
 
     Raises:
-        StudyError: the trial's files are gone or damaged, the data have changed, or the file does not predict as the
-            trial did: by how much.
+        StudyError: the trial's files are gone or damaged, the data have changed, the model does not predict as the
+            trial did: by how much; or the file can't be written.
     """
     checkpoint, predictions = trial_checkpoint(study, result), study.trial(result["trial"]).predictions_file
-    own: Format = "ckpt" if kind == "ckpt" else "safetensors"
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with _writing(path):
+    with unwritable_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _writing(path):
-            save_checkpoint(checkpoint, aside, own)
-        measured = measure(aside, "val", cache=cache, like=result["environment"])
-        difference = _compare(result, predictions, measured)
-        if kind != own:
-            return max(difference, write_model(checkpoint, path, kind))
-        with _writing(path):
-            aside.chmod(0o666 & ~UMASK)  # safetensors writes for the owner alone
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    if kind == "safetensors":
-        write_card(checkpoint, path)
-    return difference
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        raise StudyError(f"{path}: can't be written: {error}") from error
+    measured = _measured(checkpoint, "val", cache=cache, like=result["environment"])
+    difference = _compare(checkpoint, result, predictions, measured)
+    return max(difference, write_model(checkpoint, path, kind))
 
 
 def measure_trial(study: StudyFolder, result: dict[str, Any], split: str, *, cache: Path) -> dict[str, Any]:
     """Evaluates the weights of a trial's best epoch on a split, as `measure` does."""
+    return _measured(trial_checkpoint(study, result), split, cache=cache, like=result["environment"])
+
+
+def _measured(checkpoint: Checkpoint, split: str, *, cache: Path, like: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"trial-{result['trial']}.safetensors"
-        save_checkpoint(trial_checkpoint(study, result), file, "safetensors")
-        return measure(file, split, cache=cache, like=result["environment"])
+        file = Path(folder) / "trial.ckpt"  # which tells where its data are, as other formats do not
+        with unwritable_told(file):
+            write_aside(file, lambda aside: save_checkpoint(checkpoint, aside, "ckpt"))
+        return measure(file, split, cache=cache, like=like)
 
 
 def trial_checkpoint(study: StudyFolder, result: dict[str, Any]) -> Checkpoint:
@@ -122,7 +103,7 @@ def _make(environment: dict[str, Any]) -> tuple[str, str]:
     return environment["device"].partition(":")[0], environment["device_name"]
 
 
-def _compare(result: dict[str, Any], predictions: Path, measured: dict[str, Any]) -> float:
+def _compare(checkpoint: Checkpoint, result: dict[str, Any], predictions: Path, measured: dict[str, Any]) -> float:
     """The largest difference of a prediction, if it and the metrics' are within the tolerance."""
     for split in ("train", "val"):  # the former cuts the scale into low, mid and high
         before, now = result["data"][split], measured["data"][split]
@@ -132,20 +113,21 @@ def _compare(result: dict[str, Any], predictions: Path, measured: dict[str, Any]
                 f"({before['rows']} rows then, {now['rows']} now)",
                 "restore the file: the trial's metrics hold for what it was trained and measured on",
             )
-    same = _make(result["environment"]) == _make(measured["environment"])
-    tolerance = TOLERANCE if same else TOLERANCE_ELSEWHERE
+    same = _make(result["environment"]) == _make(measured["environment"]) and not checkpoint.config.model.freeze
+    low, high = checkpoint.scale
+    tolerance = (TOLERANCE if same else TOLERANCE_ELSEWHERE) * (high - low) / (SCALE[1] - SCALE[0])
     difference = _largest_difference(predictions, measured)
     if not difference <= tolerance:
         raise StudyError(
             f"the exported file does not predict as trial {result['trial']} did: scores differ by up to "
-            f"{difference:.3g}, more than {tolerance:g}; nothing was written",
+            f"{difference:.3g}, more than {tolerance:.3g}; nothing was written",
             "the trial's weights, or validation images, are not what they were",
         )
     for name, value in result["metrics"].items():
         again = measured["metrics"].get(name)
         # Ranks and thresholds jump where predictions tie within the tolerance: elsewhere two images may change sides.
         count = len(measured["ids"])
-        allowed = tolerance + 10 / count**2 if same else max(0.01, 2 / count)
+        allowed = tolerance + (10 / count**2 if same else max(0.01, 2 / count))
         if value is not None and (again is None or not math.isclose(value, again, rel_tol=1e-4, abs_tol=allowed)):
             raise StudyError(f"the exported file's {name} is {again}, the trial's {value}; nothing was written")
     return difference

@@ -23,12 +23,21 @@ def exported_file(kind: str, output: Path | None, force: bool) -> Path:
 
     Raises:
         ConfigError: there is no such kind.
-        StudyError: the file is there already, and is not to be replaced by force.
+        StudyError: the file is there already, or one where its model card goes, and is not to be replaced by force.
     """
     if kind not in DEFAULT_NAMES:
         known = ", ".join(DEFAULT_NAMES)
-        raise ConfigError(f"--export {kind}: should be one of {known}{did_you_mean(kind, DEFAULT_NAMES)}")
+        raise ConfigError(f"{kind}: is no format of export; there are {known}{did_you_mean(kind, DEFAULT_NAMES)}")
     file = (output or Path(DEFAULT_NAMES[kind])).absolute()
-    if file.exists() and not force:
-        raise StudyError(f"{file}: is there already", "replace it with --force, or name another with --output")
+    for written in (file, card_file(file)) if kind == "safetensors" else (file,):
+        if written.exists() and not force:
+            what = "" if written == file else ", where the model card goes"
+            raise StudyError(
+                f"{written}: is there already{what}", "replace it with --force, or name another with --output"
+            )
     return file
+
+
+def card_file(file: Path) -> Path:
+    """The model card beside an exported file."""
+    return file.with_suffix(".md")

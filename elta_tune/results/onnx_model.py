@@ -113,7 +113,7 @@ def _packages() -> tuple[Any, Any]:
         import onnxscript  # noqa: F401 - torch's exporter asks for it
     except ImportError as error:
         raise ConfigError(
-            f"--export onnx needs {error.name}",
+            f"the format onnx needs {error.name}",
             "install it: uv sync --extra onnx, or pip install 'elta-tune[onnx]'",
         ) from None
     return onnx, onnxruntime

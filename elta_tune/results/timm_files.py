@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,11 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> None:
 
 def read_timm(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> Tensor:
     """Features (B, D) of uint8 images (B, S, S, 3), from what `timm.create_model` makes of the file."""
-    copy = path.with_name(f"{path.name}.safetensors")  # timm tells the format by the suffix
-    try:
-        path.replace(copy)
-        model = timm.create_model(checkpoint.config.model.backbone, checkpoint_path=str(copy), **_arguments(checkpoint))
-    finally:
-        copy.replace(path)
+    with tempfile.TemporaryDirectory() as folder:
+        named = Path(folder) / "backbone.safetensors"  # timm tells the format by the suffix
+        named.symlink_to(path.absolute())
+        options = {"checkpoint_path": str(named), **_arguments(checkpoint)}
+        model = timm.create_model(checkpoint.config.model.backbone, **options)
     return _features(checkpoint, model, images)
 
 
@@ -87,10 +87,19 @@ def read_folder(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -
     Raises:
         StudyError: the folder does not hold the checkpoint's weights.
     """
-    again = load_folder(path)
-    if any(not torch.equal(value, again.state_dict[name]) for name, value in checkpoint.state_dict.items()):
-        raise StudyError("the hf folder does not hold the model's weights; nothing was written")
+    check_weights(checkpoint, load_folder(path))
     return _features(checkpoint, timm.create_model(f"local-dir:{path}", pretrained=True), images)
+
+
+def check_weights(checkpoint: Checkpoint, again: Checkpoint) -> None:
+    """Refuses what was read back, if it holds other weights than what was written.
+
+    Raises:
+        StudyError: names the first that differs.
+    """
+    for name, value in checkpoint.state_dict.items():
+        if not torch.equal(value, again.state_dict[name]):
+            raise StudyError(f"what was written holds other weights than the model, the first {name}; it is not kept")
 
 
 def load_folder(path: Path) -> Checkpoint:

@@ -7,7 +7,8 @@ frozen backbone's lie beside the cache of images, for all trials of all studies:
     ├── features.npy         (N, D) float32
     └── digest.npy           (16,) uint8: hash of the backbone's weights
 
-The key is a hash of the images' bytes, how they are decoded, the backbone and where its weights come from.
+The key is a hash of the images' bytes, how they are decoded, the backbone, where its weights come from, and how many
+images it takes at a time.
 """
 
 from __future__ import annotations
@@ -185,10 +186,10 @@ def _cached(
 
 
 def _key(images: Images, config: TrialConfig, device: torch.device) -> str:
-    """What decides the features; the device, since sums run in another order on another kind."""
+    """What decides the features; device and batch, since with others sums run in another order."""
     model = config.model
     facts: dict[str, Any] = {"rule": (RULE, DECODING), "edge": images.edge, "backbone": model.backbone}
-    facts |= {"timm": timm.__version__, "device": device.type}
+    facts |= {"timm": timm.__version__, "device": device.type, "batch": config.evaluation.batch_size}
     if model.weights is not None:
         status = model.weights.stat()
         facts |= {"weights": str(model.weights), "size": status.st_size, "time": status.st_mtime_ns}

@@ -78,13 +78,13 @@ def result(study: StudyFolder) -> dict[str, Any]:
 
 
 @pytest.fixture
-def change_weights(study: StudyFolder) -> Callable[[str, float], None]:
-    """Adds a number to the first value of a tensor in the trial's `best.safetensors`."""
+def change_weights(study: StudyFolder) -> Callable[..., None]:
+    """Adds a number to the first value of a tensor in a study's `best.safetensors`: `study`'s, or another's."""
     from safetensors.torch import load_file, save_file
 
-    def change(name: str, amount: float) -> None:
-        weights = load_file(study.trial(0).best_file)
+    def change(name: str, amount: float, of: StudyFolder = study) -> None:
+        weights = load_file(of.trial(0).best_file)
         weights[name].view(-1)[0] += amount
-        save_file(weights, study.trial(0).best_file)
+        save_file(weights, of.trial(0).best_file)
 
     return change

@@ -152,7 +152,39 @@ def test_the_command_exports_any_model(tmp_path: Path, command: Callable[..., An
     assert command("export", "first.ckpt", "safetensors", "--force").returncode == 0
     unknown = command("export", "first.ckpt", "onx")
     assert unknown.returncode == 2
+    assert "onx: is no format of export" in unknown.stderr
     assert "did you mean 'onnx'" in unknown.stderr
+    assert "--export" not in unknown.stderr
+
+
+def test_a_text_where_the_model_card_goes_is_not_replaced(tmp_path: Path, command: Callable[..., Any]) -> None:
+    write_model(new_checkpoint("test_resnet", 54), tmp_path / "first.ckpt", "ckpt")
+    (tmp_path / "paper.md").write_text("years of work")
+    refused = command("export", "first.ckpt", "safetensors", "--out", "paper.safetensors")
+    assert refused.returncode == 2
+    assert "paper.md: is there already, where the model card goes" in refused.stderr
+    assert (tmp_path / "paper.md").read_text() == "years of work"
+    assert not (tmp_path / "paper.safetensors").exists()
+    assert command("export", "first.ckpt", "ckpt", "--out", "paper.ckpt").returncode == 0  # which writes no card
+    assert command("export", "first.ckpt", "safetensors", "--out", "paper.safetensors", "--force").returncode == 0
+    assert "test_resnet" in (tmp_path / "paper.md").read_text()
+
+
+@pytest.mark.parametrize("kind", DEFAULT_NAMES)
+def test_a_full_disk_is_told_in_a_line_and_leaves_the_old_file(
+    kind: str, tmp_path: Path, command: Callable[..., Any], full_disk: Callable[[], None]
+) -> None:
+    write_model(new_checkpoint("test_resnet", 54), tmp_path / "first.ckpt", "ckpt")
+    file = tmp_path / DEFAULT_NAMES[kind]  # type: ignore[index]
+    if kind != "hf":
+        file.write_text("an earlier one")
+    before = sorted(tmp_path.iterdir())
+    full_disk()
+    refused = command("export", "first.ckpt", kind, "--force")
+    assert refused.returncode == 2, refused.stderr
+    assert f"{file.name}: can't be written" in refused.stderr.replace("\n", "")
+    assert sorted(tmp_path.iterdir()) == before
+    assert kind == "hf" or file.read_text() == "an earlier one"
 
 
 @pytest.mark.parametrize("kind", ["timm", "hf"])

@@ -22,7 +22,7 @@ from elta_tune.results.export import export, measure_trial
 from elta_tune.trial import NoReporter, run_trial
 
 pytestmark = pytest.mark.usefixtures("measured_here")
-Change = Callable[[str, float], None]
+Change = Callable[..., None]
 
 
 def left_in(folder: Path) -> list[str]:
@@ -63,7 +63,7 @@ def test_a_changed_weight_is_found_and_nothing_is_written(
     change_weights(name, 1.0)
     with pytest.raises(StudyError, match="does not predict as trial 0 did: scores differ by up to") as refused:
         export(study, result, tmp_path / "out" / "best.ckpt", "ckpt", cache=cache)
-    found = re.search(r"up to ([\d.e-]+), more than 1e-05", refused.value.message)
+    found = re.search(r"up to ([\d.e-]+), more than 4\.44e-06", refused.value.message)  # 1e-5 of 1…10, on 1…5
     assert found is not None
     assert float(found[1]) > 1e-3
     assert left_in(tmp_path / "out") == []
@@ -96,8 +96,43 @@ def test_another_make_of_device_may_differ_a_little_more(
     if fits:
         assert 1e-5 < export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 1e-3
     else:
-        with pytest.raises(StudyError, match="more than 1e-05"):
+        with pytest.raises(StudyError, match=r"more than 4\.44e-06"):
             export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+
+
+def test_on_any_scale_the_same_share_of_it_may_differ(
+    recipe: TrialConfig, data_root: Path, cache: Path, tmp_path: Path, change_weights: Change
+) -> None:
+    """A change that is small on 1…10 is no large one where ratings go to a million."""
+    root = tmp_path / "data"
+    shutil.copytree(data_root, root)
+    for split in ("train", "val"):
+        names = [line.partition(",")[0] for line in (root / f"{split}.csv").read_text().splitlines()[1:]]
+        rows = [f"{name},{31_250 * number}" for number, name in enumerate(names)]
+        (root / f"{split}.csv").write_text("\n".join(["image_id,score", *rows]) + "\n")
+    million = {"data.root": str(root), "data.scale": [0, 1e6], "data.threshold": 5e5, "data.spread": 1e5}
+    folder = StudyFolder(tmp_path / "other")
+    config = recipe.replace({**million, "training.epochs": 1})
+    result = run_trial(config, folder.trial(0), NoReporter(), cache=cache, number=0)
+    change_weights("head.2.bias", 3e-6, of=folder)
+    assert 0 < export(folder, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 2
+    change_weights("head.2.bias", 1e-3, of=folder)
+    with pytest.raises(StudyError, match=r"more than 1\.11;"):
+        export(folder, result, tmp_path / "again.ckpt", "ckpt", cache=cache)
+
+
+def test_a_frozen_backbone_s_features_may_be_of_a_process_with_other_threads(
+    recipe: TrialConfig, cache: Path, tmp_path: Path, change_weights: Change
+) -> None:
+    """Whose sums run in another order; its weights are compared to the bit."""
+    folder = StudyFolder(tmp_path / "other")
+    config = recipe.replace({"model.freeze": True, "simloss.weight": 0, "training.epochs": 1})
+    result = run_trial(config, folder.trial(0), NoReporter(), cache=cache, number=0)
+    change_weights("head.2.bias", 3e-4, of=folder)
+    assert 1e-5 < export(folder, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 1e-3
+    change_weights("head.2.bias", 0.1, of=folder)
+    with pytest.raises(StudyError, match="does not predict as trial 0 did"):
+        export(folder, result, tmp_path / "again.ckpt", "ckpt", cache=cache)
 
 
 def test_the_order_of_rows_does_not_matter(
@@ -176,7 +211,7 @@ def test_images_may_have_any_name(recipe: TrialConfig, data_root: Path, cache: P
         (root / "images" / old).rename(root / "images" / (name if "." in name else f"{name}.png"))
         text = text.replace(old, '"' + name.replace('"', '""') + '"')
     (root / "val.csv").write_text(text)
-    folder = StudyFolder(tmp_path / "study")
+    folder = StudyFolder(tmp_path / "other")
     config = recipe.replace({"data.root": str(root), "training.epochs": 1})
     found = run_trial(config, folder.trial(0), NoReporter(), cache=cache, number=0)
     assert export(folder, found, tmp_path / "best.ckpt", "ckpt", cache=cache) <= 1e-5

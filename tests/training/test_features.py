@@ -109,6 +109,13 @@ def test_other_weights_crops_or_images_are_other_features(
     assert before.shape != after.shape or not np.allclose(before[0], after[0])
 
 
+def test_images_taken_more_or_fewer_at_a_time_are_other_features(config: TrialConfig, tmp_path: Path) -> None:
+    """Sums run in another order: a trial must find those that its own evaluation computes."""
+    for size, folders in ((128, 3), (5, 6), (128, 6)):
+        features(config.replace({"evaluation.batch_size": size}), tmp_path / "cache")
+        assert len(list((tmp_path / "cache").glob("features-*"))) == folders
+
+
 def test_random_weights_are_those_of_the_seed(config: TrialConfig, cache: Path) -> None:
     untrained = config.replace({"model.weights": None, "model.pretrained": False})
     first, second = features(untrained, cache), features(untrained.replace({"seed": 1}), cache)
