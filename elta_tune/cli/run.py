@@ -95,11 +95,12 @@ def to_be_continued() -> Iterator[None]:
 def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
     """Says that nothing is left to do, and what came out."""
     from elta_tune.cli.text import console
-    from elta_tune.studies.progress import trials_wanted
+    from elta_tune.studies.progress import is_exhausted, trials_wanted
 
     told = f"study {folder.name} is finished: {folder.ended()} of {trials_wanted(plan)} trials"
     console.print(told, markup=False, soft_wrap=True)
-    more = "its grid is used up" if plan.space.sampler.name == "grid" else "--trials raises the budget"
+    more = "its space is used up" if is_exhausted(folder) else "--trials raises the budget"
+    more = "its grid is used up" if plan.space.sampler.name == "grid" else more
     console.print(f"{more}; another study of the same: --name NAME")
     tell_outcome(folder, plan)
 
@@ -165,6 +166,7 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
 
     from elta_tune.cli.text import command, console, counts, metric, trial_table
     from elta_tune.results.best import ranked
+    from elta_tune.studies.progress import is_exhausted
 
     results, ranking = folder.results(), ranked(folder, plan)
     if not results:
@@ -173,6 +175,8 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     console.print()
     console.print(trial_table((ranking or results)[:SHOWN], objective))
     lines = [f"\n{counts(results)}"]
+    if is_exhausted(folder):
+        lines.append(f"all {len(results)} points of the space were tried")
     if ranking:
         best, first = ranking[0], next((result for result in ranking if result["trial"] == 0), None)
         gain = f"; trial 0, the recipe as it stands: {metric(first['value'])}" if first else ""

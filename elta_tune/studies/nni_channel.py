@@ -9,16 +9,20 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+T = TypeVar("T")
 HOST = "127.0.0.1"
 TIMEOUT = 20.0
 """Seconds that node may take to answer."""
 TRIAL_TIMEOUT = 300.0
 """The same for a trial, which would be lost: a node that is gone refuses at once, a slow one is only busy."""
+TRIES, PAUSE = 4, 1.0
+"""How often a trial asks a node that lives, and the seconds in between."""
 
 
 class NodeGone(Exception):
@@ -100,17 +104,23 @@ class Rest:
 
 @dataclass(frozen=True)
 class TrialChannel:
-    """A trial's own line to node (`NNI_TRIAL_COMMAND_CHANNEL`)."""
+    """A trial's own line to node (`NNI_TRIAL_COMMAND_CHANNEL`). A request that fails is made again while node lives."""
 
     port: int
     path: str
     trial: str
+    number: int
+    node_lives: Callable[[], bool]
 
     @classmethod
-    def open(cls, url: str, trial: str) -> TrialChannel:
-        """The channel behind a URL such as ``http://localhost:8080/PREFIX/env/local-env/TRIAL``."""
+    def open(cls, url: str, trial: str, number: int, node_lives: Callable[[], bool]) -> TrialChannel:
+        """The channel behind a URL such as ``http://localhost:8080/PREFIX/env/local-env/TRIAL``.
+
+        Args:
+            trial, number: NNI's id of the trial, and the study's.
+        """
         parts = urlsplit(url)
-        return cls(parts.port or 80, parts.path, trial)
+        return cls(parts.port or 80, parts.path, trial, number, node_lives)
 
     @property
     def rest(self) -> Rest:
@@ -123,6 +133,9 @@ class TrialChannel:
         Raises:
             NodeGone: node ends.
         """
+        return self._patiently(self._parameters)
+
+    def _parameters(self) -> dict[str, Any]:
         self._put({"type": "request_parameter"})
         while (answer := self._ask("GET")).status == 408:  # node lets one wait for a second
             pass
@@ -139,7 +152,7 @@ class TrialChannel:
         """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            job = self.rest.get(f"trial-jobs/{self.trial}")
+            job = self._get(f"trial-jobs/{self.trial}")
             if job is not None and job.get("hyperParameters"):
                 record: dict[str, Any] = json.loads(job["hyperParameters"][0])
                 return record
@@ -148,7 +161,7 @@ class TrialChannel:
 
     def reported(self) -> set[int]:
         """Sequence numbers of the intermediate metrics that NNI has of this trial."""
-        metrics = self.rest.get(f"metric-data/{self.trial}?type=PERIODICAL")
+        metrics = self._get(f"metric-data/{self.trial}?type=PERIODICAL")
         return {metric["sequence"] for metric in metrics}
 
     def report(self, kind: str, parameter_id: int | None, sequence: int, values: Mapping[str, float]) -> None:
@@ -160,11 +173,24 @@ class TrialChannel:
         metric = {
             "parameter_id": parameter_id,
             "trial_job_id": self.trial,
+            "number": self.number,
             "type": kind,
             "sequence": sequence,
             "value": json.dumps(values),
         }
-        self._put({"type": "metric", "metric": json.dumps(metric)})
+        self._patiently(lambda: self._put({"type": "metric", "metric": json.dumps(metric)}))
+
+    def _get(self, what: str) -> Any:
+        return self._patiently(lambda: self.rest.get(what))
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        for _ in range(TRIES - 1):
+            with suppress(NodeGone):
+                return ask()
+            if not self.node_lives():
+                break
+            time.sleep(PAUSE)
+        return ask()
 
     def _ask(self, method: str, command: Any = None) -> Answer:
         return request(self.port, method, self.path, command, timeout=TRIAL_TIMEOUT)

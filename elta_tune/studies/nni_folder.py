@@ -77,8 +77,11 @@ class NniFolder:
         write_json(self.workers_file, {"slots": slots, "cache": workers.cache})
 
     def ended(self) -> dict[str, Any] | None:
-        """Why node ended by itself: `reason` done, failures, tuner or error, and `detail`; None if it was ended."""
-        if not self.ended_file.exists():
+        """Why node ended by itself: `reason` done, exhausted, alike, failures (in a row), tuner or error, and `detail`;
+        None if it was ended, or is another user's.
+        """
+        try:
+            told: dict[str, Any] = json.loads(self.ended_file.read_text(encoding="utf-8"))
+        except OSError:
             return None
-        told: dict[str, Any] = json.loads(self.ended_file.read_text(encoding="utf-8"))
         return told

@@ -8,12 +8,14 @@ const Module = require('module');
 const path = require('path');
 
 const STUDY = process.env.ELTA_TUNE_NNI_STUDY;
-const FAILURES_IN_A_ROW = 3; // as in elta_tune/studies/supervisor.py
 const PATIENCE_MS = 30000; // a trial that is to stop has so long to clean up; NNI's own 5 s kill a busy one
 const TUNER_MS = 120000; // NNI gives the tuner 10 s to import; a busy machine needs more
+const LOOK_MS = 500; // between looks whether the tuner lives
+const FAILED = ['FAILED', 'USER_CANCELED', 'SYS_CANCELED'];
 
 const processes = new Map(); // trial id → TrialProcess
 const messages = new Map(); // trial id → how it ended, for the web UI and the command
+const failed = new Set(); // ids of trials that use no budget
 let service = null; // the V3asV1 in use
 
 /** `result.json` of a trial by its number: the folder is the truth of how it ended. */
@@ -24,6 +26,11 @@ function readResult(number) {
     } catch {
         return null;
     }
+}
+
+/** What this start is: NNI's `experiment`, and `failures`: how many in a row, alike or of any kind, end it. */
+function readStart() {
+    return JSON.parse(fs.readFileSync(path.join(STUDY, 'nni', 'config.json'), 'utf8'));
 }
 
 /** Ends NNI in order, and leaves word why: trials that run are stopped, and resumed by the next start. */
@@ -41,6 +48,7 @@ function mendBinding(prototype) {
     const { submitTrialJob, cancelTrialJob, getTrialJob } = prototype;
     prototype.submitTrialJob = async function (form) {
         service = this;
+        this.allocatedParameters.delete = () => false; // a trial that the answer did not reach asks again
         const value = form.hyperParameters.value;
         const trial = await submitTrialJob.call(this, form);
         const index = this.parameters.indexOf(value);
@@ -104,12 +112,15 @@ function mendEnds(prototype) {
     };
 }
 
-/** The budget counts trials that did not fail; a dead tuner and a used-up grid end the experiment; numbers go on. */
 function mendManager(prototype) {
-    const { setStatus, requestTrialJobsStatus, addRecoveredTrialJob, updateExperimentProfile } = prototype;
-    const FAILED = ['FAILED', 'USER_CANCELED', 'SYS_CANCELED'];
-    const failed = new Set();
-    let inARow = [];
+    mendBudget(prototype);
+    mendStart(prototype);
+}
+
+/** The budget counts trials that did not fail; those in a row and a used-up space end the experiment. */
+function mendBudget(prototype) {
+    const { setStatus, requestTrialJobsStatus, updateExperimentProfile } = prototype;
+    const watchFailures = failureWatch();
 
     Object.defineProperty(prototype, 'maxTrialNum', {
         get() {
@@ -125,18 +136,11 @@ function mendManager(prototype) {
             if (FAILED.includes(status)) {
                 failed.add(id);
             }
-            const cause = status === 'FAILED' ? causeOf(messages.get(id) ?? '') : null;
-            inARow = inARow.filter((earlier) => earlier === cause).concat(cause ?? []);
-            if (inARow.length >= FAILURES_IN_A_ROW) {
-                finish('failures', messages.get(id));
-            }
+            watchFailures(status, messages.get(id) ?? '');
         }
         const isIdle = this.trialJobs.size === 0 && this.waitingTrials.length === 0;
         if (this.status.status === 'TUNER_NO_MORE_TRIAL' && isIdle) {
-            finish('done');
-        }
-        if (this.dispatcherPid > 0 && !isAlive(this.dispatcherPid)) {
-            finish('tuner');
+            finish('exhausted');
         }
         return count;
     };
@@ -158,6 +162,35 @@ function mendManager(prototype) {
             finish('error', this.status.errors.at(-1));
         }
     };
+}
+
+/** Hears how trials end, and ends a study that burns, as elta_tune/studies/supervisor.py does. */
+function failureWatch() {
+    let causes = [];
+    return (status, reason) => {
+        if (status !== 'FAILED') {
+            causes = FAILED.includes(status) ? causes : []; // one that is cancelled in the web UI says nothing
+            return;
+        }
+        causes.push(causeOf(reason));
+        const { alike, any } = readStart().failures;
+        const last = causes.slice(-alike);
+        if (last.length === alike && last.every((cause) => cause === last[0])) {
+            finish('alike', reason);
+        } else if (causes.length >= any) {
+            finish('failures', reason);
+        }
+    };
+}
+
+/** What comes before the details, as in elta_tune/studies/supervisor.py. */
+function causeOf(reason) {
+    return reason.split(/[:\d]/)[0].replace(/\b(nan|inf)\b/g, '');
+}
+
+/** A resumed experiment counts on; a tuner that dies ends it, also before it has connected. */
+function mendStart(prototype) {
+    const { setupTuner, addRecoveredTrialJob } = prototype;
 
     // NNI forgets a trial that it was about to resume when it was stopped. And it counts on from the trials that it
     // resumes, and so gives numbers and ids of finished ones again.
@@ -169,14 +202,22 @@ function mendManager(prototype) {
         );
         jobs.filter((job) => FAILED.includes(job.status)).forEach((job) => failed.add(job.trialJobId));
         this.experimentProfile.nextSequenceId = 1 + Math.max(-1, ...jobs.map((job) => job.sequenceId ?? -1));
-        this.trialDataForResume = JSON.stringify(jobs.map((job) => JSON.parse(job.hyperParameters[0])));
+        const proposed = jobs.map((job) => JSON.parse(job.hyperParameters[0]));
+        this.trialDataForResume = proposed.length > 0 ? JSON.stringify(proposed) : ''; // of [] NNI counts on from 1
         return recovered;
     };
-}
 
-/** What comes before the details, as in elta_tune/studies/supervisor.py. */
-function causeOf(reason) {
-    return reason.split(/[:\d]/)[0].replace(/\b(nan|inf)\b/g, '');
+    prototype.setupTuner = async function (...args) {
+        await setupTuner.apply(this, args);
+        const look = setInterval(() => {
+            if (['STOPPING', 'STOPPED'].includes(this.status.status)) {
+                clearInterval(look);
+            } else if (!isAlive(this.dispatcherPid)) {
+                clearInterval(look);
+                finish('tuner');
+            }
+        }, LOOK_MS);
+    };
 }
 
 function isAlive(pid) {
@@ -192,8 +233,7 @@ function mendStore(prototype) {
     const { getExperimentProfile } = prototype;
     prototype.getExperimentProfile = async function (id) {
         const profile = await getExperimentProfile.call(this, id);
-        const own = JSON.parse(fs.readFileSync(path.join(STUDY, 'nni', 'config.json'), 'utf8'));
-        return { ...profile, params: { ...profile.params, ...own } };
+        return { ...profile, params: { ...profile.params, ...readStart().experiment } };
     };
 }
 

@@ -126,7 +126,8 @@ def start_node(folder: NniFolder, action: Action, port: int | None, lock: int | 
 def _start_node(folder: NniFolder, action: Action, port: int, lock: int | None) -> Node:
     node_folder = require_nni()
     folder.create()
-    folder.ended_file.unlink(missing_ok=True)
+    if action != "view":
+        folder.ended_file.unlink(missing_ok=True)
     folder.mended_file.unlink(missing_ok=True)
     prefix = secrets.token_hex(16)
     command = [

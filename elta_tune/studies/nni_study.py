@@ -15,13 +15,21 @@ from typing import Any, Literal
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Reported
-from elta_tune.records import StudyFolder, TrialFolder
+from elta_tune.records import StudyFolder, TrialFolder, write_json
 from elta_tune.studies.nni_channel import NodeGone
 from elta_tune.studies.nni_folder import NniFolder, Workers
 from elta_tune.studies.nni_node import Node, end, kill, start_node, verify_mends
 from elta_tune.studies.nni_space import decode, to_nni
 from elta_tune.studies.plan import StudyPlan
-from elta_tune.studies.supervisor import FAILURES_IN_A_ROW, Event, Finished, Started, Stopping, Tick
+from elta_tune.studies.supervisor import (
+    ANY_FAILURES_IN_A_ROW,
+    FAILURES_IN_A_ROW,
+    Event,
+    Finished,
+    Started,
+    Stopping,
+    Tick,
+)
 
 TUNERS = {"tpe": "TPE", "random": "Random", "grid": "GridSearch", "evolution": "Evolution"}
 """NNI's tuners by a space's samplers."""
@@ -79,7 +87,9 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | No
     nni.create()
     nni.write_workers(workers)
     config = experiment(folder, plan, workers)
-    nni.config_file.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    failures = {"alike": FAILURES_IN_A_ROW, "any": ANY_FAILURES_IN_A_ROW}
+    write_json(nni.config_file, {"experiment": config, "failures": failures})
+    nni.dispatcher_log.unlink(missing_ok=True)  # the tuner appends, and its last error is to be that of this start
     node = start_node(nni, "resume" if has_experiment(nni) else "create", port, lock)
     try:
         node.rest.post("experiment", config)
@@ -273,20 +283,26 @@ def explain(nni: NniFolder) -> None:
     told, again = nni.ended(), "`elta-tune run` goes on with the study"
     if told is None:
         raise StudyError("NNI's node process was ended from outside", again)
-    if told["reason"] == "done":
+    if told["reason"] in ("done", "exhausted"):
         return
-    if told["reason"] == "failures":
-        alike = f"{FAILURES_IN_A_ROW} trials in a row failed alike: {told['detail']}"
-        raise StudyError(alike, f"look into {nni.study.path / 'trials'}; {again}")
+    in_a_row = {
+        "alike": f"{FAILURES_IN_A_ROW} trials in a row failed alike",
+        "failures": f"{ANY_FAILURES_IN_A_ROW} trials in a row failed",
+    }
+    if told["reason"] in in_a_row:
+        failed = f"{in_a_row[told['reason']]}: {told['detail']}"
+        raise StudyError(failed, f"look into {nni.study.path / 'trials'}; {again}")
     if told["reason"] == "tuner":
-        raise StudyError(f"NNI's tuner died{last_error(nni)}", f"look into {nni.dispatcher_log}; {again}")
+        log = nni.dispatcher_log if nni.dispatcher_log.exists() else nni.node_log
+        raise StudyError(f"NNI's tuner died{last_error(nni)}", f"look into {log}; {again}")
     raise StudyError(f"NNI stopped: {told['detail']}{last_error(nni)}", f"look into {nni.node_log}; {again}")
 
 
 def last_error(nni: NniFolder) -> str:
-    """What the tuner last complained of, as ``: ValueError: …``, or nothing."""
-    if not nni.dispatcher_log.exists():
-        return ""
-    lines = nni.dispatcher_log.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if "ERROR" in line or line.partition(":")[0].endswith("Error")]
-    return f": {errors[-1]}" if errors else ""
+    """What the tuner of the last start complained of last, as ``: ValueError: …``, or nothing."""
+    for log in (nni.dispatcher_log, nni.node_log):  # the second has what it said before it could open the first
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+        errors = [line for line in lines if "ERROR" in line or line.partition(":")[0].endswith("Error")]
+        if errors:
+            return f": {errors[-1]}"
+    return ""

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,35 +24,65 @@ from elta_tune.errors import EltaTuneError, StudyError
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.studies.nni_channel import NodeGone, TrialChannel
 from elta_tune.studies.nni_folder import NniFolder
+from elta_tune.studies.nni_node import find_node
 from elta_tune.studies.nni_space import decode
 from elta_tune.studies.plan import read_plan
 
 
 class NniReporter:
-    """Reports to NNI what it does not know yet. Its verdict, if any, comes as a signal.
+    """Reports to NNI the recorded epochs that it does not know yet. Its verdict, if any, comes as a signal.
 
     Args:
+        folder: of the trial.
         last: the step after which nothing is left to prune.
     """
 
-    def __init__(self, channel: TrialChannel, parameter_id: int, objective: str, last: int) -> None:
-        self._channel, self._parameter_id, self._objective, self._last = channel, parameter_id, objective, last
+    def __init__(
+        self, channel: TrialChannel, folder: TrialFolder, parameter_id: int, objective: str, last: int
+    ) -> None:
+        self._channel, self._folder, self._parameter_id = channel, folder, parameter_id
+        self._objective, self._last = objective, last
         self._known = channel.reported()
 
     def report(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Sends the epoch. One whose metric is not a number has nothing to send: NNI's JSON knows no NaN."""
+        """Sends what is recorded. What a node that lives does not take is sent with the next epoch."""
         from elta_tune.trial import TrialStopped
 
         if step >= self._last:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        values = finite(metrics, self._objective)
-        if step - 1 in self._known or "default" not in values:
-            return
         try:
-            self._channel.report("PERIODICAL", self._parameter_id, step - 1, values)
+            self._tell(self._tell_epochs)
         except NodeGone as error:
             raise TrialStopped from error  # the epoch is saved: the next start of the study goes on with it
-        self._known.add(step - 1)
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Sends the result.
+
+        Raises:
+            NodeGone: node ends; the next start sends it.
+        """
+
+        def tell() -> None:
+            self._tell_epochs()
+            self._channel.report("FINAL", self._parameter_id, 0, finite(metrics, self._objective))
+
+        self._tell(tell)
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except NodeGone as error:
+            if not self._channel.node_lives():
+                raise
+            say(f"not told: {error}")
+
+    def _tell_epochs(self) -> None:
+        """An epoch whose metric is not a number has nothing to send: NNI's JSON knows no NaN."""
+        for line in self._folder.epochs():
+            sequence, values = line["step"] - 1, finite(line, self._objective)
+            if sequence not in self._known and "default" in values:
+                self._channel.report("PERIODICAL", self._parameter_id, sequence, values)
+                self._known.add(sequence)
 
 
 SHOWN = ("srcc", "plcc", "accuracy", "mae", "mae_low", "mae_mid", "mae_high", "bmae")
@@ -65,6 +95,11 @@ def finite(metrics: Mapping[str, Any], objective: str) -> dict[str, float]:
     return {name: float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
 
 
+def say(what: str) -> None:
+    """Writes a line to the trial's log."""
+    print(f"{time.strftime('%F %T')} {what}", flush=True)
+
+
 def main() -> None:
     """Runs the trial that the environment names; ends as NNI expects it to."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background has switched off
@@ -75,10 +110,10 @@ def main() -> None:
     try:
         state = _run(study, number, folder)
     except KeyboardInterrupt:
-        print(f"{time.strftime('%F %T')} stopped, to be resumed", flush=True)
+        say("stopped, to be resumed")
         _end_by(signal.SIGINT)
     except NodeGone as error:
-        print(f"{time.strftime('%F %T')} {error}; to be resumed", flush=True)
+        say(f"{error}; to be resumed")
         _end_by(signal.SIGINT)
     if state == "pruned":
         _end_by(signal.SIGINT)  # exit code 0 would count as a success
@@ -110,23 +145,26 @@ def _log_to(folder: TrialFolder) -> None:
     faulthandler.enable(log)
     with contextlib.suppress(FileExistsError):
         Path(os.environ["NNI_OUTPUT_DIR"], "trial.log").symlink_to(folder.log_file)
-    print(f"{time.strftime('%F %T')} process {os.getpid()}, NNI's trial {os.environ['NNI_TRIAL_JOB_ID']}")
+    say(f"process {os.getpid()}, NNI's trial {os.environ['NNI_TRIAL_JOB_ID']}")
 
 
 def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
     """Asks for the parameters, checks them, trains; returns the state of the result."""
     trial = os.environ["NNI_TRIAL_JOB_ID"]
-    channel = TrialChannel.open(os.environ["NNI_TRIAL_COMMAND_CHANNEL"], trial)
+    nni = NniFolder(study)
+    channel = TrialChannel.open(
+        os.environ["NNI_TRIAL_COMMAND_CHANNEL"], trial, number, lambda: find_node(nni) is not None
+    )
     params: dict[str, Any] = {}
     try:
         plan = read_plan(study)
-        objective = plan.space.objective.metric
         record = channel.parameters()
         check(record, channel.recorded_parameters())
         params = decode(plan.space, plan.recipe, record["parameters"])
         config = plan.recipe.replace(params, source=f"trial {number}")
-        reporter = NniReporter(channel, record["parameter_id"], objective, config.planned_epochs)
-        result = _train(NniFolder(study), number, config, params, reporter, trial)
+        objective, last = plan.space.objective.metric, config.planned_epochs
+        reporter = NniReporter(channel, folder, record["parameter_id"], objective, last)
+        result = _train(nni, number, config, params, reporter, trial)
     except NodeGone:
         raise
     except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
@@ -134,9 +172,9 @@ def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
         reason = error.message if isinstance(error, EltaTuneError) else f"{type(error).__name__}: {error}"
         folder.fail(number, params, reason, nni_trial_id=trial)
         return "failed"
-    print(f"{time.strftime('%F %T')} {result['state']} {result['reason'] or ''}")
+    say(f"{result['state']} {result['reason'] or ''}")
     if result["state"] == "complete":
-        channel.report("FINAL", record["parameter_id"], 0, finite(result["metrics"], objective))
+        reporter.finish(result["metrics"])
     return str(result["state"])
 
 
@@ -177,7 +215,7 @@ def _train(
         )
 
     with take_slot(nni.slots, workers.slots) as slot:
-        print(f"{time.strftime('%F %T')} on {slot.device}, {slot.threads} threads")
+        say(f"on {slot.device}, {slot.threads} threads")
         torch.set_num_threads(slot.threads)
         try:
             try:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from elta_tune.records import StudyFolder
+from elta_tune.studies.nni_folder import NniFolder
 from elta_tune.studies.plan import StudyPlan
 
 
@@ -32,9 +33,14 @@ def trials_wanted(plan: StudyPlan) -> int:
     return min(budget, len(given_points(plan))) if plan.space.sampler.name == "grid" else budget
 
 
+def is_exhausted(folder: StudyFolder) -> bool:
+    """Whether NNI has nothing left to propose: its samplers repeat no point of a space."""
+    return (NniFolder(folder).ended() or {}).get("reason") == "exhausted"
+
+
 def is_finished(folder: StudyFolder, plan: StudyPlan) -> bool:
-    """Whether the budget of trials is used, or each point of a grid has its result."""
+    """Whether the budget of trials is used, or each point of the space has its result."""
     results = folder.results()
-    if sum(result["state"] != "failed" for result in results) >= plan.budget.trials:
+    if sum(result["state"] != "failed" for result in results) >= plan.budget.trials or is_exhausted(folder):
         return True
     return plan.space.sampler.name == "grid" and len(results) >= len(given_points(plan))

@@ -16,6 +16,7 @@ from elta_tune.studies.nni_folder import NniFolder, Workers
 from elta_tune.studies.nni_node import end, kill, members
 from elta_tune.studies.nni_study import NniWatcher, has_experiment, recorded_jobs, start
 from elta_tune.studies.plan import record_plan
+from elta_tune.studies.progress import is_finished
 from elta_tune.studies.supervisor import Finished
 
 pytest.importorskip("nni_node", reason="NNI is not installed")
@@ -114,6 +115,19 @@ def test_every_process_of_a_study_is_found_and_ended_and_no_other(study_folder, 
         for each in [*own, other]:
             each.kill()
             each.communicate()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+def test_how_a_study_ended_is_no_error_for_another_user_and_only_unknown(study_folder, make_plan_of):
+    folder = NniFolder(study_folder)
+    folder.create()
+    folder.ended_file.write_text('{"reason": "exhausted"}')
+    assert is_finished(study_folder, make_plan_of(LR))
+    os.seteuid(65534)
+    try:
+        assert folder.ended() is None
+    finally:
+        os.seteuid(0)
 
 
 def test_a_write_that_a_kill_cut_off_is_taken_back(study_folder):

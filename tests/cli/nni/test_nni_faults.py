@@ -1,0 +1,123 @@
+"""What goes wrong in a study under NNI ends it with its cause, or costs it nothing."""
+
+import signal
+
+import pytest
+
+# In each study's processes: what goes wrong there.
+HOOKS = """
+import os, signal, sys, time
+from pathlib import Path
+
+root, study = Path("{root}"), Path(os.environ.get("ELTA_TUNE_NNI_STUDY", "")).name
+number = os.environ.get("NNI_TRIAL_SEQ_ID")
+is_tuner = number is None and os.environ.get("SDK_PROCESS") == "dispatcher"
+
+if is_tuner and study == "cut":
+    while not (root / "tuner-may-start").exists():
+        time.sleep(0.05)
+if is_tuner and study == "tuner":
+    if (root / "again").exists():
+        print("ImportError: no module named that", file=sys.stderr, flush=True)
+        os._exit(3)
+    from elta_tune.studies import nni_tuner
+    def make_tuner(**options):
+        raise ValueError("no such tuner")
+    nni_tuner.make_tuner = make_tuner
+if number is not None and study == "burning":
+    os.kill(os.getpid(), signal.SIGKILL) if int(number) % 2 else os._exit(3)
+if number is not None and study == "cut":
+    from elta_tune.records import TrialFolder
+    from elta_tune.studies import nni_channel
+    append, request, failures = TrialFolder.append, nni_channel.request, ["any"] * 5
+    def slow(self, record):
+        append(self, record)
+        time.sleep(0.5 if (root / "slow").exists() else 0)
+    def fails(port, method, path, content=None, *arguments, **options):
+        if (content or {{}}).get("type") == "metric" and '"sequence": 9' in content["metric"] and failures:
+            failures.pop()
+            port = 1
+        return request(port, method, path, content, *arguments, **options)
+    TrialFolder.append, nni_channel.request, nni_channel.PAUSE = slow, fails, 0.1
+"""
+LR = {"optim.lr": {"type": "float", "low": "0.1x", "high": "10x", "log": True}}
+TWO = {"optim.lr": {"type": "categorical", "choices": [3e-3, 6e-3]}}
+EPOCHS = 12
+
+
+@pytest.fixture(scope="module")
+def studies(nni_studies):
+    (nni_studies.root / "hooks" / "sitecustomize.py").write_text(HOOKS.format(root=nni_studies.root))
+    nni_studies.space("lr", parameters=LR)
+    nni_studies.space("two", parameters=TWO, sampler={"name": "random"})
+    return nni_studies
+
+
+def arguments(name, space="lr", trials=4, workers=1):
+    numbers = ("--trials", str(trials), "--workers", str(workers), "--set", f"training.epochs={EPOCHS}")
+    return ("run", "--space", f"{space}.yaml", "--recipe", "tiny.yaml", "--backend", "nni", "--name", name, *numbers)
+
+
+def test_a_study_that_can_not_go_on_ends_with_its_cause(studies):
+    commands = {
+        "burning": studies.start(*arguments("burning", workers=4)),
+        "tuner": studies.start(*arguments("tuner")),
+        "used-up": studies.start(*arguments("used-up", space="two")),
+    }
+
+    def ended(name):
+        return commands[name].wait(240), studies.said(commands[name])
+
+    code, said = ended("tuner")
+    assert (code, "elta-tune: NNI's tuner died: ValueError: no such tuner" in said) == (2, True), said
+    (studies.root / "again").touch()
+    commands["tuner"] = studies.start(*arguments("tuner"))
+    code, said = ended("tuner")
+    assert (code, "elta-tune: NNI's tuner died: ImportError: no module named that" in said) == (2, True), said
+
+    code, said = ended("burning")
+    assert (code, "elta-tune: 10 trials in a row failed: the process " in said) == (2, True), said
+    assert len(studies.results("burning")) in range(10, 14)
+
+    code, said = ended("used-up")
+    assert (code, "all 2 points of the space were tried" in said) == (0, True), said
+    code, said = studies.run(*arguments("used-up", space="two"))
+    assert (code, "study used-up is finished: 2 of 4 trials" in said, "web UI" in said) == (0, True, False), said
+    assert '"state": "finished"' in studies.run("list", "--json")[1].partition('"study": "used-up"')[2]
+    assert studies.processes() == []
+
+
+def test_kills_of_node_and_tuner_and_a_lost_request_cost_no_epoch(studies):
+    run = arguments("cut", trials=1)
+
+    def killed(kind):
+        """The study goes on for an epoch at least, until a process of it is killed; returns its epochs."""
+        before = len(studies.epochs("cut"))
+        command = studies.start(*run)
+        studies.wait_for(lambda: len(studies.epochs("cut")) > before, command)
+        studies.kill(kind, "cut")
+        assert command.wait(240) == 2, studies.said(command)
+        return studies.epochs("cut")
+
+    (studies.root / "slow").touch()
+    first = studies.start(*run)
+    studies.address(first)
+    first.send_signal(signal.SIGINT)  # before the first trial
+    assert first.wait(240) == 130, studies.said(first)
+    (studies.root / "tuner-may-start").touch()
+    kept = [killed("node"), killed("tuner")]
+    (studies.root / "slow").unlink()
+    code, said = studies.run(*run)
+    assert code == 0, said
+
+    lines = studies.epochs("cut")
+    assert [line["step"] for line in lines] == list(range(1, EPOCHS + 1))
+    assert all(part and lines[: len(part)] == part for part in kept)  # nothing was trained again
+    (result,) = studies.results("cut").values()
+    assert (result["state"], result["params"]) == ("complete", {"optim.lr": 3e-3})  # trial 0 is the recipe
+    trials = studies.query("cut", "select distinct trialJobId from TrialJobEvent where trialJobId != ''")
+    assert trials == [(result["nni_trial_id"],)]
+    sequences = studies.query("cut", "select sequence from MetricData where type = 'PERIODICAL' order by sequence")
+    assert sequences == [(step,) for step in range(EPOCHS)]  # NNI was told each epoch, and once
+    assert "not told: NNI does not answer" in studies.root.joinpath("runs/cut/trials/0000/log.txt").read_text()
+    assert studies.processes() == []
