@@ -38,9 +38,15 @@ def commands(file):
     return [found[1].split() for found in re.finditer(r"^#   elta-tune (.+?)(?:\s+\(.*\))?$", comment, re.MULTILINE)]
 
 
+def recipe_for(space, recipe):
+    """A recipe with the model that the command of a space asks for."""
+    ((_, *arguments),) = commands(space)
+    return load_recipe(recipe, [text for text in arguments if text.startswith("model.")])
+
+
 def test_the_files_that_are_promised_ship():
     assert {"demo", "own", "ava"} <= {file.stem for file in RECIPES}
-    assert {"default", "elta_paper", "head"} <= {file.stem for file in SPACES}
+    assert {"default", "elta_paper", "head", "head_mse"} <= {file.stem for file in SPACES}
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=by_stem)
@@ -76,7 +82,7 @@ def test_a_file_opens_with_commands_that_exist(file):
 
 @pytest.mark.parametrize(("space", "recipe"), CLAIMS, ids=by_stem)
 def test_a_space_fits_the_recipes_that_it_claims(space, recipe):
-    config = load_recipe(recipe)
+    config = recipe_for(space, recipe)
     loaded = load_space(space, config)
     first = loaded.guesses(config)[0]
     assert config.replace(first) == config
@@ -92,6 +98,16 @@ def test_the_default_space_varies_what_users_come_for():
     assert space.parameters["mixup.alpha"].choices == (0.2, 0.5, 1, 2, 8, None)  # METHOD.md §1
     assert space.budget.trials >= 12
     assert make_plan(space, config).note is None  # the demo has a pool
+
+
+def test_a_space_for_each_head_varies_what_is_alive_there():
+    ava = ROOT / "trials" / "ava.yaml"
+    files = {head: ROOT / "search_spaces" / name for head, name in (("emd", "head.yaml"), ("mse", "head_mse.yaml"))}
+    spaces = {head: load_space(file, recipe_for(file, ava)) for head, file in files.items()}
+    emd, mse = (space.parameters for space in spaces.values())
+    assert emd.keys() - mse.keys() == {"model.hidden_size", "training.emd_reduction"}
+    assert mse.keys() - emd.keys() == {"model.dropout"}
+    assert all(emd[name] == mse[name] for name in emd.keys() & mse.keys())
 
 
 def test_the_papers_space_is_the_published_grid():
@@ -177,7 +193,7 @@ SCORES = {
 
 @pytest.fixture(params=SPACES, ids=by_stem)
 def space(request):
-    return load_space(request.param, load_recipe(ROOT / "trials" / "ava.yaml"))
+    return load_space(request.param, recipe_for(request.param, ROOT / "trials" / "ava.yaml"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 48])
