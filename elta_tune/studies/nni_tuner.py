@@ -7,6 +7,7 @@ keeps the dispatcher alive where an early or late message would let NNI's own co
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import threading
@@ -182,17 +183,51 @@ def make_assessor(study: str, optimize_mode: str) -> Any:
     from nni.algorithms.hpo.medianstop_assessor import MedianstopAssessor
     from nni.assessor import AssessResult
 
+    mend_resuming()
     folder = StudyFolder(Path(study))
     plan = read_plan(folder)
+    metric = plan.space.objective.metric
 
     class Median(MedianstopAssessor):  # type: ignore[misc]
+        def recorded(self, number: int) -> dict[int, Any]:
+            """What a trial has reported so far, by NNI's sequence numbers."""
+            lines = folder.trial(number).epochs()
+            return {line["step"] - 1: {"default": line[metric]} for line in lines if line[metric] is not None}
+
         def assess_trial(self, trial_job_id: str, trial_history: list[Any]) -> Any:
             verdict = super().assess_trial(trial_job_id, trial_history)
             return verdict if len(self._completed_avg_history) >= plan.pruner_startup else AssessResult.Good
 
     assessor = Median(optimize_mode, start_step=plan.pruner_warmup + 1)
-    assessor._completed_avg_history.update(running_means(folder, plan.space.objective.metric))
+    assessor._completed_avg_history.update(running_means(folder, metric))
     return assessor
+
+
+@functools.cache  # it wraps what it mends
+def mend_resuming() -> None:
+    """Lets the assessor hear of trials that an earlier start began, of which NNI's dispatcher takes the end result
+    alone; what they reported to that start is in their folders.
+    """
+    import nni
+    from nni.runtime import msg_dispatcher
+
+    dispatcher, histories = msg_dispatcher.MsgDispatcher, msg_dispatcher._trial_history
+    report, end = dispatcher.handle_report_metric_data, dispatcher.handle_trial_end
+
+    def handle_report_metric_data(self: Any, data: dict[str, Any]) -> None:
+        if data["type"] != "PERIODICAL" or not self.is_created_in_previous_exp(data["parameter_id"]):
+            report(self, data)
+        elif self.assessor is not None:
+            histories[data["trial_job_id"]].update(self.assessor.recorded(data["number"]))
+            self._handle_intermediate_metric_data({**data, "value": nni.load(data["value"])})
+
+    def handle_trial_end(self: Any, data: dict[str, Any]) -> None:
+        end(self, data)
+        if histories.pop(data["trial_job_id"], None) is not None:  # else NNI has told the assessor
+            self.assessor.trial_end(data["trial_job_id"], data["event"] == "SUCCEEDED")
+        msg_dispatcher._ended_trials.add(data["trial_job_id"])
+
+    dispatcher.handle_report_metric_data, dispatcher.handle_trial_end = handle_report_metric_data, handle_trial_end
 
 
 def running_means(folder: StudyFolder, metric: str) -> dict[str, list[float]]:

@@ -166,6 +166,37 @@ def test_complete_trials_of_an_earlier_start_are_in_the_median(study):
     assert assessor.assess_trial("y", [{"default": 0.1}, {"default": 0.31}]).name == "Good"  # .6 and .3
 
 
+def test_trials_that_go_on_are_stopped_early_and_counted_as_those_of_this_start(study):
+    from nni.runtime.msg_dispatcher import MsgDispatcher
+
+    folder, plan = study("random", pruner={"name": "median", "startup_trials": 1, "warmup": 0})
+    curves = {0: [0.5, 0.6, 0.7], 1: [0.1, 0.2, 0.3], 2: [0.2, 0.3, 0.9]}
+    for number, curve in curves.items():  # each had two epochs when the study was stopped
+        train(folder, plan, number, {})
+        for step, value in enumerate(curve[:2], 1):
+            folder.trial(number).append({"step": step, "srcc": value})
+    dispatcher = MsgDispatcher("ws://_unittest_tuner", ready(folder, plan), make_assessor(str(folder.path), "maximize"))
+    sent = []
+    dispatcher.send = lambda command, data: sent.append(json.loads(data))
+    dispatcher.handle_add_customized_trial([{"parameter_id": n, "parameters": {}} for n in curves])
+
+    def goes_on(number):
+        """The third epoch, then the end; what the dispatcher says to node."""
+        folder.trial(number).append({"step": 3, "srcc": curves[number][2]})
+        trial = {"trial_job_id": f"resumed {number}"}
+        metric = {"type": "PERIODICAL", "parameter_id": number, "number": number, "sequence": 2}
+        dispatcher.handle_report_metric_data({**trial, **metric, "value": json.dumps({"default": curves[number][2]})})
+        state, said = ("EARLY_STOPPED" if sent else "SUCCEEDED"), sent.copy()
+        end = {"event": state, "hyper_params": json.dumps({"parameter_id": number})}
+        dispatcher.handle_trial_end({**trial, **end})
+        sent.clear()
+        return said
+
+    assert goes_on(0) == []  # nothing is complete
+    assert goes_on(1) == ["resumed 1"]  # its best, .3, is below the mean of trial 0, .6
+    assert goes_on(2) == []  # its best, .9, is not
+
+
 def test_the_web_ui_is_told_which_tuner_runs(study):
     from elta_tune.executors.local import Slot
     from elta_tune.studies.nni_folder import Workers

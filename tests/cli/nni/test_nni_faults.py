@@ -30,15 +30,16 @@ if number is not None and study == "cut":
     from elta_tune.records import TrialFolder
     from elta_tune.studies import nni_channel
     append, request, failures = TrialFolder.append, nni_channel.request, ["any"] * 5
-    def slow(self, record):
-        append(self, record)
-        time.sleep(0.5 if (root / "slow").exists() else 0)
+    def waits(self, record):
+        append(self, {{**record, "srcc": 0.0}} if number == "1" else record)
+        while record["step"] == 2 and not (root / f"gate-{{number}}").exists():
+            time.sleep(0.05)
     def fails(port, method, path, content=None, *arguments, **options):
-        if (content or {{}}).get("type") == "metric" and '"sequence": 9' in content["metric"] and failures:
+        if failures and number == "0" and '"sequence": 9' in str(content):
             failures.pop()
             port = 1
         return request(port, method, path, content, *arguments, **options)
-    TrialFolder.append, nni_channel.request, nni_channel.PAUSE = slow, fails, 0.1
+    TrialFolder.append, nni_channel.request, nni_channel.PAUSE = waits, fails, 0.1
 """
 LR = {"optim.lr": {"type": "float", "low": "0.1x", "high": "10x", "log": True}}
 TWO = {"optim.lr": {"type": "categorical", "choices": [3e-3, 6e-3]}}
@@ -49,6 +50,8 @@ EPOCHS = 12
 def studies(nni_studies):
     (nni_studies.root / "hooks" / "sitecustomize.py").write_text(HOOKS.format(root=nni_studies.root))
     nni_studies.space("lr", parameters=LR)
+    median = {"name": "median", "startup_trials": 1, "warmup": 0.5}
+    nni_studies.space("cut", parameters=LR, pruner=median, enqueue=[{"optim.lr": 6e-3}])
     nni_studies.space("two", parameters=TWO, sampler={"name": "random"})
     return nni_studies
 
@@ -88,36 +91,39 @@ def test_a_study_that_can_not_go_on_ends_with_its_cause(studies):
 
 
 def test_kills_of_node_and_tuner_and_a_lost_request_cost_no_epoch(studies):
-    run = arguments("cut", trials=1)
+    run = arguments("cut", space="cut", trials=2)
 
-    def killed(kind):
-        """The study goes on for an epoch at least, until a process of it is killed; returns its epochs."""
-        before = len(studies.epochs("cut"))
+    def killed(kind, number):
+        """The study goes on to the second epoch of a trial, when a process of it is killed; returns the epochs."""
         command = studies.start(*run)
-        studies.wait_for(lambda: len(studies.epochs("cut")) > before, command)
+        studies.wait_for(lambda: len(studies.epochs("cut", number)) == 2, command)
         studies.kill(kind, "cut")
         assert command.wait(240) == 2, studies.said(command)
-        return studies.epochs("cut")
+        (studies.root / f"gate-{number}").touch()
+        return studies.epochs("cut", number)
 
-    (studies.root / "slow").touch()
     first = studies.start(*run)
     studies.address(first)
     first.send_signal(signal.SIGINT)  # before the first trial
     assert first.wait(240) == 130, studies.said(first)
     (studies.root / "tuner-may-start").touch()
-    kept = [killed("node"), killed("tuner")]
-    (studies.root / "slow").unlink()
+    kept = [killed("node", 0), killed("tuner", 1)]
     code, said = studies.run(*run)
     assert code == 0, said
 
-    lines = studies.epochs("cut")
-    assert [line["step"] for line in lines] == list(range(1, EPOCHS + 1))
-    assert all(part and lines[: len(part)] == part for part in kept)  # nothing was trained again
-    (result,) = studies.results("cut").values()
-    assert (result["state"], result["params"]) == ("complete", {"optim.lr": 3e-3})  # trial 0 is the recipe
+    results = studies.results("cut")
+    assert [result["state"] for result in results.values()] == ["complete", "pruned"]
+    # Trial 0 is the recipe. Trial 1 was begun by the start that was killed, and is stopped early by the next one.
+    assert [result["params"]["optim.lr"] for result in results.values()] == [3e-3, 6e-3]
     trials = studies.query("cut", "select distinct trialJobId from TrialJobEvent where trialJobId != ''")
-    assert trials == [(result["nni_trial_id"],)]
-    sequences = studies.query("cut", "select sequence from MetricData where type = 'PERIODICAL' order by sequence")
-    assert sequences == [(step,) for step in range(EPOCHS)]  # NNI was told each epoch, and once
+    assert trials == [(result["nni_trial_id"],) for result in results.values()]
+    for number, (epochs, (trial,)) in enumerate(zip((EPOCHS, 7), trials, strict=True)):
+        lines = studies.epochs("cut", number)
+        assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+        assert len(lines) - epochs in ((0,) if number == 0 else (0, 1, 2))  # a verdict may come an epoch late
+        assert lines[:2] == kept[number]  # nothing was trained again
+        told = f"select sequence from MetricData where type = 'PERIODICAL' and trialJobId = '{trial}' order by sequence"
+        sequences = studies.query("cut", told)
+        assert sequences[:epochs] == [(step,) for step in range(epochs)]  # NNI was told each epoch, and once
     assert "not told: NNI does not answer" in studies.root.joinpath("runs/cut/trials/0000/log.txt").read_text()
     assert studies.processes() == []
