@@ -180,7 +180,16 @@ def load_space(path: Path, recipe: TrialConfig) -> SearchSpace:
     Raises:
         ConfigError: every wrong field at once, with its line.
     """
-    document = _with_relative_bounds(read_document(path), recipe)
+    return check_space(read_document(path), recipe)
+
+
+def check_space(document: Document, recipe: TrialConfig) -> SearchSpace:
+    """Builds the space of a document, checked against a recipe.
+
+    Raises:
+        ConfigError: as `load_space`.
+    """
+    document = _with_relative_bounds(document, recipe)
     problems = list(_bad_names(document))
     try:
         space = _with_field_types(parse(SearchSpace, document), recipe)

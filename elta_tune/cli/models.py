@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from elta_tune.api import DEFAULT_CACHE
-from elta_tune.cli.options import MODEL, Cache, Device, Json, Runs, Set, print_json
+from elta_tune.cli.options import MODEL, Cache, Device, Force, Json, Runs, Set, SetData, print_json
 
 if TYPE_CHECKING:
     from elta_tune.data.splits import SplitName
@@ -26,7 +26,8 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="val, test or train of its own data.", show_default="val")] = None,
     from_predictions: Annotated[Path | None, typer.Option(help="Predictions that exist: no model is needed.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV file.")] = None,
-    overrides: Set = None,
+    force: Force = False,
+    overrides: SetData = None,
     as_json: Json = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -39,6 +40,7 @@ def evaluate(
     from elta_tune.config import read_overrides
     from elta_tune.errors import ConfigError
     from elta_tune.records import write_aside, write_predictions
+    from elta_tune.results.outputs import check_output, unwritable_told
 
     if (model is None) == (from_predictions is None):
         raise ConfigError("evaluate: name either a model, or --from-predictions FILE")
@@ -47,6 +49,8 @@ def evaluate(
     if csv is not None and split is not None:
         raise ConfigError("evaluate: --csv and --split exclude each other")
     values = read_overrides(overrides or ())
+    if predictions is not None:
+        check_output(predictions, force, "--predictions")
     if from_predictions is not None:
         from elta_tune.config import TrialConfig
         from elta_tune.results.evaluate import data_with, evaluate_predictions
@@ -66,9 +70,10 @@ def evaluate(
                 progress=progress,
             )
     if predictions is not None:
-        predictions.parent.mkdir(parents=True, exist_ok=True)
-        write_aside(predictions, lambda aside: write_predictions(aside, found.predictions))
+        with unwritable_told(predictions):
+            write_aside(predictions, lambda aside: write_predictions(aside, found.predictions))
     told = {"model": model, "split": None if csv or from_predictions else split or "val", "data": found.data}
+    told |= {name: getattr(found.yardstick, name) for name in ("scale", "threshold", "tail_cuts")}
     _tell_metrics({**told, "metrics": found.metrics}, as_json)
 
 
@@ -76,11 +81,12 @@ def predict(
     model: Annotated[str, MODEL],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Images, folders, or tables with image ids.")],
     out: Annotated[Path | None, typer.Option(help="Write FILE.csv, FILE.jsonl or FILE.parquet.")] = None,
+    force: Force = False,
     images: Annotated[Path | None, typer.Option(help="Folder of a table's images.")] = None,
     sort: Annotated[bool, typer.Option("--sort", help="Best first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
-    overrides: Set = None,
+    overrides: SetData = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
 ) -> None:
@@ -89,11 +95,13 @@ def predict(
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
+    from elta_tune.results.outputs import check_output
     from elta_tune.results.sources import load_model
     from elta_tune.results.tables import check_table, write_table
 
     if out is not None:
         check_table(out)
+        check_output(out, force, "--out")
     checkpoint = load_model(model, runs)
     count = unreadable = 0
 
@@ -156,26 +164,24 @@ def sharpen(
     metric: Annotated[str, typer.Option(help="Of the hold-out's pseudo-labels: balanced, bmae, srcc, …")] = "balanced",
     trials: Annotated[int, typer.Option(min=1, help="Temperatures and thresholds to try.")] = 200,
     out: Annotated[Path, typer.Option(help="The pseudo-labels.")] = Path("pseudo_labels.csv"),
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Force = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Searches temperature and threshold of the sharpening on predictions that exist, and writes the pseudo-labels."""
-    from elta_tune.config import load_recipe
+    from elta_tune.config import TrialConfig, read_overrides
     from elta_tune.documents import find_document
-    from elta_tune.errors import StudyError
     from elta_tune.records import write_selection
-    from elta_tune.results.sharpen import sharpen_predictions
-    from elta_tune.space import load_space
+    from elta_tune.results.outputs import check_output, unwritable_told
+    from elta_tune.results.sharpen import load_sharpening, sharpen_predictions
 
-    if out.exists() and not force:
-        raise StudyError(f"{out}: is there already", "replace it with --force, or name another with --out")
-    fields = ["self_training.rounds=1", "data.demo=null", *(overrides or ())]
-    recipe = load_recipe(find_document("demo.yaml", "trials"), fields)
-    space_file = find_document(space, "search_spaces")
-    judge = _share_or_file(holdout)
-    found = sharpen_predictions(logits, judge, load_space(space_file, recipe), recipe, metric=metric, trials=trials)
-    write_selection(out, found.labels.selection)
+    check_output(out, force, "--out")
+    fields = {"self_training.rounds": 1, **read_overrides(overrides or ())}
+    recipe = TrialConfig().replace(fields, source="--set")
+    searched = load_sharpening(find_document(space, "search_spaces"), recipe)
+    found = sharpen_predictions(logits, _share_or_file(holdout), searched, recipe, metric=metric, trials=trials)
+    with unwritable_told(out):
+        write_selection(out, found.labels.selection)
     _tell_sharpening(found, metric, out, as_json)
 
 
@@ -200,7 +206,8 @@ def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) ->
         choices = {"best": asdict(found.best), "recipe": found.recipe and asdict(found.recipe)}
         counts = {"images": selection.pool_size, "selected": len(selection.rows)}
         pool = {**counts, "spread": labels.spread, "pool_spread": labels.pool_spread, "diagnosis": labels.diagnosis}
-        return print_json({**choices, "pool": pool, "pseudo_labels": str(out)})
+        measured = {name: getattr(found.yardstick, name) for name in ("scale", "tail_cuts")}
+        return print_json({**choices, **measured, "left_out": found.left_out, "pool": pool, "pseudo_labels": str(out)})
     for name, value in found.best.params.items():
         console.print(f"  {name} = {number(value)}")
     columns = {"best": found.best} | ({"recipe": found.recipe} if found.recipe else {})
@@ -210,6 +217,8 @@ def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) ->
     for name in ("srcc", "mae_low", "mae_mid", "mae_high"):
         table.add_row(name, *(figure(choice.metrics[name]) for choice in columns.values()))
     console.print(table)
+    if found.left_out:
+        console.print(f"{found.left_out:,} images have a reason instead of a score, and are left out")
     told = ", ".join(f"{count:,} of {labels.pool_spread[name]:,} {name}" for name, count in labels.spread.items())
     console.print(
         f"{len(selection.rows):,} of {selection.pool_size:,} images are pseudo-labelled: {told}", soft_wrap=True
@@ -222,13 +231,12 @@ def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) ->
 
 def _line(prediction: Prediction, as_json: bool) -> str:
     from elta_tune.cli.text import metric
-    from elta_tune.results.tables import json_line
+    from elta_tune.results.tables import as_utf8, json_line
 
     if as_json:
         return json_line(prediction)
-    return f"{metric(prediction.score):>8}  {prediction.image_id}" + (
-        f"  ({prediction.reason})" if prediction.reason else ""
-    )
+    reason = f"  ({prediction.reason})" if prediction.reason else ""
+    return f"{metric(prediction.score):>8}  {as_utf8(prediction.image_id + reason)}"
 
 
 def _tell_metrics(told: dict[str, Any], as_json: bool) -> None:
@@ -238,13 +246,14 @@ def _tell_metrics(told: dict[str, Any], as_json: bool) -> None:
 
     from elta_tune.cli.text import console, metric, plain_table
 
-    data = told["data"]
+    data, (low, high) = told["data"], told["scale"]
     left_out = f", {data['left_out']} left out" if data.get("left_out") else ""
     hashed = f", hash {data['hash']}" if "hash" in data else ""
     console.print(Text(f"{data['file']}: {data['rows']:,} images{left_out}{hashed}"), soft_wrap=True)
+    console.print(f"on a scale of {low:g}…{high:g}, where more than {told['threshold']:g} is beautiful")
     table = plain_table(["metric", "value"], right=["value"])
     for name, value in told["metrics"].items():
         table.add_row(name, metric(value) if isinstance(value, float) else str(value))
     console.print(table)
-    if "mae_low" not in told["metrics"]:
+    if told["tail_cuts"] is None:
         console.print("no tails: the training split is not known; name its file: --set data.train=FILE")

@@ -10,6 +10,10 @@ import typer
 Runs = Annotated[Path, typer.Option(help="Folder of the studies.")]
 Study = Annotated[str | None, typer.Argument(help="Folder of a study, or its name; left out: the last one.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another value of a recipe's field.")]
+SetData = Annotated[
+    list[str] | None, typer.Option("--set", metavar="data.KEY=VALUE", help="Another value of a field of data.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 Json = Annotated[bool, typer.Option("--json", help="Only JSON on standard output.")]
 Cache = Annotated[
     Path,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from elta_tune.results.card import model_card
 from elta_tune.results.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from elta_tune.results.kinds import Kind, card_file
 from elta_tune.results.onnx_model import run_onnx, write_onnx
+from elta_tune.results.outputs import unwritable_told
 from elta_tune.results.timm_files import HEAD_FILE, check_weights, read_folder, read_timm, write_folder, write_timm
 from elta_tune.training.model import AestheticModel
 
@@ -57,16 +57,6 @@ def write_model(checkpoint: Checkpoint, path: Path, kind: Kind) -> float:
             card = model_card(checkpoint, f"elta-tune predict {path.name} PHOTOS --sort")
             write_aside(card_file(path), lambda file: file.write_text(card, encoding="utf-8"))
     return difference
-
-
-@contextmanager
-def unwritable_told(path: Path) -> Iterator[None]:
-    """Makes a StudyError that names the file of what the system says where it can't be written."""
-    try:
-        yield
-    except OSError as error:
-        told = f"{path}: can't be written: {error.strerror}" if error.strerror else str(error)
-        raise StudyError(told) from error
 
 
 def _largest_difference(checkpoint: Checkpoint, said: Callable[[NDArray[np.uint8]], Tensor], kind: Kind) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from elta_tune.config import DataConfig
+from elta_tune.config import ColumnsConfig, DataConfig
 from elta_tune.data.cache import Progress, no_progress
 from elta_tune.data.dataset import Split, open_split
 from elta_tune.data.readers import Ratings
@@ -18,15 +18,15 @@ from elta_tune.data.splits import SplitName, read_splits
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
 from elta_tune.results.checkpoint import Checkpoint
-from elta_tune.results.predictions import read_predictions
+from elta_tune.results.predictions import PredictionFile, read_predictions
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import Predictions, evaluate, predict
 from elta_tune.trial import describe_split
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """What metrics are measured by; `tail_cuts` are None where the training split is not known."""
+class KeptYardstick:
+    """What a checkpoint or a file tells to measure by; `tail_cuts` are None where the training split is not known."""
 
     scale: tuple[float, float]
     threshold: float
@@ -36,15 +36,16 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of METHOD.md §7, what they were taken of, and on which data."""
+    """The metrics of METHOD.md §7, what they were taken of, by what, and on which data."""
 
     metrics: dict[str, float]
     predictions: Predictions
+    yardstick: KeptYardstick
     data: dict[str, Any]
 
 
 def table_data(checkpoint: Checkpoint, csv: Path, images: Path | None, overrides: Mapping[str, Any]) -> DataConfig:
-    """A rating file of its own as the test split of a data set; without `images`, they are beside it.
+    """A rating file of its own as the test split of a data set, all of it; without `images`, they are beside it.
 
     Raises:
         ConfigError: an override is no field of `data`.
@@ -54,6 +55,7 @@ def table_data(checkpoint: Checkpoint, csv: Path, images: Path | None, overrides
     data = DataConfig(
         test=csv.absolute(),
         images=(images or (beside if beside.is_dir() else csv.parent)).absolute(),
+        columns=ColumnsConfig(split="none"),
         resize=own.resize,
         crop=own.crop,
     )
@@ -85,7 +87,7 @@ def evaluate_model(
     """Predicts a split of a data set and measures the predictions.
 
     Scores are mapped linearly from the model's scale onto the ratings'. The tails are those of the split that the
-    model was trained on.
+    model was trained on; where it does not tell them, those of the training file that `data` names.
 
     Raises:
         DataError: there is no such split, it has no ratings, or its images are missing.
@@ -96,21 +98,38 @@ def evaluate_model(
     rows, ratings = open_split(data, split, cache, progress)
     if rows.scores is None:
         raise DataError(f"{rows.file}: the {split} split has no ratings to measure by")
-    yardstick = _yardstick(checkpoint, ratings)
+    yardstick = _yardstick(checkpoint, ratings, data)
     predictions = predict(model, rows, checkpoint.config, yardstick.scale)
     measured = evaluate(predictions, _comparable(rows, predictions), yardstick)
-    return Evaluation(measured, predictions, describe_split(rows))
+    return Evaluation(measured, predictions, yardstick, describe_split(rows))
 
 
-def _yardstick(checkpoint: Checkpoint, ratings: Ratings) -> Yardstick:
-    scale = ratings.scale or checkpoint.scale
-    cuts = checkpoint.tail_cuts
-    if cuts is not None and scale != checkpoint.scale:
-        (low, high), (own_low, own_high) = scale, checkpoint.scale
+def _yardstick(checkpoint: Checkpoint, ratings: Ratings, data: DataConfig) -> KeptYardstick:
+    scale, cuts, cuts_scale = ratings.scale or checkpoint.scale, checkpoint.tail_cuts, checkpoint.scale
+    if cuts is None and (training := training_file(data)) is not None:
+        cuts, cuts_scale = training.tail_cuts, training.scale
+    if cuts is not None and scale != cuts_scale:
+        (low, high), (own_low, own_high) = scale, cuts_scale
         low_cut, high_cut = (low + (high - low) * (cut - own_low) / (own_high - own_low) for cut in cuts)
         cuts = (low_cut, high_cut)
     threshold = checkpoint.threshold if ratings.threshold is None else ratings.threshold
-    return Yardstick(scale, threshold, cuts, ratings.is_spread)
+    return KeptYardstick(scale, threshold, cuts, ratings.is_spread)
+
+
+def training_file(data: DataConfig) -> KeptYardstick | None:
+    """What the training file of a data set tells, None where there is none.
+
+    Raises:
+        DataError: it is named and can't be read.
+    """
+    file, named = data.path("train"), data.train or data.ratings
+    if file is None or not (named or file.exists()):
+        return None
+    ratings = read_splits(data, ["train"])["train"]
+    assert ratings.scores is not None
+    assert ratings.scale is not None
+    assert ratings.threshold is not None
+    return KeptYardstick(ratings.scale, ratings.threshold, metrics.tail_cuts(ratings.scores), ratings.is_spread)
 
 
 def _comparable(rows: Split, predictions: Predictions) -> Split:
@@ -128,36 +147,43 @@ def evaluate_predictions(file: Path, data: DataConfig) -> Evaluation:
     the trial's; else the scale is 1…K for K bins (1…10 without), and there are no tails.
 
     Raises:
-        DataError: the file can't be read, or has no `gt`.
+        DataError: the file can't be read, has no `gt`, or has one that is outside the scale.
     """
-    predictions = read_predictions(file)
-    if predictions.truth is None:
-        raise DataError(f"{file}: there is no column gt with the true scores")
-    yardstick = yardstick_of_file(file, data, predictions)
+    read = read_predictions(file)
+    truth, yardstick = read.require_truth(), yardstick_of_file(read, data)
     measured = metrics.evaluate(
-        predictions.scores,
-        predictions.truth,
+        read.predictions.scores,
+        truth,
         threshold=yardstick.threshold,
         scale=yardstick.scale,
         tail_cuts=yardstick.tail_cuts,
     )
-    return Evaluation(measured, predictions, {"file": str(file), "rows": len(predictions.ids)})
+    told = {"file": str(file), "rows": len(truth), "left_out": read.left_out}
+    return Evaluation(measured, read.predictions, yardstick, told)
 
 
-def yardstick_of_file(file: Path, data: DataConfig, predictions: Predictions) -> Yardstick:
-    """What the predictions in a file are measured by, as `evaluate_predictions` says."""
-    bins = 10 if predictions.distributions is None else predictions.distributions.shape[1]
-    scale, threshold, cuts = (1.0, float(bins)), None, None
-    if data.path("train") is not None:
-        ratings = read_splits(data, ["train"])["train"]
-        scale, threshold = ratings.scale or scale, ratings.threshold
-        cuts = None if ratings.scores is None else metrics.tail_cuts(ratings.scores)
-    elif (result := file.with_name("result.json")).is_file():
-        model = json.loads(result.read_text(encoding="utf-8")).get("model", {})
-        scale, threshold = tuple(model.get("scale", scale)), model.get("threshold")
-        cuts = None if model.get("tail_cuts") is None else tuple(model["tail_cuts"])
+def yardstick_of_file(file: PredictionFile, data: DataConfig) -> KeptYardstick:
+    """What the predictions in a file with true scores are measured by, as `evaluate_predictions` says.
+
+    Raises:
+        DataError: a true score is outside the scale.
+    """
+    scale, threshold, cuts = (1.0, float(file.bins or 10)), None, None
+    if (known := training_file(data) or _beside(file.path)) is not None:
+        scale, threshold, cuts = known.scale, known.threshold, known.tail_cuts
     scale = data.scale or scale
+    file.refuse_outside(scale)
     threshold = threshold if data.threshold is None else data.threshold
     if threshold is None:
         threshold = 5.0 if scale == (1.0, 10.0) else sum(scale) / 2  # 5 is AVA's
-    return Yardstick(scale, threshold, cuts)
+    return KeptYardstick(scale, threshold, cuts)
+
+
+def _beside(file: Path) -> KeptYardstick | None:
+    """What the `result.json` beside a trial's predictions tells; one of another tool tells nothing."""
+    try:
+        model = json.loads(file.with_name("result.json").read_text(encoding="utf-8"))["model"]
+        (low, high), threshold, cuts = model["scale"], model["threshold"], model["tail_cuts"]
+        return KeptYardstick((float(low), float(high)), float(threshold), (float(cuts[0]), float(cuts[1])))
+    except (OSError, ValueError, TypeError, LookupError):
+        return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from elta_tune.errors import ConfigError, StudyError, did_you_mean
+from elta_tune.errors import ConfigError, did_you_mean
+from elta_tune.results.outputs import refuse_existing
 
 Kind = Literal["ckpt", "safetensors", "onnx", "timm", "hf"]
 DEFAULT_NAMES: dict[Kind, str] = {
@@ -30,11 +31,8 @@ def exported_file(kind: str, output: Path | None, force: bool) -> Path:
         raise ConfigError(f"{kind}: is no format of export; there are {known}{did_you_mean(kind, DEFAULT_NAMES)}")
     file = (output or Path(DEFAULT_NAMES[kind])).absolute()
     for written in (file, card_file(file)) if kind == "safetensors" else (file,):
-        if written.exists() and not force:
-            what = "" if written == file else ", where the model card goes"
-            raise StudyError(
-                f"{written}: is there already{what}", "replace it with --force, or name another with --output"
-            )
+        what = "" if written == file else ", where the model card goes"
+        refuse_existing(written, force, "--output", what=what)
     return file
 
 

@@ -22,14 +22,15 @@ from elta_tune.data.readers import read_unlabelled
 from elta_tune.errors import DataError
 from elta_tune.results.checkpoint import Checkpoint
 from elta_tune.training.devices import device_of
-from elta_tune.training.loop import from_method_scale
+from elta_tune.training.loop import from_method_scale, predict_batch
+from elta_tune.trial import out_of_memory_told
 
 
 @dataclass(frozen=True)
 class Prediction:
     """One image: its score on the data set's own scale and the shares (K,) of the ratings, None with an `mse` head.
 
-    What can't be read has no score, but a reason.
+    What can't be read has no score, but a reason. The id of an image in a folder is its path below it.
     """
 
     image_id: str
@@ -40,17 +41,24 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image as the user named it, and where it is, None if nowhere."""
+    """An image by its id, and where it is, None if nowhere."""
 
     image_id: str
     path: str | Path | None
 
 
+TABLES = (".csv", ".tsv", ".txt", ".json", ".xlsx", ".xlsm", ".xls")
+"""Files that list images; the readers say what they can't read."""
+
+
 def list_images(paths: Sequence[Path], images: Path | None = None, data: DataConfig | None = None) -> list[ImageFile]:
     """The images that some paths name.
 
+    An image of a folder is called by its path below it, as rating files call it; if several paths are named, by its
+    whole path, for there may be one of that name in each.
+
     Args:
-        paths: images, folders (with all below them), or tables with a column of ids (.csv, .tsv, .txt, .json).
+        paths: images, folders (with all below them), or tables with a column of ids (CSV, text, JSON, Excel).
         images: folder of the images of tables; left out, `images/` beside each, or else the table's own folder.
         data: how to read tables, where their columns do not tell it.
 
@@ -64,7 +72,7 @@ def list_images(paths: Sequence[Path], images: Path | None = None, data: DataCon
             raise DataError(f"{path}: there is no such file or folder")
         if path.is_dir():
             names = read_unlabelled(path, data).ids
-            found += [ImageFile(str(path / name), path / name) for name in names]
+            found += [ImageFile(name if len(paths) == 1 else str(path / name), path / name) for name in names]
         elif path.suffix.lower() in TABLES:
             beside = path.parent / "images"
             folder = images or (beside if beside.is_dir() else path.parent)
@@ -75,9 +83,6 @@ def list_images(paths: Sequence[Path], images: Path | None = None, data: DataCon
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: there are no images")
     return found
-
-
-TABLES = (".csv", ".tsv", ".txt", ".json")
 
 
 @dataclass(frozen=True)
@@ -122,17 +127,19 @@ def predict_images(
 
     Raises:
         ModelError: the weights are not the model's.
+        OutOfMemoryError: so many images at a time are too many.
     """
     target = device_of(device)
-    model = checkpoint.model().to(target)
+    # As the training holds it: in another memory format the sums run in another order.
+    model = checkpoint.model().to(device=target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
-    with careful(), ThreadPoolExecutor(available_cores()) as workers:
+    told = out_of_memory_told("take fewer images at a time: --batch-size N")
+    with careful(), ThreadPoolExecutor(available_cores()) as workers, told:
         source = DecodedFiles(files, checkpoint.config.data.crop, workers)
         for index, batch in prefetch(source, batches, target):
-            with torch.inference_mode():
-                _, outputs = model(model.normalized(batch))
-                own = from_method_scale(model.head.scores(outputs).double().cpu().numpy(), checkpoint.scale)
-                shares = outputs.softmax(dim=1).cpu().numpy() if checkpoint.config.model.head == "emd" else None
+            outputs, scores = predict_batch(model, batch)
+            own = from_method_scale(scores.double().numpy(), checkpoint.scale)
+            shares = outputs.softmax(dim=1).numpy() if checkpoint.config.model.head == "emd" else None
             for row, position in enumerate(map(int, index)):
                 name, reason = files[position].image_id, source.reasons.get(position)
                 if reason is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.readers import id_bytes
+from elta_tune.documents import read_document
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
-from elta_tune.method.sharpening import select, sharpen
-from elta_tune.results.evaluate import Yardstick, yardstick_of_file
-from elta_tune.results.predictions import read_predictions
-from elta_tune.space import SearchSpace
+from elta_tune.results.evaluate import KeptYardstick, yardstick_of_file
+from elta_tune.results.predictions import PredictionFile, read_predictions
+from elta_tune.space import SearchSpace, check_space
 from elta_tune.training.learner import Selection
-from elta_tune.training.loop import Predictions, to_method_scale
+from elta_tune.training.loop import Predictions
+from elta_tune.training.self_training import select_from
 
+SECTION = "sharpening."
+"""What the fields of a recipe that are searched begin with."""
 SMALLEST_SHARE = 0.1
 """Of the hold-out's images in either tail, that a choice has to select: pseudo-labels are for the tails."""
 BALANCED = "balanced"
@@ -63,13 +67,14 @@ class PseudoLabels:
     diagnosis: dict[str, float] | None
 
 
-def hold_out(predictions: Predictions, share: float, seed: int = 0) -> tuple[Predictions, Predictions]:
-    """Two parts of labelled predictions: the hold-out, and the pool. Which image goes where hangs on its id alone.
+def hold_out(predictions: Predictions, share: float, seed: int) -> tuple[Predictions, Predictions]:
+    """Two parts of labelled predictions: the hold-out, and the pool. Which image goes where hangs on its id and the
+    seed alone.
 
     Raises:
         DataError: one of them would be empty.
     """
-    hashes = [hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest() for name in predictions.ids]
+    hashes = [hashlib.blake2b(id_bytes(f"{seed}\0{name}"), digest_size=8).digest() for name in predictions.ids]
     order = np.argsort(np.frombuffer(b"".join(hashes), dtype=">u8"), kind="stable")
     count = round(share * len(order))
     if not 0 < count < len(order):
@@ -87,23 +92,25 @@ def _rows(predictions: Predictions, rows: NDArray[np.int64]) -> Predictions:
     )
 
 
-def sharpening_space(space: SearchSpace) -> SearchSpace:
-    """What of a space is about sharpening.
+def load_sharpening(path: Path, recipe: TrialConfig) -> SearchSpace:
+    """What of a space is about sharpening; the rest need not fit the recipe.
 
     Raises:
-        ConfigError: nothing is.
+        ConfigError: nothing is, or a field of it is wrong.
     """
-    others = [name for name in space.parameters if not name.startswith("sharpening.")]
-    if len(others) == len(space.parameters):
-        raise ConfigError("--space: varies no field of sharpening", "search_spaces/default.yaml does")
-    return space.without(others)
+    document = read_document(path)
+    given = document.content.get("parameters")
+    fields = {name: body for name, body in given.items() if name.startswith(SECTION)} if isinstance(given, dict) else {}
+    if not fields:
+        raise ConfigError(f"{path}: parameters: varies no field of sharpening", "search_spaces/default.yaml does")
+    return check_space(replace(document, content={"parameters": fields}), recipe)
 
 
 def search_sharpening(
     holdout: Predictions,
     space: SearchSpace,
     recipe: TrialConfig,
-    yardstick: Yardstick,
+    yardstick: KeptYardstick,
     *,
     metric: str = BALANCED,
     trials: int = 200,
@@ -114,7 +121,7 @@ def search_sharpening(
 
     Args:
         holdout: with `truth` and `logits`.
-        space: of which `sharpening_space` is searched.
+        space: of fields of sharpening.
         metric: of the selected images' pseudo-labels: `balanced`, or one of METHOD.md §7.
 
     Returns:
@@ -128,7 +135,7 @@ def search_sharpening(
 
     if metric != BALANCED and (metric not in metrics.DIRECTIONS or metric.startswith("emd")):
         raise ConfigError(f"--metric {metric}: should be balanced, or one that compares scores: bmae, mae, srcc, …")
-    space, found = sharpening_space(space), dict[tuple[Any, ...], Choice]()
+    found = dict[tuple[Any, ...], Choice]()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     is_error = metrics.DIRECTIONS.get(metric, "minimize") == "minimize"
@@ -156,10 +163,10 @@ def search_sharpening(
     return sorted(found.values(), key=lambda choice: choice.value if is_error else -choice.value)
 
 
-def measure_choice(holdout: Predictions, config: TrialConfig, yardstick: Yardstick, metric: str) -> Choice | None:
+def measure_choice(holdout: Predictions, config: TrialConfig, yardstick: KeptYardstick, metric: str) -> Choice | None:
     """What a temperature and a threshold make of the hold-out, or None if they select too little of its tails."""
     assert holdout.truth is not None
-    selection = select_from(holdout, config, yardstick, round=1)
+    selection = select_from(holdout, config.sharpening, yardstick.scale, round=1)
     rows = selection.rows.numpy()
     cuts = yardstick.tail_cuts or metrics.tail_cuts(holdout.truth)
     for tail in (holdout.truth <= cuts[0], holdout.truth >= cuts[1]):
@@ -178,32 +185,14 @@ def _balanced(measured: Mapping[str, float]) -> float:
     return sum(errors) / len(errors)
 
 
-def select_from(pool: Predictions, config: TrialConfig, yardstick: Yardstick, *, round: int) -> Selection:
-    """The images of a pool whose sharpened confidence is above the threshold.
-
-    Raises:
-        DataError: the pool has no distributions to sharpen.
-    """
-    if pool.logits is None or pool.distributions is None:
-        raise DataError(
-            "these predictions have scores only: there is nothing to sharpen", "they need score2, score3, …"
-        )
-    scores = torch.from_numpy(to_method_scale(pool.scores, yardstick.scale)).float()
-    sharpened = sharpen(pool.logits, scores, config.sharpening.temperature)
-    rows = select(sharpened, config.sharpening.threshold).nonzero().squeeze(1)
-    kept = rows.numpy()
-    raw = torch.from_numpy(pool.distributions)[rows]
-    return Selection(round, len(pool.ids), pool.ids[kept], rows, pool.scores[kept], raw, sharpened[rows])
-
-
-def label_pool(pool: Predictions, config: TrialConfig, yardstick: Yardstick) -> PseudoLabels:
+def label_pool(pool: Predictions, config: TrialConfig, yardstick: KeptYardstick) -> PseudoLabels:
     """Selects from a pool; its own scores are compared afterwards.
 
     Args:
         yardstick: with tails.
     """
     assert yardstick.tail_cuts is not None
-    selection = select_from(pool, config, yardstick, round=1)
+    selection = select_from(pool, config.sharpening, yardstick.scale, round=1)
     truth = None if pool.truth is None or not len(selection.rows) else pool.truth[selection.rows.numpy()]
     return PseudoLabels(
         selection,
@@ -219,18 +208,8 @@ def spread(scores: NDArray[np.float64], tail_cuts: tuple[float, float]) -> dict[
     return {"low": int(low.sum()), "mid": int((~low & ~high).sum()), "high": int(high.sum())}
 
 
-def refuse_shared(holdout: Iterable[str], pool: Iterable[str]) -> None:
-    """Refuses a pool with images of the hold-out.
-
-    Raises:
-        DataError: names the first.
-    """
-    if shared := sorted(set(holdout) & set(pool)):
-        raise DataError(f"{len(shared)} images of the pool are in the hold-out too, the first {shared[0]!r}")
-
-
 def _measured(
-    selection: Selection, truth: NDArray[np.float64], config: TrialConfig, yardstick: Yardstick
+    selection: Selection, truth: NDArray[np.float64], config: TrialConfig, yardstick: KeptYardstick
 ) -> dict[str, float]:
     """The metrics of pseudo-labels: what would be trained on, raw or sharpened."""
     labels = selection.raw if config.sharpening.target == "raw" else selection.sharpened
@@ -251,11 +230,16 @@ def _mean(distributions: Tensor, scale: tuple[float, float]) -> NDArray[np.float
 
 @dataclass(frozen=True)
 class Sharpened:
-    """The best choice, what the recipe's own makes of the hold-out (None: too little of its tails), and the labels."""
+    """The best choice, what the recipe's own makes of the hold-out (None: too little of its tails), and the labels.
+
+    `left_out` images of either file have no score; `yardstick` is what the choices were measured by.
+    """
 
     best: Choice
     recipe: Choice | None
     labels: PseudoLabels
+    yardstick: KeptYardstick
+    left_out: int
 
 
 def sharpen_predictions(
@@ -271,24 +255,45 @@ def sharpen_predictions(
 
     Args:
         file: predictions with logits or shares; its `gt`, if it has one, is not read for the choice.
-        holdout: another file of predictions with `gt`; or the share of this one's images whose `gt` is.
-        recipe: scale and tails are those of its `data`, if it names a training file.
+        holdout: another file of predictions with `gt`; or the share of this one's images whose `gt` is, which hang on
+            the recipe's seed.
+        space: of fields of sharpening.
+        recipe: scale and tails are those of its `data`, if it names a training file; else what the hold-out's file
+            tells (see `yardstick_of_file`).
 
     Raises:
         DataError: a file is wrong, has no `gt` to judge by or nothing to sharpen, or images stand in both.
         ConfigError: as `search_sharpening`.
     """
-    pool = read_predictions(file)
+    read = _sharpenable(file)
+    judge = _sharpenable(holdout) if isinstance(holdout, Path) else read
+    judge.require_truth("name a file that has it: --holdout FILE")
+    yardstick = yardstick_of_file(judge, recipe.data)
     if isinstance(holdout, Path):
-        known = read_predictions(holdout)
-        refuse_shared(known.ids, pool.ids)
+        known, pool, left_out = judge.predictions, read.predictions, judge.left_out + read.left_out
+        _refuse_strangers(judge, read)
     else:
-        known, pool = hold_out(pool, holdout)
-    if known.truth is None:
-        named = holdout if isinstance(holdout, Path) else file
-        raise DataError(f"{named}: there is no column gt to judge pseudo-labels by", "name a file: --holdout FILE")
-    yardstick = yardstick_of_file(file, recipe.data, pool)
+        (known, pool), left_out = hold_out(read.predictions, holdout, recipe.seed), read.left_out
+    assert known.truth is not None
     yardstick = replace(yardstick, tail_cuts=yardstick.tail_cuts or metrics.tail_cuts(known.truth))
     best, *_ = search_sharpening(known, space, recipe, yardstick, metric=metric, trials=trials)
     own = measure_choice(known, recipe, yardstick, metric)
-    return Sharpened(best, own, label_pool(pool, recipe.replace(best.params), yardstick))
+    labels = label_pool(pool, recipe.replace(best.params), yardstick)
+    return Sharpened(best, own, labels, yardstick, left_out)
+
+
+def _sharpenable(path: Path) -> PredictionFile:
+    read = read_predictions(path)
+    if not read.bins:
+        raise DataError(
+            f"{path}: these predictions have scores only: there is nothing to sharpen", "they need score2, score3, …"
+        )
+    return read
+
+
+def _refuse_strangers(holdout: PredictionFile, pool: PredictionFile) -> None:
+    """Refuses a pool of which another model predicted than of the hold-out, or with images of it."""
+    if holdout.bins != pool.bins:
+        raise DataError(f"{pool.path}: has shares of {pool.bins} ratings, but {holdout.path} of {holdout.bins}")
+    if shared := sorted({*holdout.predictions.ids} & {*pool.predictions.ids}):
+        raise DataError(f"{len(shared)} images of the pool are in the hold-out too, the first {shared[0]!r}")

@@ -48,7 +48,7 @@ def load_model(reference: str, runs: Path) -> Checkpoint:
         StudyError: there is no such file, study or trial, or its weights are gone.
     """
     path = Path(reference)
-    if path.is_file() or (path / "config.json").is_file():
+    if (path.is_file() and _trial_at(path) is None) or (path / "config.json").is_file():
         from elta_tune.results.files import load_model_file
 
         return load_model_file(path)
@@ -57,23 +57,36 @@ def load_model(reference: str, runs: Path) -> Checkpoint:
 
 
 def find_trial(reference: str, runs: Path) -> FoundTrial:
-    """A trial by `STUDY:NUMBER`; by `STUDY`, its best one; or by its folder.
+    """A trial by `STUDY:NUMBER`; by `STUDY`, its best one; or by its folder, or its weights there.
 
     Raises:
         StudyError: there is none.
     """
     path = Path(reference)
-    if TrialFolder(path).config_file.is_file():
-        return FoundTrial(TrialFolder(path.absolute()), _study_of(path.absolute()))
+    if (folder := _trial_at(path)) is not None:
+        return FoundTrial(folder, _study_of(folder.path))
     name, colon, number = reference.rpartition(":")
     if not colon or not number.isdecimal():
         name, number = reference, ""
-    study = open_study(name, runs)
+    try:
+        study = open_study(name, runs)
+    except StudyError as error:
+        missing = "is no trial" if path.exists() else "there is no such file or trial"
+        raise StudyError(f"{reference}: {missing}, and {error.message}", error.hint) from None
     chosen = int(number) if number else best_result(study, read_plan(study))["trial"]
     folder = study.trial(chosen)
     if not folder.config_file.is_file():
         raise StudyError(f"study {study.name} has no trial {chosen}", f"see them: elta-tune show {study.name}")
     return FoundTrial(folder, study.name)
+
+
+def _trial_at(path: Path) -> TrialFolder | None:
+    """The trial in a folder, or the one whose weights or last checkpoint a file is."""
+    inside, around = TrialFolder(path.absolute()), TrialFolder(path.absolute().parent)
+    if inside.config_file.is_file():
+        return inside
+    is_own = inside.path in (around.best_file, around.last_file) and around.config_file.is_file()
+    return around if is_own else None
 
 
 def _study_of(trial: Path) -> str | None:
@@ -94,13 +107,13 @@ def checkpoint_of_trial(trial: TrialFolder, result: dict[str, Any], study: str |
     from elta_tune.results.checkpoint import Checkpoint, bins_of
     from elta_tune.training.head import with_frozen_backbone
 
+    name = "the trial" if result["trial"] is None else f"trial {result['trial']}"
+    if "model" not in result or result["best_step"] is None:  # without an epoch there are no weights
+        raise StudyError(f"{trial.path}: {name} {result['state']}: {result['reason']}")
     try:
         state = load_file(trial.best_file)
     except (OSError, SafetensorError) as error:
-        name = "the trial" if result["trial"] is None else f"trial {result['trial']}"
         raise StudyError(f"{trial.best_file}: the weights of {name} can't be read: {error}") from error
-    if "model" not in result:
-        raise StudyError(f"{trial.path}: the trial failed: {result['reason']}")
     model, config = result["model"], load_recipe(trial.config_file)
     bins = bins_of(config, model)
     return Checkpoint(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from elta_tune.errors import ConfigError
-from elta_tune.records import write_aside
+from elta_tune.records import to_json, writing_aside
+from elta_tune.results.outputs import unwritable_told
 from elta_tune.results.predict import Prediction
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -38,15 +38,23 @@ def write_table(path: Path, predictions: Iterable[Prediction], bins: int) -> Non
 
     Args:
         bins: K of the distributions, 0 without.
+
+    Raises:
+        StudyError: it can't be written.
     """
     write = {".csv": _write_csv, ".jsonl": _write_json_lines, ".parquet": _write_parquet}[path.suffix]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, lambda aside: write(aside, predictions, bins))
+    with unwritable_told(path), writing_aside(path) as aside:
+        write(aside, predictions, bins)
 
 
 def json_line(prediction: Prediction) -> str:
     """One prediction as a JSON object."""
-    return json.dumps(_record(prediction), ensure_ascii=False)
+    return to_json(_record(prediction))
+
+
+def as_utf8(text: str) -> str:
+    """Text that can be written: names of files need not be UTF-8, and have escapes for what is not."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _record(prediction: Prediction) -> dict[str, Any]:
@@ -54,15 +62,15 @@ def _record(prediction: Prediction) -> dict[str, Any]:
     # float(str(…)): 0.1 in float32 is written as 0.1, not as 0.10000000149011612
     distribution = None if shares is None else [float(str(share)) for share in shares]
     return {
-        "image_id": prediction.image_id,
+        "image_id": as_utf8(prediction.image_id),
         "score": prediction.score,
         "distribution": distribution,
-        "reason": prediction.reason,
+        "reason": None if prediction.reason is None else as_utf8(prediction.reason),
     }
 
 
 def _write_csv(path: Path, predictions: Iterable[Prediction], bins: int) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image_id", "score", *(f"score{k + 2}" for k in range(bins)), "reason"])
         for one in predictions:

@@ -27,12 +27,15 @@ def choose_device(name: str) -> str:
         ModelError: it is not here.
     """
     device = available_devices()[0] if name == "auto" else name
-    check_devices([device])
+    check_devices([device], option="--device")
     return device
 
 
-def check_devices(names: Sequence[str]) -> None:
+def check_devices(names: Sequence[str], *, option: str = "--devices") -> None:
     """Refuses devices that are not here, without waking a GPU: that would take memory from the trials.
+
+    Args:
+        option: that named them.
 
     Raises:
         ModelError: names the device.
@@ -42,7 +45,7 @@ def check_devices(names: Sequence[str]) -> None:
         if kind == "cuda":
             count = torch.cuda.device_count()
             if (index and not index.isdecimal()) or int(index or 0) >= count:
-                raise ModelError(f"--devices: {name}: there are {count} CUDA devices here")
+                raise ModelError(f"{option}: {name}: there are {count} CUDA devices here")
         else:
             device_of(name)
 

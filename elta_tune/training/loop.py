@@ -195,6 +195,15 @@ def exact_convolutions() -> Iterator[None]:
 
 @exact_convolutions()
 @torch.inference_mode()
+def predict_batch(model: AestheticModel, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """What a model that evaluates says of images (B, S, S, 3): outputs (B, K) or (B, 1), and scores (B,) on 1…10.
+
+    Both are float32, on the CPU.
+    """
+    _, outputs = model(model.normalized(batch))
+    return outputs.float().cpu(), model.head.scores(outputs.float()).cpu()
+
+
 def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tuple[float, float]) -> Predictions:
     """Predicts every image of a split, in order, in float32, with the evaluation's own batch size."""
     device = model.device
@@ -203,9 +212,9 @@ def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tup
     logits: list[Tensor] = []
     scores: list[Tensor] = []
     for _, batch in prefetch(images, in_order(len(images), config.evaluation.batch_size), device):
-        _, outputs = model(model.normalized(batch))
-        logits.append(outputs.float().cpu())
-        scores.append(model.head.scores(outputs.float()).cpu())
+        outputs, of_batch = predict_batch(model, batch)
+        logits.append(outputs)
+        scores.append(of_batch)
     own = from_method_scale(torch.cat(scores).double().numpy(), scale)
     if config.model.head == "mse":
         return Predictions(split.ids, split.scores, own, None, None)

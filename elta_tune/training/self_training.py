@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elta_tune.config import TrialConfig
+from elta_tune.config import SharpeningConfig, TrialConfig
 from elta_tune.data.cache import Progress
 from elta_tune.data.check import unfit
 from elta_tune.data.dataset import Dataset
@@ -187,18 +187,31 @@ def _select(learner: Learner, config: TrialConfig, dataset: Dataset) -> Selectio
     assert dataset.pool is not None
     learner.model.load_state_dict(learner.best_weights)  # its own are saved, and the next round has another model
     predictions = predict(learner.model, dataset.pool, config, dataset.scale)
-    assert predictions.logits is not None
-    assert predictions.distributions is not None
-    scores = torch.from_numpy(to_method_scale(predictions.scores, dataset.scale)).float()
-    sharpened = sharpen(predictions.logits, scores, config.sharpening.temperature)
-    rows = select(sharpened, config.sharpening.threshold).nonzero().squeeze(1)
+    return select_from(predictions, config.sharpening, dataset.scale, round=learner.round + 1)
+
+
+def select_from(
+    pool: Predictions, sharpening: SharpeningConfig, scale: tuple[float, float], *, round: int
+) -> Selection:
+    """The images of a pool whose sharpened confidence is above the threshold.
+
+    Args:
+        pool: with distributions and logits.
+        scale: of its scores.
+        round: that trains on them.
+    """
+    assert pool.logits is not None
+    assert pool.distributions is not None
+    scores = torch.from_numpy(to_method_scale(pool.scores, scale)).float()
+    sharpened = sharpen(pool.logits, scores, sharpening.temperature)
+    rows = select(sharpened, sharpening.threshold).nonzero().squeeze(1)
     return Selection(
-        round=learner.round + 1,
-        pool_size=len(dataset.pool.ids),
+        round=round,
+        pool_size=len(pool.ids),
         rows=rows,
-        ids=dataset.pool.ids[rows.numpy()],
-        scores=predictions.scores[rows.numpy()],
-        raw=torch.from_numpy(predictions.distributions)[rows],
+        ids=pool.ids[rows.numpy()],
+        scores=pool.scores[rows.numpy()],
+        raw=torch.from_numpy(pool.distributions)[rows],
         sharpened=sharpened[rows],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,48 @@ def test_other_images_are_found_beside_their_ratings(
     assert first["data"]["hash"] == second["data"]["hash"]
 
 
+def test_a_column_of_splits_leaves_no_row_out_of_a_named_rating_file(
+    trial: TrialFolder, data_root: Path, cache: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(data_root / "test.csv")
+    table["split"] = ["train", "val", "test", "test"] * (len(table) // 4)
+    table.to_csv(tmp_path / "ava.csv", index=False)
+    checkpoint = load_model(str(trial.path), tmp_path)
+    whole = table_data(checkpoint, tmp_path / "ava.csv", data_root / "images", {})
+    assert evaluate_model(checkpoint, whole, "test", cache=cache).data["rows"] == len(table)
+    part = table_data(checkpoint, tmp_path / "ava.csv", data_root / "images", {"data.columns.split": "split"})
+    assert evaluate_model(checkpoint, part, "test", cache=cache).data["rows"] == len(table) / 2
+
+
+def test_a_model_that_does_not_know_its_tails_takes_those_of_a_named_training_file(
+    trial: TrialFolder, data_root: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    checkpoint = load_model(str(trial.path), tmp_path)
+    imported = replace(checkpoint, tail_cuts=None, config=checkpoint.config.replace({"data.root": None}))
+    save_checkpoint(imported, tmp_path / "imported.ckpt", "ckpt")
+    arguments = ("evaluate", "imported.ckpt", "--csv", data_root / "test.csv")
+    assert "name its file: --set data.train=FILE" in command(*arguments).stdout
+    done = command(*arguments, "--json", "--set", f"data.train={data_root / 'train.csv'}")
+    told = json.loads(done.stdout)
+    known = json.loads(command("evaluate", trial.path, "--split", "test", "--json").stdout)
+    assert told["metrics"] == known["metrics"]
+    assert told["tail_cuts"] == pytest.approx(known["tail_cuts"])
+    gone = command(*arguments, "--set", f"data.train={tmp_path / 'gone.csv'}")
+    assert (gone.returncode, "gone.csv: no such file" in gone.stderr) == (2, True)
+
+
+def test_a_training_file_on_another_scale_gives_the_tails_of_the_ratings_own(
+    trial: TrialFolder, data_root: Path, cache: Path, tmp_path: Path
+) -> None:
+    checkpoint = replace(load_model(str(trial.path), tmp_path), tail_cuts=None, scale=(0.0, 100.0))
+    data = DataConfig(root=data_root, resize=36, crop=32)
+    found = evaluate_model(checkpoint, data, "test", cache=cache)
+    votes = pd.read_csv(data_root / "train.csv").filter(regex="^count").to_numpy()
+    scores = votes @ np.arange(1, 6) / votes.sum(axis=1)
+    assert found.yardstick.scale == (1, 5)
+    assert found.yardstick.tail_cuts == pytest.approx(np.percentile(scores, [20, 80]))
+
+
 @pytest.mark.parametrize("vectors", VECTORS, ids=["first", "second"])
 def test_predictions_have_the_figures_of_scipy_and_the_released_code(vectors: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "test_result.csv"
@@ -108,6 +151,59 @@ def test_a_named_training_file_gives_tails_and_scale(trial: TrialFolder, data_ro
     alone.write_bytes(trial.predictions_file.read_bytes())
     found = evaluate_predictions(alone, DataConfig(train=data_root / "train.csv")).metrics
     assert found == evaluate_predictions(trial.predictions_file, NO_DATA).metrics
+
+
+def test_scale_and_threshold_are_told_with_the_metrics(command: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "predictions.csv"
+    file.write_text("image_id,gt,score\n" + "".join(f"{n},{n},{n + 40 if n == 20 else n}\n" for n in range(100)))
+    refused = command("evaluate", "--from-predictions", file)
+    assert refused.returncode == 2
+    assert f"{file}:2: gt: '0' is outside the scale 1…10; " in refused.stderr
+    assert "--set data.scale=[lowest,highest]" in refused.stderr
+    told = json.loads(command("evaluate", "--from-predictions", file, "--set", "data.scale=[0,100]", "--json").stdout)
+    assert (told["scale"], told["threshold"], told["tail_cuts"]) == ([0, 100], 50, None)
+    assert told["metrics"]["accuracy"] == 0.99
+    plain = command("evaluate", "--from-predictions", file, "--set", "data.scale=[0,100]")
+    assert "on a scale of 0…100, where more than 50 is beautiful" in plain.stdout
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", '{"model": [1]}', '{"model": {"scale": 5}}', '{"accuracy": 0.9}', "no JSON"]
+)
+def test_a_result_of_another_tool_beside_the_predictions_says_nothing(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "predictions.csv"
+    file.write_text("image_id,gt,score\na,4,5.1\nb,5.5,5\n")
+    (tmp_path / "result.json").write_text(content)
+    found = evaluate_predictions(file, NO_DATA)
+    assert (found.yardstick.scale, found.yardstick.threshold, found.yardstick.tail_cuts) == ((1, 10), 5, None)
+
+
+def test_shares_may_be_rounded(tmp_path: Path) -> None:
+    shares = np.random.default_rng(0).dirichlet(np.ones(10), 50)
+    columns = {"image_id": range(50), "gt": 5.0, "score": 5.0}
+    columns |= {f"score{k + 2}": shares[:, k].round(3) for k in range(10)}
+    pd.DataFrame(columns).to_csv(tmp_path / "predictions.csv", index=False)
+    read = evaluate_predictions(tmp_path / "predictions.csv", NO_DATA).predictions.distributions
+    assert read is not None
+    np.testing.assert_allclose(read, shares, atol=3e-3)
+    np.testing.assert_allclose(read.sum(axis=1), 1, atol=1e-6)
+
+
+def test_predictions_are_written_where_nothing_is_lost(
+    trial: TrialFolder, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.csv"
+    mine.write_text("precious")
+    arguments = ("evaluate", "--from-predictions", trial.predictions_file, "--predictions")
+    refused = command(*arguments, "mine.csv")
+    assert (refused.returncode, refused.stdout, mine.read_text()) == (2, "", "precious")
+    assert "--force, or name another with --predictions" in refused.stderr
+    assert command(*arguments, "mine.csv", "--force").returncode == 0
+    assert list(pd.read_csv(mine)["image_id"]) == list(pd.read_csv(trial.predictions_file)["image_id"])
+    for place in ("/proc/nowhere/x.csv", "/proc/x.csv"):
+        refused = command("evaluate", "no-model", "--predictions", place)
+        assert refused.returncode == 2
+        assert refused.stderr.startswith(f"elta-tune: {place}: can't be written: ")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from elta_tune.config import TrialConfig
-from elta_tune.errors import DataError
+from elta_tune.errors import DataError, OutOfMemoryError
 from elta_tune.records import TrialFolder
+from elta_tune.results.evaluate import evaluate_model
 from elta_tune.results.predict import best_first, list_images, predict_images
 from elta_tune.results.sources import load_model
+from elta_tune.results.tables import write_table
 from elta_tune.trial import NoReporter, run_trial
 
 
@@ -122,6 +127,149 @@ def test_a_listed_image_that_is_not_there_is_a_row(trial: TrialFolder, photos: P
     first, second = predict_images(load_model(str(trial.path), tmp_path), list_images([table], photos))
     assert (first.image_id, first.reason) == ("test_000", None)
     assert (second.image_id, second.score, second.reason) == ("gone", None, "there is no such file")
+
+
+def test_what_is_predicted_is_what_evaluation_predicts_to_the_bit(
+    trial: TrialFolder, data_root: Path, cache: Path, tmp_path: Path
+) -> None:
+    checkpoint = load_model(str(trial.path), tmp_path)
+    evaluated = evaluate_model(checkpoint, checkpoint.config.data, "val", cache=cache).predictions
+    predicted = list(predict_images(checkpoint, list_images([data_root / "val.csv"])))
+    assert [one.score for one in predicted] == list(evaluated.scores)
+    assert evaluated.distributions is not None
+    assert [one.distribution.tolist() for one in predicted if one.distribution is not None] == (
+        evaluated.distributions.tolist()
+    )
+
+
+def test_convolutions_are_exact_while_a_batch_is_predicted_and_no_longer(
+    trial: TrialFolder, photos: Path, tmp_path: Path
+) -> None:
+    before, seen = torch.backends.cudnn.allow_tf32, []
+    with register_module_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32)):
+        for _ in predict_images(load_model(str(trial.path), tmp_path), list_images([photos]), batch_size=2):
+            assert torch.backends.cudnn.allow_tf32 == before
+    assert {*seen} == {False}
+
+
+def test_images_of_a_folder_have_the_ids_of_rating_files(photos: Path, data_root: Path) -> None:
+    assert {one.image_id for one in list_images([data_root / "images"])} >= set(
+        pd.read_csv(data_root / "val.csv").image_id
+    )
+    alone = {one.image_id: one.path for one in list_images([photos])}
+    assert alone["below/test_001.png"] == photos / "below" / "test_001.png"
+    both = [one.image_id for one in list_images([photos, photos / "below"])]
+    assert both.count(str(photos / "below" / "test_001.png")) == 2
+
+
+def test_predictions_of_images_can_be_sharpened_though_one_is_broken(
+    trial: TrialFolder, photos: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert command("predict", trial.path, photos, "--out", "logits.csv").returncode == 0
+    holdout = ("--holdout", trial.predictions_file)
+    low = "parameters: {sharpening.threshold: {type: float, low: 0.01, high: 0.2}}\n"  # after an epoch none is sure
+    (tmp_path / "low.yaml").write_text(low)
+    options = ("--space", "low.yaml", "--trials", "5", "--json", "--set", "sharpening.threshold=0.01")
+    done = command("sharpen", "logits.csv", *holdout, *options)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["left_out"], told["pool"]["images"], told["scale"]) == (1, 4, [1, 5])
+    val = pd.read_csv(trial.predictions_file)["image_id"][0]
+    (photos / val).write_bytes((photos / "test_000.png").read_bytes())
+    assert command("predict", trial.path, photos, "--out", "logits.csv", "--force").returncode == 0
+    refused = command("sharpen", "logits.csv", *holdout, *options, "--force")
+    assert (refused.returncode, f"the first {val!r}" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet", None])
+def test_a_name_that_is_not_utf8_is_written_with_escapes(
+    suffix: str | None, trial: TrialFolder, photos: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    folder = tmp_path / "old"
+    folder.mkdir()
+    for name in (b"caf\xe9.png", b"caf\xe9.jpg"):
+        source = photos / ("test_000.png" if name.endswith(b"png") else "broken.jpg")
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(source.read_bytes())
+    done = command("predict", trial.path, folder, *([] if suffix is None else ["--out", f"scores.{suffix}"]))
+    assert done.returncode == 0, done.stderr
+    written = done.stdout.encode() if suffix is None else (tmp_path / f"scores.{suffix}").read_bytes()
+    for ending in (b"png", b"jpg"):
+        assert b"caf\\" + (b"\\" if suffix == "jsonl" else b"") + b"udce9." + ending in written
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), OutOfMemoryError),
+        (RuntimeError("expected scalar type Half"), RuntimeError),
+    ],
+)
+def test_a_fault_of_the_model_is_not_blamed_on_the_file(
+    raised: Exception, told: type[Exception], trial: TrialFolder, photos: Path, tmp_path: Path
+) -> None:
+    def failing(*arguments: object) -> None:
+        raise raised
+
+    checkpoint = load_model(str(trial.path), tmp_path)
+    predictions = predict_images(checkpoint, list_images([photos]), batch_size=2)
+    with register_module_forward_pre_hook(failing), pytest.raises(told) as refused:
+        write_table(tmp_path / "scores.csv", predictions, 5)
+    assert not list(tmp_path.glob("*scores*"))
+    if isinstance(refused.value, OutOfMemoryError):
+        assert refused.value.hint == "take fewer images at a time: --batch-size N"
+    else:
+        assert refused.value is raised
+
+
+def test_a_file_that_is_there_is_replaced_by_force_alone(
+    trial: TrialFolder, photos: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text("image_id\ntest_000.png\n")
+    arguments = ("predict", trial.path, "list.csv", "--images", photos, "--out", "list.csv")
+    refused = command(*arguments)
+    assert (refused.returncode, listed.read_text()) == (2, "image_id\ntest_000.png\n")
+    assert "list.csv: is there already" in refused.stderr
+    assert "--force, or name another with --out" in refused.stderr
+    assert command(*arguments, "--force").returncode == 0
+    assert listed.read_text().startswith("image_id,score,score2")
+
+
+@pytest.mark.parametrize("place", ["/proc/x.csv", "/proc/nowhere/x.csv"])
+def test_a_file_that_can_not_be_written_is_refused_before_anything_is_predicted(
+    place: str, command: Callable[..., Any], photos: Path
+) -> None:
+    done = command("predict", "no-model", photos, "--out", place)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"elta-tune: {place}: can't be written: ")
+
+
+def test_a_device_is_never_replaced(command: Callable[..., Any], tmp_path: Path, photos: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.csv")
+    done = command("predict", "no-model", photos, "--out", "pipe.csv", "--force")
+    assert (done.returncode, "pipe.csv: is no file that could be replaced" in done.stderr) == (2, True)
+
+
+def test_images_may_be_listed_in_an_excel_sheet(data_root: Path, tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["image_id"], ["val_000.png"], ["val_001.png"]):
+        book.active.append(row)
+    book.save(tmp_path / "sheet.xlsx")
+    found = list_images([tmp_path / "sheet.xlsx"], data_root / "images")
+    assert [one.image_id for one in found] == ["val_000.png", "val_001.png"]
+    (tmp_path / "old.xls").write_bytes(b"\xd0\xcf\x11\xe0")
+    with pytest.raises(DataError, match="Excel's old format is not read"):
+        list_images([tmp_path / "old.xls"])
+
+
+def test_a_device_that_is_not_here_is_told_by_its_option(
+    trial: TrialFolder, photos: Path, command: Callable[..., Any]
+) -> None:
+    done = command("predict", trial.path, photos, "--device", "cuda:99")
+    assert (done.returncode, done.stderr.startswith("elta-tune: --device: cuda:99: there are ")) == (2, True)
 
 
 def test_nothing_to_predict_is_refused(tmp_path: Path) -> None:

@@ -16,24 +16,34 @@ from elta_tune.config import TrialConfig
 from elta_tune.documents import find_document
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.results.predictions import read_predictions
-from elta_tune.results.sharpen import Sharpened, sharpen_predictions, spread
-from elta_tune.space import SearchSpace, load_space
+from elta_tune.results.sharpen import Sharpened, load_sharpening, sharpen_predictions, spread
+from elta_tune.space import SearchSpace
 
 BINS = np.arange(1, 11)
 
 
-def write_predictions(path: Path, count: int, *, first: int = 0, logits: bool = True, truth: bool = True) -> Path:
+def write_predictions(
+    path: Path,
+    count: int,
+    *,
+    first: int = 0,
+    logits: bool = True,
+    truth: bool = True,
+    scale: tuple[float, float] = (1, 10),
+    bins: int = 10,
+) -> Path:
     """What a fair model says of images: its confidence grows with the distance from the mean, its error does not."""
     random = np.random.default_rng([count, first])
     true = random.normal(5.4, 1.2, count).clip(1, 10)
     peak = (true + random.normal(0, 0.6, count)).clip(1, 10)
     sharp = 0.25 + 0.5 * np.abs(peak - 5.4)[:, None]
-    values = -sharp * (BINS - peak[:, None]) ** 2 + random.normal(0, 0.2, (count, 10))
+    values = -sharp * (np.linspace(1, 10, bins) - peak[:, None]) ** 2 + random.normal(0, 0.2, (count, bins))
     shares = softmax(values, axis=1)
+    low, high = scale
     columns: dict[str, Any] = {"image_id": [f"{first + number:06d}" for number in range(count)]}
-    columns |= {"gt": true} if truth else {}
-    columns |= {"score": shares @ BINS}
-    columns |= {f"score{k + 1}": (values if logits else shares)[:, k - 1] for k in BINS}
+    columns |= {"gt": low + (high - low) * (true - 1) / 9} if truth else {}
+    columns |= {"score": shares @ np.linspace(low, high, bins)}
+    columns |= {f"score{k + 2}": (values if logits else shares)[:, k] for k in range(bins)}
     pd.DataFrame(columns).to_csv(path, index=False)
     return path
 
@@ -51,7 +61,6 @@ def space() -> SearchSpace:
         "sharpening.temperature": {"type": "float", "low": 0.1, "high": 4.0},
         "sharpening.threshold": {"type": "float", "low": 0.2, "high": 0.95},
         "sharpening.target": {"type": "categorical", "choices": ["raw", "sharpened"]},
-        "optim.lr": {"type": "float", "low": 1e-5, "high": 1e-3},
     }
     return SearchSpace.model_validate({"parameters": parameters})
 
@@ -160,9 +169,13 @@ def test_what_can_not_be_searched_is_refused(tmp_path: Path, space: SearchSpace,
         search(pool, write_predictions(tmp_path / "val.csv", 60), space, recipe)
     with pytest.raises(ConfigError, match="--metric emd_r2"):
         search(write_predictions(tmp_path / "l.csv", 60), 0.5, space, recipe, metric="emd_r2")
-    only = SearchSpace.model_validate({"parameters": {"optim.lr": {"type": "float", "low": 1e-5, "high": 1e-3}}})
+    five = write_predictions(tmp_path / "five.csv", 60, first=1000, scale=(1, 5), bins=5)
+    with pytest.raises(DataError, match=r"logits\.csv: has shares of 10 ratings, but .*five\.csv of 5"):
+        search(pool, five, space, recipe)
+    only = tmp_path / "only.yaml"
+    only.write_text("parameters: {optim.lr: {type: float, low: 1e-5, high: 1e-3}}\n")
     with pytest.raises(ConfigError, match="varies no field of sharpening"):
-        search(write_predictions(tmp_path / "l.csv", 60), 0.5, only, recipe)
+        load_sharpening(only, recipe)
     scores = tmp_path / "scores.csv"
     scores.write_text("image_id,gt,score\n" + "".join(f"{n},{n % 9 + 1},{n % 9 + 1}\n" for n in range(40)))
     with pytest.raises(DataError, match="nothing to sharpen"):
@@ -191,8 +204,88 @@ def test_the_command_writes_what_self_training_would_train_on(tmp_path: Path, co
 
 
 def test_the_space_that_ships_varies_sharpening(recipe: TrialConfig, tmp_path: Path) -> None:
-    demo = TrialConfig().replace({"self_training.rounds": 1, "simloss.weight": 1.0, "optim.lr": 1e-4})
-    shipped = load_space(find_document("default.yaml", "search_spaces"), demo)
+    shipped = load_sharpening(find_document("default.yaml", "search_spaces"), recipe)
     found = search(write_predictions(tmp_path / "logits.csv", 200), 0.5, shipped, recipe)
     assert set(found.best.params) == {"sharpening.temperature", "sharpening.threshold"}
-    assert read_predictions(tmp_path / "logits.csv").logits is not None
+    assert read_predictions(tmp_path / "logits.csv").predictions.logits is not None
+
+
+def test_of_a_space_only_what_is_about_sharpening_has_to_fit(
+    recipe: TrialConfig, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    write_predictions(tmp_path / "logits.csv", 200)
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "demo.yaml").write_text("a recipe of the user's own that can't be read")
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "sampler: {name: grid}\nparameters:\n"
+        "  optim.lr: {type: float, low: 1e-6, high: 1e-4}\n"  # without the 5e-4 of the recipe
+        "  self_training.rounds: {type: int, low: 0, high: 2}\n"
+        "  sharpening.threshold: {type: float, low: 0.1, high: 0.9, when: self_training.rounds > 0}\n"
+        "enqueue: [{optim.lr: 1e-5, sharpening.threshold: 0.5}]\n"
+    )
+    done = command("sharpen", "logits.csv", "--space", "mine.yaml", "--trials", "20", "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["best"]["params"]) == {"sharpening.threshold"}
+    file.write_text("parameters:\n  sharpening.threshold: {type: float, low: 0.1, high: 2}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml:2: parameters\.sharpening\.threshold: .*less than 1"):
+        load_sharpening(file, recipe)
+
+
+def test_a_pool_is_judged_by_the_hold_outs_own_scale_and_tails(
+    recipe: TrialConfig, space: SearchSpace, tmp_path: Path
+) -> None:
+    (tmp_path / "trial").mkdir()
+    holdout = write_predictions(tmp_path / "trial" / "predictions.csv", 400, scale=(0, 100), bins=5)
+    model = {"scale": [0, 100], "threshold": 50, "tail_cuts": [33, 67]}
+    (tmp_path / "trial" / "result.json").write_text(json.dumps({"model": model}))
+    pool = write_predictions(tmp_path / "logits.csv", 400, first=1000, scale=(0, 100), bins=5)
+    found = search(pool, holdout, space, recipe)
+    scores = pd.read_csv(pool)["score"].to_numpy()
+    low, high = int((scores <= 33).sum()), int((scores >= 67).sum())
+    assert found.labels.pool_spread == {"low": low, "mid": 400 - low - high, "high": high}
+    assert found.best.metrics["mae"] < 20
+    assert found.labels.diagnosis is not None
+    assert found.labels.diagnosis["mae"] < 20
+    (tmp_path / "trial" / "result.json").unlink()
+    with pytest.raises(DataError, match=r"predictions\.csv:2: gt: .* is outside the scale 1…5; .*data\.scale"):
+        search(pool, holdout, space, recipe)
+    told = search(pool, holdout, space, recipe.replace({"data.scale": [0, 100]}))
+    assert told.best.metrics["mae"] < 20
+
+
+def test_images_that_could_not_be_read_are_left_out_and_counted(
+    recipe: TrialConfig, space: SearchSpace, tmp_path: Path
+) -> None:
+    whole = write_predictions(tmp_path / "whole.csv", 300)
+    table = pd.read_csv(whole, dtype={"image_id": str}).assign(reason="")
+    broken = {"image_id": ["a.jpg", "b.jpg"], "reason": ["it is no image", "there is no such file"]}
+    file = tmp_path / "logits.csv"
+    pd.concat([table[:7], pd.DataFrame(broken), table[7:]]).assign(gt=lambda rows: rows["gt"].fillna(5)).to_csv(
+        file, index=False
+    )
+    found, expected = search(file, 0.5, space, recipe), search(whole, 0.5, space, recipe)
+    assert (found.left_out, expected.left_out) == (2, 0)
+    assert found.best == expected.best
+    assert list(found.labels.selection.ids) == list(expected.labels.selection.ids)
+    lines = file.read_text().splitlines()
+    lines[12] = lines[12].replace(lines[12].split(",")[2], "many", 1)
+    file.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"logits\.csv:13: score: 'many' is not a number"):
+        read_predictions(file)
+
+
+def test_another_seed_holds_out_other_images(recipe: TrialConfig, space: SearchSpace, tmp_path: Path) -> None:
+    file = write_predictions(tmp_path / "logits.csv", 300)
+    pools = [{*search(file, 0.5, space, recipe.replace({"seed": seed})).labels.selection.ids} for seed in (0, 0, 1)]
+    assert pools[0] == pools[1] != pools[2]
+
+
+def test_pseudo_labels_that_can_not_be_written_are_refused_before_the_search(
+    tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    write_predictions(tmp_path / "logits.csv", 60)
+    done = command("sharpen", "logits.csv", "--out", "/proc/nowhere/labels.csv")
+    assert done.returncode == 2
+    assert done.stderr.startswith("elta-tune: /proc/nowhere/labels.csv: can't be written: ")
+    assert done.stdout == ""

@@ -79,6 +79,33 @@ def test_a_trial_that_has_not_ended_or_failed_has_no_model(runs: Path, tmp_path:
         load_model(str(folder.path), runs)
 
 
+def test_the_weights_in_a_trials_folder_are_the_trial(runs: Path) -> None:
+    trial = TrialFolder(runs / "first" / "trials" / "0001")
+    by_folder, by_file = load_model(str(trial.path), runs), load_model(str(trial.best_file), runs)
+    assert by_file.source == by_folder.source
+    assert find_trial(str(trial.best_file), runs).name == "first-1"
+
+
+@pytest.mark.parametrize("reference", ["best.ckpt", "runs/first/trials/0001/best.ckpt"])
+def test_a_mistyped_file_is_told_as_one(reference: str, runs: Path) -> None:
+    with pytest.raises(StudyError) as refused:
+        load_model(reference, runs)
+    told = f"{reference}: there is no such file or trial, and there is no study {reference!r} in {runs}"
+    assert refused.value.message.startswith(told)
+
+
+def test_a_trial_that_failed_before_its_first_epoch_says_why(
+    runs: Path, cache: Path, data_root: Path, tmp_path: Path
+) -> None:
+    config = load_recipe(runs / "train-own" / "config.yaml").replace(
+        {"optim.lr": 1e30, "training.precision": "float32"}
+    )
+    folder = TrialFolder(tmp_path / "diverged")
+    assert run_trial(config, folder, NoReporter(), cache=cache)["state"] == "failed"
+    with pytest.raises(StudyError, match=r"diverged: the trial failed: the loss became"):
+        load_model(str(folder.path), runs)
+
+
 def test_a_trial_is_trained_again_with_changes(runs: Path, command: Callable[..., Any], tmp_path: Path) -> None:
     done = command("train", "--from", "first:1", "--set", "training.epochs=2", "--set", "seed=5", "--runs", runs)
     assert done.returncode == 0, done.stderr

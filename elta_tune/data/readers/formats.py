@@ -72,9 +72,12 @@ def count_votes(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
 def read_predictions(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
     """What a model predicted: distributions or, if a row is none, the logits of them."""
     values = table.numbers(*form.votes)
-    if (values < 0).any() or np.abs(values.sum(axis=1) - 1).max() > 0.01:
-        values = softmax(values, axis=1)
-    return Labels(values)
+    return Labels(values if are_shares(values) else softmax(values, axis=1))
+
+
+def are_shares(values: NDArray[np.float64]) -> bool:
+    """Whether what a model predicted, (N, K), are shares, as they may be rounded; else they are logits."""
+    return bool((values >= 0).all() and np.abs(values.sum(axis=1) - 1).max() <= 0.01)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""What a command is asked to write: looked at before the work is done, not after."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from elta_tune.errors import StudyError
+
+
+@contextmanager
+def unwritable_told(path: Path) -> Iterator[None]:
+    """Makes a StudyError that names the file of what the system says where it can't be written."""
+    try:
+        yield
+    except OSError as error:
+        told = f"{path}: can't be written: {error.strerror}" if error.strerror else str(error)
+        raise StudyError(told) from error
+
+
+def refuse_existing(path: Path, force: bool, option: str, *, what: str = "") -> None:
+    """Refuses what would replace something.
+
+    Args:
+        option: by which another one can be named.
+        what: is told of the path.
+
+    Raises:
+        StudyError: it is there already, and is not to be replaced by force.
+    """
+    if path.exists() and not force:
+        raise StudyError(f"{path}: is there already{what}", f"replace it with --force, or name another with {option}")
+
+
+def check_output(path: Path, force: bool, option: str) -> None:
+    """Refuses a file that can't be written; makes its folder.
+
+    Raises:
+        StudyError: as `refuse_existing`, or no file can be written there.
+    """
+    refuse_existing(path, force, option)
+    if path.exists() and not path.is_file():
+        raise StudyError(f"{path}: is no file that could be replaced")
+    with unwritable_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
