@@ -134,7 +134,7 @@ def _draw_without_replacement(logits: Tensor, count: int, generator: torch.Gener
 
 def _draw_weights(mean: Tensor, alpha: float, generator: torch.Generator | None) -> Tensor:
     """λ ~ Beta(2αw, 2α(1−w)) for each w of `mean` (n,): a ratio of two gammas, in log space and float64."""
-    mean = mean.to(_device(generator), torch.float64).clamp(1e-6, 1 - 1e-6)
+    mean = mean.to(_device(generator)).double().clamp(1e-6, 1 - 1e-6)  # MPS has no float64
     first = _draw_log_gamma(2 * alpha * mean, generator)
     second = _draw_log_gamma(2 * alpha * (1 - mean), generator)
     return torch.sigmoid(first - second)
