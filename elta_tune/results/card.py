@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from elta_tune.results.checkpoint import Checkpoint
+from elta_tune.results.checkpoint import Checkpoint, without_folders
 
 CARD = """\
 ---
@@ -68,7 +68,7 @@ def model_card(checkpoint: Checkpoint, use: str) -> str:
         size=config.data.crop,
         metrics="\n".join(table) if metrics else "None are known here.",
         data="\n".join(data) or "Not known here.",
-        configuration=_without_paths(checkpoint).replace("\n", "\n    ").rstrip(),
+        configuration=without_folders(config).to_yaml().replace("\n", "\n    ").rstrip(),
     )
 
 
@@ -76,13 +76,3 @@ def _number(value: float | None) -> str:
     if isinstance(value, int):  # a count of images
         return f"{value:,}"
     return "–" if value is None or math.isnan(value) else f"{value:.4f}"
-
-
-def _without_paths(checkpoint: Checkpoint) -> str:
-    """The recipe; where its files lie is nobody's business."""
-    config = checkpoint.config
-    named = {name: None for name, value in config.data if isinstance(value, Path)}
-    data = config.data.model_copy(update=named)
-    weights = config.model.weights
-    model = config.model.model_copy(update={"weights": weights and Path(weights.name)})
-    return config.model_copy(update={"data": data, "model": model}).to_yaml()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,13 +72,19 @@ class Checkpoint:
             "source": self.source,
         }
 
+    def public_facts(self) -> dict[str, Any]:
+        """`facts` for what is passed on: in which folders data and weights lie, and on which host, is left out."""
+        return replace(self, config=without_folders(self.config), source=_without_host(self.source)).facts()
+
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path, kind: Format) -> None:
-    """Writes a checkpoint: `ckpt` is a torch file that loads with ``weights_only=True``."""
+    """Writes a checkpoint: `ckpt`, a torch file that loads with ``weights_only=True``, has all facts, `safetensors` the
+    public ones.
+    """
     if kind == "ckpt":
         torch.save({"state_dict": checkpoint.state_dict, **checkpoint.facts()}, path)
     else:
-        save_file(checkpoint.state_dict, path, metadata={METADATA_KEY: json.dumps(checkpoint.facts())})
+        save_file(checkpoint.state_dict, path, metadata={METADATA_KEY: json.dumps(checkpoint.public_facts())})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -135,3 +141,17 @@ def bins_of(config: TrialConfig, facts: Mapping[str, Any]) -> list[float] | None
     """The ratings (K,) that a head predicts shares of. Older versions noted the data's for `mse`, too."""
     bins: list[float] | None = facts["bins"] if config.model.head == "emd" else None
     return bins
+
+
+def without_folders(config: TrialConfig) -> TrialConfig:
+    """The recipe without where its data lie; of a file of weights its name stays."""
+    data = config.data.model_copy(update={name: None for name, value in config.data if isinstance(value, Path)})
+    weights = config.model.weights and Path(config.model.weights.name)
+    return config.model_copy(update={"data": data, "model": config.model.model_copy(update={"weights": weights})})
+
+
+def _without_host(value: Any) -> Any:
+    """Facts of a trial without host and process; of each file its name stays."""
+    if isinstance(value, Mapping):
+        return {name: _without_host(item) for name, item in value.items() if name not in ("host", "process")}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -75,7 +75,7 @@ def released_checkpoint(content: Mapping[str, Any], path: Path, head: Head | Non
         scale=(1.0, 10.0),
         threshold=5.0,
         tail_cuts=None,
-        source={"released": str(path), "best_metric": float(best) if isinstance(best, Real) else None},
+        source={"released": path.name, "best_metric": float(best) if isinstance(best, Real) else None},
     )
 
 

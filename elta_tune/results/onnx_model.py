@@ -13,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from elta_tune.errors import ConfigError
+from elta_tune.errors import ConfigError, StudyError
 from elta_tune.results.checkpoint import METADATA_KEY, Checkpoint
 from elta_tune.training.model import SCALE, AestheticModel
+
+OPSET = 22
+"""The newest operators that every onnxruntime runs that pyproject.toml allows (1.22 knows none of 23)."""
 
 
 class Scorer(nn.Module):
@@ -39,34 +42,51 @@ class Scorer(nn.Module):
 
 
 def write_onnx(checkpoint: Checkpoint, path: Path) -> None:
-    """Exports with a dynamic batch; the metadata hold preprocessing, outputs and everything of the checkpoint.
+    """Exports with a dynamic batch; the metadata hold preprocessing, outputs and the checkpoint's public facts.
 
     Raises:
         ConfigError: onnx is not installed.
+        StudyError: torch can't export the backbone.
     """
     onnx, _ = _packages()
-    scorer = Scorer(checkpoint.model(), checkpoint.scale).eval()
-    size = checkpoint.config.data.crop
     outputs = ["score"] if checkpoint.bins is None else ["score", "distribution"]
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, of the exporter's own parts
-        program = torch.onnx.export(
-            scorer,
-            (torch.rand(2, 3, size, size),),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["image"],
-            output_names=outputs,
-            external_data=False,
-            verbose=False,
-            optimize=False,  # a runtime optimises for its own machine when it loads the file
-        )
-    assert program is not None
+    program = _program(checkpoint, outputs)
     program.save(path)
     model = onnx.load(path)
+    for part in (*model.graph.node, *model.graph.value_info):
+        del part.metadata_props[:]  # torch's notes: of each node, which lines of which files on this machine made it
     onnx.helper.set_model_props(model, _metadata(checkpoint, outputs))
     onnx.save(model, path)
+
+
+def _program(checkpoint: Checkpoint, outputs: list[str]) -> Any:
+    scorer = Scorer(checkpoint.model(), checkpoint.scale).eval()
+    size = checkpoint.config.data.crop
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, of the exporter's own parts
+            return torch.onnx.export(
+                scorer,
+                (torch.rand(2, 3, size, size),),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=["image"],
+                output_names=outputs,
+                external_data=False,
+                verbose=False,
+                optimize=False,  # a runtime optimises for its own machine when it loads the file
+            )
+    except Exception as error:  # each backbone has its own way to fail
+        raise StudyError(f"torch can't export {checkpoint.config.model.backbone} to ONNX: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what was wrong at first."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _metadata(checkpoint: Checkpoint, outputs: list[str]) -> dict[str, str]:
@@ -86,7 +106,7 @@ def _metadata(checkpoint: Checkpoint, outputs: list[str]) -> dict[str, str]:
     return {
         "preprocessing": json.dumps(preprocessing),
         "outputs": json.dumps(told, ensure_ascii=False),
-        METADATA_KEY: json.dumps(checkpoint.facts()),
+        METADATA_KEY: json.dumps(checkpoint.public_facts()),
     }
 
 
@@ -98,12 +118,20 @@ def run_onnx(path: Path, images: NDArray[np.uint8]) -> dict[str, NDArray[np.floa
 
     Returns:
         `score` (B,) and, with distributions, `distribution` (B, K).
+
+    Raises:
+        StudyError: it can't run it.
     """
     _, onnxruntime = _packages()
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: it warns of each constant that it folds
     image = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32) / 255
-    return dict(zip(names, session.run(names, {"image": image}), strict=True))
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, {"image": image}), strict=True))
+    except Exception as error:  # it has kinds of its own, which it does not document
+        raise StudyError(f"onnxruntime can't run the exported model: {_reason(error)}") from error
 
 
 def _packages() -> tuple[Any, Any]:

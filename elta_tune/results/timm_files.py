@@ -77,7 +77,7 @@ def _folder_config(checkpoint: Checkpoint) -> dict[str, Any]:
             "mean": model.mean.tolist(),
             "std": model.std.tolist(),
         },
-        METADATA_KEY: checkpoint.facts(),
+        METADATA_KEY: checkpoint.public_facts(),
     }
 
 

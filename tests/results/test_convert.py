@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from elta_tune.results.convert import write_model
 from elta_tune.results.export import export
 from elta_tune.results.files import load_model_file
 from elta_tune.results.kinds import DEFAULT_NAMES, Kind
+from elta_tune.results.onnx_model import run_onnx
 from elta_tune.training.model import build_model
 
 
@@ -29,15 +31,18 @@ def new_checkpoint(backbone: str, size: int, head: str = "emd") -> Checkpoint:
     config = TrialConfig.model_validate(
         {
             "data": {"resize": size, "crop": size, "root": "/somewhere/private"},
-            "model": {"backbone": backbone, "pretrained": False, "head": head},
+            "model": {"backbone": backbone, "head": head, "weights": "/somewhere/private/backbone.pth"},
         }
     )
     bins = [1.0, 4.0, 7.0, 10.0] if head == "emd" else None
-    model = build_model(config.model, bins=None if bins is None else torch.tensor(bins), size=size, seed=3)
+    untrained = config.model.model_copy(update={"pretrained": False, "weights": None})
+    model = build_model(untrained, bins=None if bins is None else torch.tensor(bins), size=size, seed=3)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     data = {"val": {"file": "/somewhere/private/val.csv", "rows": 7, "hash": "abc"}}
     metrics = {"srcc": 0.7123, "plcc": None, "n_low": 3}
-    return Checkpoint(state, config, metrics, 4, bins, (0.0, 100.0), 50.0, (20.0, 80.0), {"trial": 1, "data": data})
+    environment = {"device": "cpu", "host": "jane-s-laptop", "process": 47_110_815}
+    source = {"trial": 1, "data": data, "environment": environment}
+    return Checkpoint(state, config, metrics, 4, bins, (0.0, 100.0), 50.0, (20.0, 80.0), source)
 
 
 @torch.inference_mode()
@@ -61,11 +66,14 @@ def some_images(count: int, size: int) -> np.ndarray:
     [("test_resnet", 54, "emd"), ("test_resnet", 54, "mse"), ("swinv2_tiny_window8_256", 256, "emd")],
     ids=["demo", "demo, mse", "swinv2-tiny"],
 )
-def test_onnx_says_what_torch_says_for_any_batch(backbone: str, size: int, head: str, tmp_path: Path) -> None:
+def test_onnx_says_what_torch_says_for_any_batch(
+    backbone: str, size: int, head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
     checkpoint = new_checkpoint(backbone, size, head)
     assert write_model(checkpoint, tmp_path / "best.onnx", "onnx") < 1e-4
+    assert capfd.readouterr().err == ""  # onnxruntime would warn of each constant in SwinV2
     graph = onnx.load(tmp_path / "best.onnx")
     onnx.checker.check_model(graph)
     session = runtime.InferenceSession(tmp_path / "best.onnx", providers=["CPUExecutionProvider"])
@@ -77,9 +85,26 @@ def test_onnx_says_what_torch_says_for_any_batch(backbone: str, size: int, head:
         np.testing.assert_allclose(outputs["score"], scores, atol=1e-3)  # of 100
         if head == "emd":
             np.testing.assert_allclose(outputs["distribution"], shares, atol=1e-4)
+    assert [(one.domain, one.version) for one in graph.opset_import] == [("", 22)]
     facts = {entry.key: json.loads(entry.value) for entry in graph.metadata_props}
     assert facts["preprocessing"]["resize"]["size"] == [size, size]
     assert facts["elta_tune"]["scale"] == [0, 100]
+
+
+def test_a_backbone_that_torch_can_t_export_is_told_in_a_line(tmp_path: Path, command: Callable[..., Any]) -> None:
+    pytest.importorskip("onnxruntime")
+    write_model(new_checkpoint("test_maxvit", 64), tmp_path / "first.ckpt", "ckpt")
+    refused = command("export", "first.ckpt", "onnx")
+    assert refused.returncode == 2
+    assert re.match(r"elta-tune: torch can't export test_maxvit to ONNX: .+\n$", refused.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.ckpt"]
+
+
+def test_a_file_that_onnxruntime_can_t_run_is_told_in_a_line(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "best.onnx").write_bytes(b"no model")
+    with pytest.raises(StudyError, match=r"onnxruntime can't run the exported model: .+"):
+        run_onnx(tmp_path / "best.onnx", some_images(1, 54))
 
 
 def test_timm_takes_the_backbone_of_a_file(tmp_path: Path) -> None:
@@ -97,7 +122,7 @@ def test_timm_takes_the_backbone_of_a_folder_and_we_the_whole(tmp_path: Path) ->
     assert_same_features(model, checkpoint, 64)
     assert timm.data.resolve_model_data_config(model)["crop_mode"] == "squash"
     again = load_model_file(folder)
-    assert again.facts() == checkpoint.facts()
+    assert again.public_facts() == checkpoint.public_facts()
     images = some_images(2, 64)
     np.testing.assert_array_equal(said_by(again, images)[2], said_by(checkpoint, images)[2])
 
@@ -118,6 +143,24 @@ def test_a_model_card_tells_metrics_split_and_configuration_but_no_paths(tmp_pat
         assert told in card
     assert "to be filled in" in card
     assert "private" not in card
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "onnx", "timm", "hf"])
+def test_what_is_passed_on_tells_no_folder_host_or_process(kind: Kind, tmp_path: Path) -> None:
+    checkpoint = new_checkpoint("test_resnet", 54)
+    file = tmp_path / DEFAULT_NAMES[kind]
+    write_model(checkpoint, file, kind)
+    for written in file.iterdir() if file.is_dir() else tmp_path.iterdir():
+        content = written.read_bytes()
+        for private in ("/somewhere", "jane", "47110815", "site-packages", str(Path(timm.__file__).parent)):
+            assert private.encode() not in content
+    if kind != "timm":
+        again = checkpoint.public_facts()
+        assert again["source"]["data"]["val"] == {"file": "val.csv", "rows": 7, "hash": "abc"}
+        assert again["source"]["environment"] == {"device": "cpu"}
+        assert again["config"]["model"]["weights"] == "backbone.pth"
+    write_model(checkpoint, tmp_path / "own.ckpt", "ckpt")  # which one trains again from
+    assert load_model_file(tmp_path / "own.ckpt").facts() == checkpoint.facts()
 
 
 def test_what_was_written_can_be_read_by_others(tmp_path: Path) -> None:
@@ -146,7 +189,8 @@ def test_a_folder_of_ours_is_replaced_and_any_other_left_alone(tmp_path: Path) -
 def test_the_command_exports_any_model(tmp_path: Path, command: Callable[..., Any]) -> None:
     write_model(new_checkpoint("test_resnet", 54), tmp_path / "first.ckpt", "ckpt")
     assert command("export", "first.ckpt", "safetensors").returncode == 0
-    assert load_model_file(tmp_path / "best.safetensors").facts() == load_model_file(tmp_path / "first.ckpt").facts()
+    first, again = (load_model_file(tmp_path / name) for name in ("first.ckpt", "best.safetensors"))
+    assert again.public_facts() == first.public_facts()
     refused = command("export", "first.ckpt", "safetensors")
     assert (refused.returncode, "--force" in refused.stderr) == (2, True)
     assert command("export", "first.ckpt", "safetensors", "--force").returncode == 0
