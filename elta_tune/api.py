@@ -263,25 +263,27 @@ def train(
 
 
 def evaluate(
-    model: File | Checkpoint,
+    model: File | Checkpoint | None = None,
     *,
-    split: SplitName = "val",
+    split: SplitName | None = None,
     csv: File | None = None,
     images: File | None = None,
+    from_predictions: File | None = None,
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
     runs: File = RUNS,
     cache: File | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """All metrics of a model on labelled images, with its predictions.
+    """All metrics of a model on labelled images, with its predictions; or of predictions that exist.
 
     Args:
         model: an exported file, a checkpoint of ELTA's released code, STUDY (its best trial), STUDY:TRIAL or a trial's
             folder.
-        split: val, test or train of the model's own data.
+        split: val, test or train of the model's own data; left out, val.
         csv: a rating file of other images instead, all of which are measured.
         images: their folder; left out, `images/` beside it.
+        from_predictions: instead of a model, a file of image_id, gt, score[, score2 …].
         overrides: other values of the recipe's `data` fields, by dotted names.
         device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
         runs: folder of the studies.
@@ -289,17 +291,26 @@ def evaluate(
         progress: hears (done, total, what).
 
     Raises:
-        EltaTuneError: there is no such model or split, or its data can't be read.
+        EltaTuneError: there is no such model, split or file, or its data can't be read.
     """
+    from elta_tune.config import TrialConfig
     from elta_tune.errors import ConfigError
 
+    if from_predictions is not None and (csv or images or split):
+        raise ConfigError("evaluate: --csv, --images and --split are for a model, not for --from-predictions")
+    if csv is not None and split is not None:
+        raise ConfigError("evaluate: --csv and --split exclude each other")
     if images is not None and csv is None:
         raise ConfigError("--images: needs --csv FILE; for a split of the model's own data: --set data.images=FOLDER")
-    if split not in ("val", "test", "train"):
+    if split not in (None, "val", "test", "train"):
         raise ConfigError(f"--split {split}: should be val, test or train")
-    from elta_tune.results.evaluate import data_with, evaluate_model, table_data
+    from elta_tune.results.evaluate import data_with, evaluate_model, evaluate_predictions, table_data
     from elta_tune.training.devices import choose_device
 
+    if model is None and from_predictions is not None:
+        return evaluate_predictions(Path(from_predictions), data_with(TrialConfig(), overrides or {}))
+    if model is None or from_predictions is not None:
+        raise ConfigError("evaluate: name either a model, or --from-predictions FILE")
     checkpoint = _checkpoint(model, runs)
     if csv is not None:
         split = "test"
@@ -309,7 +320,7 @@ def evaluate(
     return evaluate_model(
         checkpoint,
         data,
-        split,
+        split or "val",
         cache=_cache(cache),
         device=choose_device(device),
         progress=progress or _no_progress,

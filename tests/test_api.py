@@ -163,6 +163,22 @@ def test_training_alone_gives_the_commands_result(here: Path, command_here: Run)
     assert result["metrics"]["srcc"] == pytest.approx(typed["metrics"]["srcc"])
 
 
+def test_a_trial_is_trained_again_and_its_predictions_are_measured(here: Path) -> None:
+    ready: list[bool] = []
+    again = elta_tune.train(
+        source="space-tiny:0", overrides={"seed": 5}, device="cpu", on_ready=lambda: ready.append(True)
+    )
+    assert ready == [True]
+    (folder,) = (here / "runs").glob("train-*")
+    assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 5
+    found = elta_tune.evaluate(from_predictions=folder / "predictions.csv")
+    assert found.metrics["srcc"] == pytest.approx(again["metrics"]["srcc"], abs=1e-9)
+    with pytest.raises(ConfigError, match="either a recipe, or"):
+        elta_tune.train()
+    with pytest.raises(ConfigError, match="either a model, or"):
+        elta_tune.evaluate("space-tiny", from_predictions=folder / "predictions.csv")
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -38,37 +38,24 @@ def evaluate(
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
-    from elta_tune.errors import ConfigError
     from elta_tune.records import write_aside, write_predictions
     from elta_tune.results.outputs import check_output, unwritable_told
 
-    if (model is None) == (from_predictions is None):
-        raise ConfigError("evaluate: name either a model, or --from-predictions FILE")
-    if from_predictions is not None and (csv or images or split):
-        raise ConfigError("evaluate: --csv, --images and --split are for a model, not for --from-predictions")
-    if csv is not None and split is not None:
-        raise ConfigError("evaluate: --csv and --split exclude each other")
-    values = read_overrides(overrides or ())
     if predictions is not None:
         check_output(predictions, force, "--predictions")
-    if from_predictions is not None:
-        from elta_tune.config import TrialConfig
-        from elta_tune.results.evaluate import data_with, evaluate_predictions
-
-        found = evaluate_predictions(from_predictions, data_with(TrialConfig(), values))
-    else:
-        with preparing(errors) as progress:
-            found = api.evaluate(
-                str(model),
-                split=cast("SplitName", split or "val"),
-                csv=csv,
-                images=images,
-                overrides=values,
-                device=device,
-                runs=runs,
-                cache=cache,
-                progress=progress,
-            )
+    with preparing(errors) as progress:
+        found = api.evaluate(
+            model,
+            split=cast("SplitName | None", split),
+            csv=csv,
+            images=images,
+            from_predictions=from_predictions,
+            overrides=read_overrides(overrides or ()),
+            device=device,
+            runs=runs,
+            cache=cache,
+            progress=progress,
+        )
     if predictions is not None:
         with unwritable_told(predictions):
             write_aside(predictions, lambda aside: write_predictions(aside, found.predictions))
