@@ -124,8 +124,8 @@ def show_entries(cache: Path, entries: Sequence[Entry]) -> None:
         for entry in entries:
             used = f"{duration(time.time() - entry.used)} ago"
             edge = "–" if entry.edge is None else str(entry.edge)
-            folder = entry.folder or "an older version: not used any more"
-            table.add_row(entry.key, f"{entry.images:,}", edge, size_text(entry.bytes), used, folder)
+            made = f"features of {entry.backbone}" if entry.backbone else "an older version: not used any more"
+            table.add_row(entry.key, f"{entry.images:,}", edge, size_text(entry.bytes), used, entry.folder or made)
         console.print(table)
     total = size_text(sum(entry.bytes for entry in entries))
     console.print(Text(f"{cache}: {total}; to remove a part: elta-tune data cache --remove KEY"), soft_wrap=True)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from elta_tune.data.packs import DIGEST
 from elta_tune.data.shelf import Shelf
@@ -17,7 +20,8 @@ from elta_tune.errors import DataError, did_you_mean
 class Entry:
     """A part of the cache that can be removed: `key` names it, `used` is when it last was, in seconds since 1970.
 
-    `folder` is where its images are from, `edge` their size in pixels; both are None of what an older version has left.
+    `folder` is where its images are from, `edge` their size in pixels, `backbone` what made the features that it holds
+    instead. All are None of what an older version has left.
     """
 
     key: str
@@ -26,6 +30,7 @@ class Entry:
     images: int
     bytes: int
     used: float
+    backbone: str | None = None
 
 
 def list_entries(root: Path) -> list[Entry]:
@@ -41,6 +46,7 @@ def list_entries(root: Path) -> list[Entry]:
         images = path / "images"
         count = sum(1 for _ in images.glob("*"))
         entries.append(Entry(path.name, str(images), None, count, _size(path), _changed(path)))
+    entries += _present(_features, root.glob("features-*"))
     return sorted(entries, key=lambda entry: (-entry.used, entry.key))
 
 
@@ -63,6 +69,7 @@ def remove_entry(root: Path, key: str) -> Entry:
             aside = path.with_name(f".removed-{path.name}")
             path.rename(aside)  # at once, for whoever looks
             shutil.rmtree(aside)
+            path.with_name(f".{path.name}.lock").unlink(missing_ok=True)  # of who computes features
             if not _packs(shelf.path):
                 shelf.forget()
     except OSError as error:
@@ -82,11 +89,15 @@ def _refuse_waiting() -> None:
 
 
 def _packs(shelf: Path) -> list[Entry]:
-    """The packs of a shelf, without those that another process removes meanwhile."""
+    return _present(_pack, (about.parent for about in shelf.glob("[0-9]*/about.json")))
+
+
+def _present(entry: Callable[[Path], Entry], paths: Iterable[Path]) -> list[Entry]:
+    """Entries of folders, without those that another process removes meanwhile."""
     found = []
-    for about in shelf.glob("[0-9]*/about.json"):
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            found.append(_pack(about.parent))
+            found.append(entry(path))
     return found
 
 
@@ -95,6 +106,15 @@ def _pack(path: Path) -> Entry:
     facts = json.loads(about.read_text(encoding="utf-8"))
     images = (path / "digests.bin").stat().st_size // DIGEST
     return Entry(path.name, facts["folder"], facts["edge"], images, _size(path), about.stat().st_mtime)
+
+
+def _features(path: Path) -> Entry:
+    """Those of a frozen backbone, as a training keeps them."""
+    rows = len(np.load(path / "features.npy", mmap_mode="r"))
+    about = path / "about.json"
+    facts = json.loads(about.read_text(encoding="utf-8")) if about.exists() else {"edge": None, "backbone": None}
+    used = _changed(about) or _changed(path)
+    return Entry(path.name, None, facts["edge"], rows, _size(path), used, facts["backbone"])
 
 
 def _size(path: Path) -> int:

@@ -18,10 +18,11 @@ from elta_tune.trial import commit, versions
 
 
 def configurations(plan: StudyPlan) -> Iterator[TrialConfig]:
-    """The recipe, and it with each extreme of what a space varies of model and batch."""
+    """The recipe, and it with each extreme of what a space varies of model and batch, and of what reads features."""
     yield plan.recipe
+    names = ["training.batch_size", *(["self_training.rounds"] if plan.recipe.model.freeze else [])]
     for name, parameter in plan.space.parameters.items():
-        if name.startswith("model.") or name == "training.batch_size":
+        if name.startswith("model.") or name in names:
             yield from (plan.recipe.replace({name: value}) for value in parameter.probes())
 
 

@@ -5,7 +5,8 @@ frozen backbone's lie beside the cache of images, for all trials of all studies:
 
     CACHE/features-<key>/
     ├── features.npy         (N, D) float32
-    └── digest.npy           (16,) uint8: hash of the backbone's weights
+    ├── digest.npy           (16,) uint8: hash of the backbone's weights
+    └── about.json           backbone, and the size of its images; its time is when it was last used
 
 The key is a hash of the images' bytes, how they are decoded, the backbone, where its weights come from, and how many
 images it takes at a time.
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -176,9 +179,12 @@ def _cached(
                 try:
                     np.save(aside / "features.npy", features.array)
                     np.save(aside / "digest.npy", digest_of(backbone_state(model().state_dict())))
+                    facts = {"backbone": config.model.backbone, "edge": config.data.crop}
+                    (aside / "about.json").write_text(json.dumps(facts), encoding="utf-8")
                     aside.rename(folder)
                 finally:
                     shutil.rmtree(aside, ignore_errors=True)
+            os.utime(folder / "about.json")
         array: NDArray[np.float32] = np.load(folder / "features.npy", mmap_mode="r")
         return Features(array, np.arange(len(array)), np.load(folder / "digest.npy"))
     except OSError as error:

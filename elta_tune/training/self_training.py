@@ -19,7 +19,7 @@ from elta_tune.data.dataset import Dataset
 from elta_tune.errors import ConfigError
 from elta_tune.method.scores import mean_score
 from elta_tune.method.sharpening import select, sharpen
-from elta_tune.training.features import frozen_dataset
+from elta_tune.training.features import frozen_dataset, tell
 from elta_tune.training.learner import (
     Best,
     Learner,
@@ -97,9 +97,14 @@ def compute_frozen(config: TrialConfig, dataset: Dataset, cache: Path, progress:
     Raises:
         DataError: the cache can't be written.
     """
+    _frozen(config, dataset, torch.device("cpu"), cache, progress)
+
+
+def _frozen(config: TrialConfig, dataset: Dataset, device: torch.device, cache: Path | None, told: Progress) -> Dataset:
+    """Features in the place of images, of what a trial reads: not the test split, and the pool in rounds alone."""
+    read = replace(dataset, test=None, pool=dataset.pool if config.self_training.rounds else None)
     build = partial(new_model, config, dataset, round=0)
-    untested = replace(dataset, test=None)  # no trial opens the test split
-    frozen_dataset(untested, config, build, device=torch.device("cpu"), cache=cache, progress=progress)
+    return frozen_dataset(read, config, build, device=device, cache=cache, progress=told)
 
 
 def self_training_rounds(
@@ -127,8 +132,7 @@ def self_training_rounds(
     _check_data(config, dataset)
     forget_peak_memory(device)
     if config.model.freeze:
-        build = partial(new_model, config, dataset, round=0)
-        dataset = frozen_dataset(dataset, config, build, device=device, cache=cache)
+        dataset = _frozen(config, dataset, device, cache, tell)
     learner, data = new_learner(config, dataset, device, round=0), dataset
     if resume is not None:
         learner, data = restored(learner, config, dataset, resume)

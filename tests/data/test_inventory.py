@@ -77,6 +77,15 @@ def test_what_an_older_version_left_is_one_part(tmp_path: Path) -> None:
     assert list_entries(tmp_path / "cache") == []
 
 
+def test_features_of_an_older_version_are_listed_as_such(tmp_path: Path) -> None:
+    (tmp_path / "features-0123").mkdir()
+    np.save(tmp_path / "features-0123" / "features.npy", np.zeros((7, 3), np.float32))
+    (entry,) = list_entries(tmp_path)
+    assert (entry.key, entry.folder, entry.backbone, entry.images) == ("features-0123", None, None, 7)
+    remove_entry(tmp_path, "features-0123")
+    assert list_entries(tmp_path) == []
+
+
 def test_nothing_is_removed_while_another_run_writes(tmp_path: Path) -> None:
     build(tmp_path / "cache", tmp_path / "one", [16])
     (entry,) = list_entries(tmp_path / "cache")

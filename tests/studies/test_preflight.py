@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_each_model_and_the_extreme_batches_of_a_space_are_tried(make_plan_of: M
         ("test_efficientnet", 4),
         ("test_efficientnet", 28),
     }
+
+
+@pytest.mark.parametrize(("freeze", "tried"), [(True, [0, 2]), (False, [0])])
+def test_rounds_of_a_space_are_tried_where_features_of_the_pool_have_to_be_there(
+    freeze: bool, tried: list[int], make_plan_of: MakePlan
+) -> None:
+    plan = make_plan_of({"self_training.rounds": {"type": "int", "low": 0, "high": 2}})
+    plan = replace(plan, recipe=plan.recipe.replace({"model.freeze": freeze, "simloss.weight": 0}))
+    assert sorted({config.self_training.rounds for config in configurations(plan)}) == tried
 
 
 def test_a_backbone_that_only_a_later_trial_has_is_refused_before_any_image_is_decoded(

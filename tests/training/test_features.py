@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,10 +17,12 @@ from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import Dataset, open_dataset
+from elta_tune.data.inventory import list_entries, remove_entry
 from elta_tune.errors import ModelError
 from elta_tune.training.features import Features, frozen_dataset
 from elta_tune.training.learner import new_model
 from elta_tune.training.model import AestheticModel
+from elta_tune.training.self_training import compute_frozen
 
 CPU = torch.device("cpu")
 
@@ -116,6 +120,34 @@ def test_images_taken_more_or_fewer_at_a_time_are_other_features(config: TrialCo
         assert len(list((tmp_path / "cache").glob("features-*"))) == folders
 
 
+def test_a_pool_that_no_round_reads_is_left_out(config: TrialConfig, tmp_path: Path) -> None:
+    dataset = open_dataset(config.data, tmp_path / "cache")
+    told: list[str] = []
+    for rounds, splits in ((0, {"train", "val"}), (1, {"train", "val", "pool"})):
+        changed = config.replace({"self_training.rounds": rounds})
+        compute_frozen(changed, dataset, tmp_path / "cache", lambda done, total, what: told.append(what))
+        assert {what.split()[-2] for what in told} == splits
+
+
+def test_features_are_parts_of_the_cache_that_are_listed_and_removed(config: TrialConfig, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    dataset = features(config, cache)
+    os.utime(next(cache.glob("features-*/about.json")), (1, 1))
+    features(config, cache)
+    entries = [entry for entry in list_entries(cache) if entry.backbone]
+    assert {entry.key for entry in entries} == {path.name for path in cache.glob("features-*")}
+    counts = [len(split.ids) for split in (dataset.train, dataset.val, dataset.pool, dataset.test) if split]
+    assert sorted(entry.images for entry in entries) == sorted(counts)
+    for entry in entries:
+        assert (entry.folder, entry.edge, entry.backbone) == (None, 32, "test_resnet")
+        assert entry.bytes == sum(file.stat().st_size for file in (cache / entry.key).iterdir())
+        assert abs(entry.used - time.time()) < 100
+        assert remove_entry(cache, entry.key) == entry
+    assert not [path for path in cache.iterdir() if "features" in path.name]
+    for split in ("train", "val"):  # they are computed again
+        np.testing.assert_array_equal(rows(features(config, cache), split), rows(dataset, split))
+
+
 def test_random_weights_are_those_of_the_seed(config: TrialConfig, cache: Path) -> None:
     untrained = config.replace({"model.weights": None, "model.pretrained": False})
     first, second = features(untrained, cache), features(untrained.replace({"seed": 1}), cache)
@@ -151,7 +183,7 @@ def test_two_that_ask_at_once_compute_once(config: TrialConfig, tmp_path: Path) 
             np.testing.assert_array_equal(rows(found[0], split), rows(other, split))
     folders = sorted(path.name for path in cache.glob("features-*"))
     assert len(folders) == 3
-    written = {path: path.stat().st_mtime_ns for path in cache.glob("features-*/*")}
+    written = {path: path.stat().st_mtime_ns for path in cache.glob("features-*/*.npy")}
     ask(0)
-    assert written == {path: path.stat().st_mtime_ns for path in cache.glob("features-*/*")}
+    assert written == {path: path.stat().st_mtime_ns for path in cache.glob("features-*/*.npy")}
     assert len(built) <= 3  # each split was computed by one of the four
