@@ -293,16 +293,18 @@ def explain(nni: NniFolder) -> None:
         failed = f"{in_a_row[told['reason']]}: {told['detail']}"
         raise StudyError(failed, f"look into {nni.study.path / 'trials'}; {again}")
     if told["reason"] == "tuner":
-        log = nni.dispatcher_log if nni.dispatcher_log.exists() else nni.node_log
-        raise StudyError(f"NNI's tuner died{last_error(nni)}", f"look into {log}; {again}")
+        raise StudyError(f"NNI's tuner died{last_error(nni)}", f"look into {tuner_log(nni)}; {again}")
     raise StudyError(f"NNI stopped: {told['detail']}{last_error(nni)}", f"look into {nni.node_log}; {again}")
 
 
 def last_error(nni: NniFolder) -> str:
     """What the tuner of the last start complained of last, as ``: ValueError: …``, or nothing."""
-    for log in (nni.dispatcher_log, nni.node_log):  # the second has what it said before it could open the first
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-        errors = [line for line in lines if "ERROR" in line or line.partition(":")[0].endswith("Error")]
-        if errors:
-            return f": {errors[-1]}"
-    return ""
+    log = tuner_log(nni)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    errors = [line for line in lines if "ERROR" in line or line.partition(":")[0].endswith("Error")]
+    return f": {errors[-1]}" if errors else ""
+
+
+def tuner_log(nni: NniFolder) -> Path:
+    """Where the tuner's words are: its own log, or node's if it did not come to open one."""
+    return nni.dispatcher_log if nni.dispatcher_log.exists() else nni.node_log

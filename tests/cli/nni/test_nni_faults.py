@@ -105,9 +105,10 @@ def test_kills_of_node_and_tuner_and_a_lost_request_cost_no_epoch(studies, witho
     assert [result["state"] for result in results.values()] == ["complete", "pruned"]
     # Trial 0 is the recipe, though starts came before it; trial 1 was begun by one start, and stopped by the next.
     assert [result["params"]["optim.lr"] for result in results.values()] == [3e-3, 6e-3]
-    trials = studies.query("cut", "select distinct trialJobId from TrialJobEvent where trialJobId != ''")
-    assert trials == [(result["nni_trial_id"],) for result in results.values()]
-    for number, (epochs, (trial,)) in enumerate(zip((EPOCHS, 7), trials, strict=True)):
+    began = "select distinct sequenceId, trialJobId from TrialJobEvent where event = 'RUNNING' order by 1"
+    trials = studies.query("cut", began)
+    assert trials == [(number, result["nni_trial_id"]) for number, result in results.items()]
+    for (number, trial), epochs in zip(trials, (EPOCHS, 7), strict=True):
         lines = studies.epochs("cut", number)
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
         assert len(lines) in (epochs, epochs + number)  # trial 1 trains while its verdict is on its way
