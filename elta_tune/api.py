@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from elta_tune.records import StudyFolder
     from elta_tune.results.checkpoint import Checkpoint
     from elta_tune.results.evaluate import Evaluation
+    from elta_tune.results.imported import Head
     from elta_tune.results.kinds import Kind
     from elta_tune.results.predict import Prediction
     from elta_tune.studies.plan import StudyPlan
@@ -269,6 +270,7 @@ def evaluate(
     csv: File | None = None,
     images: File | None = None,
     from_predictions: File | None = None,
+    head: Head | None = None,
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
     runs: File = RUNS,
@@ -284,6 +286,8 @@ def evaluate(
         csv: a rating file of other images instead, all of which are measured.
         images: their folder; left out, `images/` beside it.
         from_predictions: instead of a model, a file of image_id, gt, score[, score2 …].
+        head: emd or mse, of a checkpoint of the released code, which holds both; left out, the one that was trained, or
+            emd where the file does not tell (its `note` says so).
         overrides: other values of the recipe's `data` fields, by dotted names.
         device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
         runs: folder of the studies.
@@ -296,8 +300,8 @@ def evaluate(
     from elta_tune.config import TrialConfig
     from elta_tune.errors import ConfigError
 
-    if from_predictions is not None and (csv or images or split):
-        raise ConfigError("evaluate: --csv, --images and --split are for a model, not for --from-predictions")
+    if from_predictions is not None and (csv or images or split or head):
+        raise ConfigError("evaluate: --csv, --images, --split and --head are for a model, not for --from-predictions")
     if csv is not None and split is not None:
         raise ConfigError("evaluate: --csv and --split exclude each other")
     if images is not None and csv is None:
@@ -311,7 +315,7 @@ def evaluate(
         return evaluate_predictions(Path(from_predictions), data_with(TrialConfig(), overrides or {}))
     if model is None or from_predictions is not None:
         raise ConfigError("evaluate: name either a model, or --from-predictions FILE")
-    checkpoint = _checkpoint(model, runs)
+    checkpoint = _checkpoint(model, runs, head)
     if csv is not None:
         split = "test"
         data = table_data(checkpoint, Path(csv), None if images is None else Path(images), overrides or {})
@@ -332,6 +336,7 @@ def predict(
     paths: File | Sequence[File],
     *,
     images: File | None = None,
+    head: Head | None = None,
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
     batch_size: int | None = None,
@@ -342,7 +347,7 @@ def predict(
     """Scores images, as they come; what can't be read has a reason instead of a score.
 
     Args:
-        model: as in `evaluate`.
+        model, head: as in `evaluate`.
         paths: images, folders (with all below them), or tables with image ids.
         images: folder of the images of tables.
         overrides: how to read tables: other values of the recipe's `data` fields, by dotted names.
@@ -363,7 +368,7 @@ def predict(
     named = [paths] if isinstance(paths, str | os.PathLike) else paths
     data = data_with(TrialConfig(), overrides or {})
     files = list_images([Path(path) for path in named], None if images is None else Path(images), data)
-    checkpoint, device = _checkpoint(model, runs), choose_device(device)
+    checkpoint, device = _checkpoint(model, runs, head), choose_device(device)
     predictions = predict_images(
         checkpoint, files, device=device, batch_size=batch_size, progress=progress or _no_progress
     )
@@ -394,10 +399,10 @@ def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, A
     }
 
 
-def _checkpoint(model: File | Checkpoint, runs: File) -> Checkpoint:
+def _checkpoint(model: File | Checkpoint, runs: File, head: Head | None) -> Checkpoint:
     from elta_tune.results.sources import load_model
 
-    return load_model(os.fspath(model), Path(runs)) if isinstance(model, str | os.PathLike) else model
+    return load_model(os.fspath(model), Path(runs), head) if isinstance(model, str | os.PathLike) else model
 
 
 def _cache(cache: File | None) -> Path:

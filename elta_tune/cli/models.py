@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from elta_tune.api import DEFAULT_CACHE
-from elta_tune.cli.options import MODEL, Cache, Device, Force, Json, Runs, Set, SetData, print_json
+from elta_tune.cli.options import MODEL, Cache, Device, Force, Head, Json, Runs, Set, SetData, print_json
 
 if TYPE_CHECKING:
     from elta_tune.data.splits import SplitName
+    from elta_tune.results.checkpoint import Checkpoint
+    from elta_tune.results.imported import Head as ReleasedHead
     from elta_tune.results.kinds import Kind
     from elta_tune.results.predict import Prediction
     from elta_tune.results.sharpen import Sharpened
@@ -25,6 +27,7 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="Their folder.", show_default="images/ beside it")] = None,
     split: Annotated[str | None, typer.Option(help="val, test or train of its own data.", show_default="val")] = None,
     from_predictions: Annotated[Path | None, typer.Option(help="Predictions that exist: no model is needed.")] = None,
+    head: Head = None,
     predictions: Annotated[Path | None, typer.Option(help="Write the predictions to this CSV file.")] = None,
     force: Force = False,
     overrides: SetData = None,
@@ -50,12 +53,14 @@ def evaluate(
             csv=csv,
             images=images,
             from_predictions=from_predictions,
+            head=cast("ReleasedHead | None", head),
             overrides=read_overrides(overrides or ()),
             device=device,
             runs=runs,
             cache=cache,
             progress=progress,
         )
+    _tell_note(model, found.note)
     if predictions is not None:
         with unwritable_told(predictions):
             write_aside(predictions, lambda aside: write_predictions(aside, found.predictions))
@@ -73,6 +78,7 @@ def predict(
     sort: Annotated[bool, typer.Option("--sort", help="Best first.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
+    head: Head = None,
     overrides: SetData = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -83,13 +89,12 @@ def predict(
     from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
     from elta_tune.results.outputs import check_output
-    from elta_tune.results.sources import load_model
     from elta_tune.results.tables import check_table, write_table
 
     if out is not None:
         check_table(out)
         check_output(out, force, "--out")
-    checkpoint = load_model(model, runs)
+    checkpoint = _load(model, runs, head)
     count = unreadable = 0
 
     def counted(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
@@ -126,18 +131,35 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "--out", help="What to write.", show_default="best.…")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Force = False,
+    head: Head = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Any model in another format, read back and compared; a checkpoint of ELTA's released code, too."""
     from elta_tune.cli.text import console
     from elta_tune.results.convert import write_model
     from elta_tune.results.kinds import exported_file
-    from elta_tune.results.sources import load_model
 
     file = exported_file(kind, output, force)
-    difference = write_model(load_model(model, runs), file, cast("Kind", kind))
+    difference = write_model(_load(model, runs, head), file, cast("Kind", kind))
     console.print(f"{file}  (read back: within {difference:.1e})", markup=False, soft_wrap=True)
+
+
+def _load(model: str, runs: Path, head: str | None) -> Checkpoint:
+    from elta_tune.results.sources import load_model
+
+    checkpoint = load_model(model, runs, cast("ReleasedHead | None", head))
+    _tell_note(model, checkpoint.note)
+    return checkpoint
+
+
+def _tell_note(model: str | None, note: str | None) -> None:
+    from rich.text import Text
+
+    from elta_tune.cli.text import errors
+
+    if note is not None:
+        errors.print(Text(f"note: {model}: {note}", style="yellow"), soft_wrap=True)
 
 
 def sharpen(

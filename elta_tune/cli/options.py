@@ -22,6 +22,10 @@ Cache = Annotated[
 MODEL = typer.Argument(
     metavar="MODEL", help="A checkpoint file, STUDY (its best trial), STUDY:TRIAL or a trial's folder."
 )
+Head = Annotated[
+    str | None,
+    typer.Option(metavar="emd|mse", help="Of a released checkpoint, which holds both.", show_default="the trained one"),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU, else the CPU.")]
 
 

@@ -43,6 +43,11 @@ class Checkpoint:
     tail_cuts: tuple[float, float] | None
     source: dict[str, Any]
 
+    @property
+    def note(self) -> str | None:
+        """What its user should know of it."""
+        return self.source.get("note")
+
     def model(self) -> AestheticModel:
         """The model, on the CPU, ready to predict.
 

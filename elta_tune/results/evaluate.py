@@ -36,12 +36,13 @@ class KeptYardstick:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of METHOD.md §7, what they were taken of, by what, and on which data."""
+    """The metrics of METHOD.md §7, what they were taken of, by what, and on which data; `note` is of the model."""
 
     metrics: dict[str, float]
     predictions: Predictions
     yardstick: KeptYardstick
     data: dict[str, Any]
+    note: str | None = None
 
 
 def table_data(checkpoint: Checkpoint, csv: Path, images: Path | None, overrides: Mapping[str, Any]) -> DataConfig:
@@ -101,7 +102,7 @@ def evaluate_model(
     yardstick = _yardstick(checkpoint, ratings, data)
     predictions = predict(model, rows, checkpoint.config, yardstick.scale)
     measured = evaluate(predictions, _comparable(rows, predictions), yardstick)
-    return Evaluation(measured, predictions, yardstick, describe_split(rows))
+    return Evaluation(measured, predictions, yardstick, describe_split(rows), checkpoint.note)
 
 
 def _yardstick(checkpoint: Checkpoint, ratings: Ratings, data: DataConfig) -> KeptYardstick:

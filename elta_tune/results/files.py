@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from elta_tune.results.checkpoint import Checkpoint, own_checkpoint
-from elta_tune.results.imported import released_checkpoint
+from elta_tune.results.imported import Head, released_checkpoint
 from elta_tune.results.timm_files import load_folder
 from elta_tune.results.weights_files import read_weights_file
 
 
-def load_model_file(path: Path) -> Checkpoint:
-    """An exported file or folder of ours, or a checkpoint of ELTA's released code.
+def load_model_file(path: Path, head: Head | None = None) -> Checkpoint:
+    """An exported file or folder of ours, or a checkpoint of ELTA's released code, and of that one `head`.
 
     Raises:
         ModelError: it is neither; no code in it was run.
@@ -19,4 +19,4 @@ def load_model_file(path: Path) -> Checkpoint:
     if path.is_dir():
         return load_folder(path)
     content, metadata = read_weights_file(path)
-    return own_checkpoint(content, metadata, path) or released_checkpoint(content, path)
+    return own_checkpoint(content, metadata, path) or released_checkpoint(content, path, head)

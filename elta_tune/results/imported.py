@@ -29,13 +29,12 @@ BACKBONES = {
 DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")
 """Buffers that follow from the window and are not stored any more."""
 WINDOW = 8
-HEADS: dict[str, dict[str, str]] = {
+Head = Literal["emd", "mse"]
+HEADS: dict[Head, dict[str, str]] = {
     "emd": {"linear_emd.0": "head.0", "linear_emd.2": "head.2"},
     "mse": {"linear_mse.1": "head.1"},
 }
 """Layers of the released heads, and their names here."""
-
-Head = Literal["emd", "mse"]
 
 
 def released_checkpoint(content: Mapping[str, Any], path: Path, head: Head | None = None) -> Checkpoint:
@@ -45,14 +44,14 @@ def released_checkpoint(content: Mapping[str, Any], path: Path, head: Head | Non
         content: of the file, as `read_weights_file` gives it.
         path: named in errors.
         head: which head to take. Left out: the one that the optimizer in the file has trained, else `emd`, the
-            released default.
+            released default, of which `source["note"]` tells.
 
     Raises:
         ModelError: these are not the weights of such a model.
     """
     state = _weights(content, path)
     backbone = _backbone(state, path)
-    head = head or _trained_head(content, state) or ("emd" if "linear_emd.0.weight" in state else "mse")
+    head, note = _head(content, state, head)
     renamed = {f"backbone.{_today(name)}": value for name, value in _part(state, "vit.").items() if _is_kept(name)}
     for released, own in HEADS[head].items():
         for kind in ("weight", "bias"):
@@ -75,7 +74,7 @@ def released_checkpoint(content: Mapping[str, Any], path: Path, head: Head | Non
         scale=(1.0, 10.0),
         threshold=5.0,
         tail_cuts=None,
-        source={"released": path.name, "best_metric": float(best) if isinstance(best, Real) else None},
+        source={"released": path.name, "best_metric": float(best) if isinstance(best, Real) else None, "note": note},
     )
 
 
@@ -108,6 +107,16 @@ def _backbone(state: Mapping[str, Tensor], path: Path) -> str:
             f"{shape[1]} blocks in the third stage"
         )
     return BACKBONES[shape]
+
+
+def _head(content: Mapping[str, Any], state: Mapping[str, Tensor], asked: Head | None) -> tuple[Head, str | None]:
+    """Which head to take, and what the user should know of the choice."""
+    if (head := asked or _trained_head(content, state)) is not None:
+        return head, None
+    there: list[Head] = [head for head, layers in HEADS.items() if all(f"{layer}.weight" in state for layer in layers)]
+    if len(there) < 2:
+        return (there or ["emd"])[0], None
+    return "emd", "holds an emd and an mse head, and does not tell which was trained: the emd head is taken"
 
 
 def _trained_head(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> Head | None:

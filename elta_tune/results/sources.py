@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elta_tune.config import load_recipe
-from elta_tune.errors import StudyError
+from elta_tune.errors import ConfigError, ModelError, StudyError
 from elta_tune.records import StudyFolder, TrialFolder, open_study
 from elta_tune.results.best import best_result
 from elta_tune.studies.plan import read_plan
 
 if TYPE_CHECKING:  # `train --from` looks for a trial long before it needs torch
     from elta_tune.results.checkpoint import Checkpoint
+    from elta_tune.results.imported import Head
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,32 @@ class FoundTrial:
         return result
 
 
-def load_model(reference: str, runs: Path) -> Checkpoint:
+def load_model(reference: str, runs: Path, head: Head | None = None) -> Checkpoint:
     """The model of a file, a folder that `--export hf` wrote, or a trial (see `find_trial`).
 
+    Args:
+        head: which one to take of a released checkpoint, which holds both; any other model has to have it.
+
     Raises:
-        ModelError: the file holds no model that is known here.
+        ConfigError: there is no such head.
+        ModelError: the file holds no model that is known here, or another head.
         StudyError: there is no such file, study or trial, or its weights are gone.
     """
+    if head not in (None, "emd", "mse"):
+        raise ConfigError(f"--head {head}: should be emd or mse")
+    checkpoint = _load(reference, runs, head)
+    if head not in (None, own := checkpoint.config.model.head):
+        hint = "--head chooses in checkpoints of ELTA's released code, which hold both"
+        raise ModelError(f"{reference}: has an {own} head, and no other", hint)
+    return checkpoint
+
+
+def _load(reference: str, runs: Path, head: Head | None) -> Checkpoint:
     path = Path(reference)
     if (path.is_file() and _trial_at(path) is None) or (path / "config.json").is_file():
         from elta_tune.results.files import load_model_file
 
-        return load_model_file(path)
+        return load_model_file(path, head)
     trial = find_trial(reference, runs)
     return checkpoint_of_trial(trial.folder, trial.result(), trial.study)
 

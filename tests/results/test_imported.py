@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
+from elta_tune.config import TrialConfig
 from elta_tune.errors import ModelError
+from elta_tune.results.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.results.files import load_model_file
 from elta_tune.results.imported import released_checkpoint
 from elta_tune.results.weights_files import read_weights_file
+from elta_tune.training.model import build_model
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "released_swin.json").read_text())
 """The released module's keys and shapes, and what it says of one image, computed with timm 0.6.13."""
@@ -82,6 +86,45 @@ def test_the_head_that_the_optimizer_trained_is_taken(state: dict[str, torch.Ten
     assert torch.sigmoid(features @ weight.T + bias).item() == pytest.approx(REFERENCE["mse"], abs=1e-4)
     assert released_checkpoint(state, Path("bare.pth")).config.model.head == "emd"
     assert released_checkpoint(content, Path("mse.pth"), head="emd").config.model.head == "emd"
+
+
+def test_which_head_was_taken_is_told_unless_the_file_decides_and_the_other_can_be_had(
+    state: dict[str, torch.Tensor], tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """Both heads of one file without an optimizer score the reference's image as the original does."""
+    torch.save(state, tmp_path / "bare.pth")
+    pixels = np.random.default_rng(256).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    shares = np.exp(REFERENCE["logits"]) / np.exp(REFERENCE["logits"]).sum()
+    scores = {"emd": shares @ np.arange(1, 11), "mse": 10 * REFERENCE["mse"]}
+    for asked, head in (((), "emd"), (("--head", "emd"), "emd"), (("--head", "mse"), "mse")):
+        done = command("predict", "bare.pth", "image.png", "--json", *asked)
+        assert json.loads(done.stdout)["score"] == pytest.approx(scores[head], abs=1e-3)
+        assert ("does not tell which was trained: the emd head is taken" in done.stderr) == (not asked)
+    (tmp_path / "one.csv").write_text("image_id,score\nimage.png,5\n")
+    scale = ("--set", "data.scale=[1,10]")
+    done = command("evaluate", "bare.pth", "--csv", "one.csv", "--images", ".", "--json", *scale)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["mae"] == pytest.approx(abs(scores["emd"] - 5), abs=1e-3)
+    assert "note: bare.pth: holds an emd and an mse head" in done.stderr
+    refused = command("predict", "bare.pth", "image.png", "--head", "mes")
+    assert (refused.returncode, "--head mes: should be emd or mse" in refused.stderr) == (2, True)
+    trained = released_checkpoint({"state_dict": state, "optimizer": moments(state, "emd")}, Path("emd.pth"))
+    assert trained.source["note"] is None
+
+
+def test_a_model_with_one_head_has_no_other(tmp_path: Path, command: Callable[..., Any]) -> None:
+    config = TrialConfig().replace({"model.backbone": "test_resnet", "model.pretrained": False, "data.crop": 54})
+    model = build_model(config.model, bins=torch.arange(1.0, 11.0), size=54, seed=0)
+    own = Checkpoint(model.state_dict(), config, {}, 1, [*map(float, range(1, 11))], (1, 10), 5, None, {})
+    save_checkpoint(own, tmp_path / "own.ckpt", "ckpt")
+    assert command("export", "own.ckpt", "timm", "--head", "emd").returncode == 0
+    for arguments in (("export", "own.ckpt", "hf"), ("evaluate", "own.ckpt"), ("predict", "own.ckpt", tmp_path)):
+        refused = command(*arguments, "--head", "mse")
+        assert refused.returncode == 2
+        assert "own.ckpt: has an emd head, and no other" in refused.stderr
+    refused = command("evaluate", "--from-predictions", "own.csv", "--head", "mse")
+    assert (refused.returncode, "--head are for a model" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "network", None])
