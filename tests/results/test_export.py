@@ -129,9 +129,9 @@ def test_a_frozen_backbone_s_features_may_be_of_a_process_with_other_threads(
     folder = StudyFolder(tmp_path / "other")
     config = recipe.replace({"model.freeze": True, "simloss.weight": 0, "training.epochs": 1})
     result = run_trial(config, folder.trial(0), NoReporter(), cache=cache, number=0)
-    change_weights("head.2.bias", 3e-4, of=folder)
-    assert 1e-5 < export(folder, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 1e-3
-    change_weights("head.2.bias", 0.1, of=folder)
+    change_weights("head.2.bias", 3e-5, of=folder)
+    assert 4.44e-6 < export(folder, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 4.44e-5
+    change_weights("head.2.bias", 1e-3, of=folder)
     with pytest.raises(StudyError, match="does not predict as trial 0 did"):
         export(folder, result, tmp_path / "again.ckpt", "ckpt", cache=cache)
 
