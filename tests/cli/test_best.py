@@ -83,7 +83,7 @@ def test_predictions_of_the_best_epoch_are_recorded(finished: Path, data_root: P
     [
         (("nowhere",), "there is no study 'nowhere' in runs"),
         (("space-tyni",), "did you mean 'space-tiny'?"),
-        (("--export", "onix"), "--export onix: should be one of ckpt, safetensors, onnx, timm, hf"),
+        (("--export", "onix"), "onix: is no format of export; there are ckpt, safetensors, onnx, timm, hf"),
         (("--output", "x.ckpt"), "--output: needs --export"),
         (("--runs", "elsewhere"), "there is no study in elsewhere"),
     ],
