@@ -410,7 +410,7 @@ def _cache(cache: File | None) -> Path:
 
 
 def _no_progress(done: int, total: int, what: str) -> None:
-    """Shows nothing."""
+    """Shows nothing. (`data.cache` has the same, but imports NumPy, which a study's start need not wait for.)"""
 
 
 def _nothing() -> None:

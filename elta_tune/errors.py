@@ -35,6 +35,11 @@ class EltaTuneError(Exception):
         return type(self), (self.message, self.hint)
 
 
+def reason_of(error: Exception) -> str:
+    """Why a trial failed, for its result: what the user has to know, or the name of a fault of the program."""
+    return error.message if isinstance(error, EltaTuneError) else f"{type(error).__name__}: {error}"
+
+
 class ConfigError(EltaTuneError):
     """A recipe, a search space or a ``--set`` is wrong."""
 

@@ -20,10 +20,12 @@ left aside is removed by the next one.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,6 +154,15 @@ class TrialFolder:
             StudyError: another process trains here, or the folder can't be written.
         """
         return locked(self.lock_file, f"{self.path}: is being trained", "choose another --out", "--out names another")
+
+    def log_output(self) -> None:
+        """Sends all that this process prints from now on, and how it crashes, to `log.txt`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        log = self.log_file.open("a", buffering=1, encoding="utf-8")
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+        sys.stdout = sys.stderr = log
+        faulthandler.enable(log)
 
     def result(self) -> dict[str, Any] | None:
         """`result.json`, or None while the trial is unfinished.

@@ -65,7 +65,7 @@ def run(command: Command) -> None:
     """Starts a study under NNI, goes on with it, or attaches to the one that runs."""
     from elta_tune.cli.run import to_be_continued
     from elta_tune.studies.nni_folder import NniFolder
-    from elta_tune.studies.nni_node import end, require_nni
+    from elta_tune.studies.nni_node import require_nni
     from elta_tune.studies.nni_opening import attached, running_node
 
     require_nni()
@@ -75,7 +75,6 @@ def run(command: Command) -> None:
         node = running_node(nni)
         if node is not None and not _attach(command, node):
             return
-        end(nni)  # what a killed command left
         _start(command)
 
 

@@ -60,8 +60,7 @@ def hold_out(ratings: Ratings, split: SplitConfig) -> NDArray[np.str_]:
         DataError: there are too few images for a part.
     """
     assert ratings.scores is not None
-    digests = [hashlib.blake2b(id_bytes(f"{split.seed}\0{name}"), digest_size=8).digest() for name in ratings.ids]
-    lots = np.frombuffer(b"".join(digests), dtype=">u8")
+    lots = draw_lots(ratings.ids, split.seed)
     parts = np.full(len(ratings.ids), "train")
     rest = np.lexsort((lots, ratings.scores))
     for name in ("val", "test"):
@@ -73,6 +72,12 @@ def hold_out(ratings: Ratings, split: SplitConfig) -> NDArray[np.str_]:
             parts[run[lots[run].argmin()]] = name
         rest = rest[parts[rest] == "train"]
     return parts
+
+
+def draw_lots(ids: NDArray[np.object_], seed: int) -> NDArray[np.uint64]:
+    """A number (N,) for each image, which hangs on its id and the seed alone."""
+    digests = [hashlib.blake2b(id_bytes(f"{seed}\0{name}"), digest_size=8).digest() for name in ids]
+    return np.frombuffer(b"".join(digests), dtype=">u8")
 
 
 def _share(config: DataConfig, name: LabelledName) -> float:

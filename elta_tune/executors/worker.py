@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -15,7 +13,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from elta_tune.errors import EltaTuneError
+from elta_tune.errors import reason_of
 from elta_tune.executors import Halted, Job, Verdict
 from elta_tune.records import TrialFolder
 from elta_tune.trial import TrialPruned, TrialStopped, run_trial
@@ -52,12 +50,7 @@ def work(connection: Connection, job: Job, device: str, threads: int, asked: flo
     """Runs a trial; what it prints goes to its log."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's, which then says what to do
     folder = TrialFolder(job.folder)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    log = folder.log_file.open("a", buffering=1, encoding="utf-8")
-    for stream in (1, 2):
-        os.dup2(log.fileno(), stream)
-    sys.stdout = sys.stderr = log
-    faulthandler.enable(log)
+    folder.log_output()
     print(f"{time.strftime('%F %T')} process {os.getpid()} on {device}, started in {time.time() - asked:.3f} s")
     torch.set_num_threads(threads)
     reporter = PipeReporter(connection)
@@ -73,5 +66,4 @@ def work(connection: Connection, job: Job, device: str, threads: int, asked: flo
         connection.send(Halted(job.number, str(error)))
     except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
         traceback.print_exc()
-        reason = error.message if isinstance(error, EltaTuneError) else f"{type(error).__name__}: {error}"
-        folder.fail(job.number, job.params, reason)
+        folder.fail(job.number, job.params, reason_of(error))

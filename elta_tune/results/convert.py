@@ -18,6 +18,7 @@ from elta_tune.results.kinds import Kind, card_file
 from elta_tune.results.onnx_model import run_onnx, write_onnx
 from elta_tune.results.outputs import unwritable_told
 from elta_tune.results.timm_files import HEAD_FILE, check_weights, read_folder, read_timm, write_folder, write_timm
+from elta_tune.training.loop import to_method_scale
 from elta_tune.training.model import AestheticModel
 
 TOLERANCE = 1e-4
@@ -86,8 +87,7 @@ def _read_own(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> 
 
 
 def _read_onnx(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> Tensor:
-    low, high = checkpoint.scale
-    return 1 + 9 * (torch.from_numpy(run_onnx(path, images)["score"]) - low) / (high - low)
+    return to_method_scale(torch.from_numpy(run_onnx(path, images)["score"]), checkpoint.scale)
 
 
 Write = Callable[[Checkpoint, Path], None]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from elta_tune.config import ColumnsConfig, DataConfig
 from elta_tune.data.cache import Progress, no_progress
@@ -20,7 +20,8 @@ from elta_tune.method import metrics
 from elta_tune.results.checkpoint import Checkpoint
 from elta_tune.results.predictions import PredictionFile, read_predictions
 from elta_tune.training.devices import device_of
-from elta_tune.training.loop import Predictions, evaluate, predict
+from elta_tune.training.loop import Predictions, evaluate, from_method_scale, predict, to_method_scale
+from elta_tune.training.model import place
 from elta_tune.trial import describe_split
 
 
@@ -94,8 +95,7 @@ def evaluate_model(
         DataError: there is no such split, it has no ratings, or its images are missing.
         ModelError: the weights are not the model's.
     """
-    # As the training holds it: in another memory format the sums run in another order.
-    model = checkpoint.model().to(device=device_of(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = place(checkpoint.model(), device_of(device))
     rows, ratings = open_split(data, split, cache, progress)
     if rows.scores is None:
         raise DataError(f"{rows.file}: the {split} split has no ratings to measure by")
@@ -110,9 +110,8 @@ def _yardstick(checkpoint: Checkpoint, ratings: Ratings, data: DataConfig) -> Ke
     if cuts is None and (training := training_file(data)) is not None:
         cuts, cuts_scale = training.tail_cuts, training.scale
     if cuts is not None and scale != cuts_scale:
-        (low, high), (own_low, own_high) = scale, cuts_scale
-        low_cut, high_cut = (low + (high - low) * (cut - own_low) / (own_high - own_low) for cut in cuts)
-        cuts = (low_cut, high_cut)
+        low, high = from_method_scale(to_method_scale(np.array(cuts), cuts_scale), scale).tolist()
+        cuts = (low, high)
     threshold = checkpoint.threshold if ratings.threshold is None else ratings.threshold
     return KeptYardstick(scale, threshold, cuts, ratings.is_spread)
 

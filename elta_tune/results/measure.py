@@ -17,6 +17,7 @@ from elta_tune.records import write_json
 from elta_tune.results.checkpoint import load_checkpoint
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import evaluate, predict
+from elta_tune.training.model import place
 from elta_tune.trial import describe_data, environment
 
 
@@ -31,8 +32,7 @@ def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -
     rows = getattr(dataset, split)
     if rows is None:
         raise DataError(f"there is no {split} split", f"name it: --set data.{split}=FILE")
-    # As the training holds it: in another memory format the sums run in another order.
-    model = loaded.model().to(device=device_of(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = place(loaded.model(), device_of(device))
     predictions = predict(model, rows, loaded.config, dataset.scale)
     return {
         "metrics": evaluate(predictions, rows, dataset),

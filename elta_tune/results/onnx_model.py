@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.results.checkpoint import METADATA_KEY, Checkpoint
-from elta_tune.training.model import SCALE, AestheticModel
+from elta_tune.training.loop import from_method_scale
+from elta_tune.training.model import AestheticModel
 
 OPSET = 22
 """The newest operators that every onnxruntime runs that pyproject.toml allows (1.22 knows none of 23)."""
@@ -36,8 +37,7 @@ class Scorer(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """RGB of 0…1, (B, 3, S, S) → score (B,) on the data set's scale and, with distributions, shares (B, K)."""
         _, logits = self.model((image - self.pixel_mean) / self.pixel_std)
-        low, high = self.scale
-        score = low + (high - low) * (self.model.head.scores(logits) - SCALE[0]) / (SCALE[1] - SCALE[0])
+        score = from_method_scale(self.model.head.scores(logits), self.scale)
         return (score,) if logits.shape[1] == 1 else (score, logits.softmax(dim=1))
 
 
@@ -101,7 +101,7 @@ def _metadata(checkpoint: Checkpoint, outputs: list[str]) -> dict[str, str]:
     low, high = checkpoint.scale
     told = {"score": f"from {low:g} to {high:g}"}
     if "distribution" in outputs:
-        bins = [low + (high - low) * (rating - SCALE[0]) / (SCALE[1] - SCALE[0]) for rating in checkpoint.bins or ()]
+        bins = from_method_scale(np.array(checkpoint.bins), checkpoint.scale)
         told["distribution"] = f"shares of the ratings {', '.join(f'{rating:g}' for rating in bins)}"
     return {
         "preprocessing": json.dumps(preprocessing),

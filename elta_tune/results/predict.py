@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
@@ -23,6 +22,7 @@ from elta_tune.errors import DataError
 from elta_tune.results.checkpoint import Checkpoint
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import from_method_scale, predict_batch
+from elta_tune.training.model import place
 from elta_tune.trial import out_of_memory_told
 
 
@@ -130,8 +130,7 @@ def predict_images(
         OutOfMemoryError: so many images at a time are too many.
     """
     target = device_of(device)
-    # As the training holds it: in another memory format the sums run in another order.
-    model = checkpoint.model().to(device=target, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = place(checkpoint.model(), target)
     batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
     told = out_of_memory_told("take fewer images at a time: --batch-size N")
     with careful(), ThreadPoolExecutor(available_cores()) as workers, told:

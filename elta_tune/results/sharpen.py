@@ -6,7 +6,6 @@ own scores, if it has any, are looked at afterwards only, to tell how good its p
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.readers import id_bytes
+from elta_tune.data.splits import draw_lots
 from elta_tune.documents import read_document
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
@@ -74,8 +73,7 @@ def hold_out(predictions: Predictions, share: float, seed: int) -> tuple[Predict
     Raises:
         DataError: one of them would be empty.
     """
-    hashes = [hashlib.blake2b(id_bytes(f"{seed}\0{name}"), digest_size=8).digest() for name in predictions.ids]
-    order = np.argsort(np.frombuffer(b"".join(hashes), dtype=">u8"), kind="stable")
+    order = np.argsort(draw_lots(predictions.ids, seed), kind="stable")
     count = round(share * len(order))
     if not 0 < count < len(order):
         raise DataError(f"a hold-out of {share:g} of {len(order)} images leaves a part empty")

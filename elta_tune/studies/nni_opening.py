@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elta_tune.errors import StudyError
 from elta_tune.records import locked
 from elta_tune.studies.nni_channel import NodeGone
 from elta_tune.studies.nni_folder import NniFolder, Workers
-from elta_tune.studies.nni_node import Node, find_node, kill, status
-from elta_tune.studies.nni_study import explain, reconcile, start
+from elta_tune.studies.nni_node import Node, end, find_node, kill, status
+from elta_tune.studies.nni_study import fault, reconcile, start
 from elta_tune.studies.plan import StudyPlan, record_plan
 from elta_tune.studies.progress import is_finished
-from elta_tune.studies.start import Asked, claimed
+from elta_tune.studies.start import Asked, claimed, prepared
 
 if TYPE_CHECKING:
     from elta_tune.data.cache import Progress
@@ -47,12 +46,9 @@ def attached(nni: NniFolder) -> Iterator[None]:
     """
     name, elsewhere = nni.study.name, "--runs names another place"
     hint = f"watch it: elta-tune show {name}; end it: elta-tune stop {name}"
-    try:
-        nni.create()
-    except OSError as error:
-        raise StudyError(f"{nni.path}: can't be written: {error.strerror}", elsewhere) from error
     with locked(nni.attached_lock, f"study {name} is already running", hint, elsewhere):
         try:
+            nni.create()
             yield
         finally:
             if not nni.study.exists():  # what is refused before it began leaves nothing behind
@@ -95,33 +91,21 @@ def open_nni_run(
         EltaTuneError: the study can't start or go on: why, and what to change.
     """
     folder, nni = asked.folder, NniFolder(asked.folder)
+    end(nni)  # what a killed command left, which holds the study
     with claimed(folder) as lock:
-        plan, resumed, ended_before = asked.settled(trials, timeout, "nni"), folder.exists(), _why_ended(nni)
+        plan, resumed = asked.settled(trials, timeout, "nni"), folder.exists()
+        before = fault(nni) if nni.ended() else None
         reconcile(folder, plan)
         if is_finished(folder, plan):
             yield plan, None
             return
-        with preparing as progress:
-            from elta_tune.studies.preflight import choose_slots, preflight_study, record_start
-
-            slots = choose_slots(devices, workers)
-            dataset = preflight_study(plan, slots, cache, progress)
-        record_start(folder, plan, asked.files, "nni")
+        slots, dataset = prepared(plan, workers, devices, cache, preparing)
+        asked.record(plan, "nni")
         at = Workers(slots, cache.absolute())
         try:
             with starting:
                 node = start(folder, plan, at, port, lock)
-            yield plan, NniRun(node, at, resumed, dataset, ended_before)
+            yield plan, NniRun(node, at, resumed, dataset, None if before is None else before.message)
         except BaseException:  # Ctrl-C, say, before the watcher hears of it
             kill(nni)
             raise
-
-
-def _why_ended(nni: NniFolder) -> str | None:
-    if nni.ended() is None:
-        return None
-    try:
-        explain(nni)
-    except StudyError as error:
-        return error.message
-    return None

@@ -8,7 +8,7 @@ such a choice, and its dependents stand in those branches in which they exist.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from elta_tune.config import TrialConfig
@@ -31,12 +31,13 @@ def to_nni(space: SearchSpace, recipe: TrialConfig) -> Tree:
 
 def encode(space: SearchSpace, recipe: TrialConfig, params: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's parameters as NNI's tuners write them."""
-    return _encoded(to_nni(space, recipe), _on_steps(space, params))
+    return _filled(to_nni(space, recipe), _on_steps(space, params), lambda index, value: value)
 
 
 def encode_with_indices(space: SearchSpace, recipe: TrialConfig, params: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's parameters as NNI's evolution tuner keeps them: each choice with its index."""
-    return _indexed(to_nni(space, recipe), _on_steps(space, params))
+    points = _on_steps(space, params)
+    return _filled(to_nni(space, recipe), points, lambda index, value: {"_index": index, "_value": value})
 
 
 def decode(space: SearchSpace, recipe: TrialConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,30 +140,18 @@ def _chosen(specification: Mapping[str, Any], value: Any) -> tuple[int, Any]:
     return index, specification["_value"][index]
 
 
-def _encoded(tree: Tree, params: Mapping[str, Any]) -> dict[str, Any]:
-    encoded: dict[str, Any] = {}
+def _filled(tree: Tree, params: Mapping[str, Any], told: Callable[[int, Any], Any]) -> dict[str, Any]:
+    """A search space with a value in each place; `told` says a choice by its index and value."""
+    filled: dict[str, Any] = {}
     for name, specification in tree.items():
         if name == "_name":
-            encoded[name] = specification
+            filled[name] = specification
         elif specification["_type"] != "choice":
-            encoded[name] = params[name]
-        else:
-            _, value = _chosen(specification, params[name])
-            encoded[name] = _encoded(value, params) if _is_nested(specification) else value
-    return encoded
-
-
-def _indexed(tree: Tree, params: Mapping[str, Any]) -> dict[str, Any]:
-    indexed: dict[str, Any] = {}
-    for name, specification in tree.items():
-        if name == "_name":
-            indexed[name] = specification
-        elif specification["_type"] != "choice":
-            indexed[name] = params[name]
+            filled[name] = params[name]
         else:
             index, value = _chosen(specification, params[name])
-            indexed[name] = {"_index": index, "_value": _indexed(value, params) if _is_nested(specification) else value}
-    return indexed
+            filled[name] = told(index, _filled(value, params, told) if _is_nested(specification) else value)
+    return filled
 
 
 def _flat(space: SearchSpace, parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

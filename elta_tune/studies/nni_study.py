@@ -74,7 +74,7 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[s
 
 
 def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | None, lock: int) -> Node:
-    """Starts or resumes the experiment; what a killed node left running is ended first.
+    """Starts or resumes the experiment; nothing of an earlier start may run any more.
 
     Args:
         lock: descriptor of the study's lock.
@@ -83,7 +83,6 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | No
         StudyError: NNI does not start, or is not guarded.
     """
     nni = NniFolder(folder)
-    end(nni)
     nni.create()
     nni.write_workers(workers)
     config = experiment(folder, plan, workers)
@@ -216,8 +215,8 @@ class NniWatcher:
             kill(nni)
             raise
         yield from news.of(recorded_jobs(nni))
-        if self.stopped is None:
-            explain(nni)
+        if self.stopped is None and (wrong := fault(nni)) is not None:
+            raise wrong
 
     def _ask(self) -> list[NniJob]:
         try:
@@ -274,27 +273,23 @@ class News:
         return Job(job.number, config, params, self._folder.trial(job.number).path, self._cache)
 
 
-def explain(nni: NniFolder) -> None:
-    """Says why node ended, unless it is as it should be.
-
-    Raises:
-        StudyError: with the reason.
-    """
+def fault(nni: NniFolder) -> StudyError | None:
+    """Why node ended, None if it is as it should be."""
     told, again = nni.ended(), "`elta-tune run` goes on with the study"
     if told is None:
-        raise StudyError("NNI's node process was ended from outside", again)
+        return StudyError("NNI's node process was ended from outside", again)
     if told["reason"] in ("done", "exhausted"):
-        return
+        return None
     in_a_row = {
         "alike": f"{FAILURES_IN_A_ROW} trials in a row failed alike",
         "failures": f"{ANY_FAILURES_IN_A_ROW} trials in a row failed",
     }
     if told["reason"] in in_a_row:
         failed = f"{in_a_row[told['reason']]}: {told['detail']}"
-        raise StudyError(failed, f"look into {nni.study.path / 'trials'}; {again}")
+        return StudyError(failed, f"look into {nni.study.path / 'trials'}; {again}")
     if told["reason"] == "tuner":
-        raise StudyError(f"NNI's tuner died{last_error(nni)}", f"look into {tuner_log(nni)}; {again}")
-    raise StudyError(f"NNI stopped: {told['detail']}{last_error(nni)}", f"look into {nni.node_log}; {again}")
+        return StudyError(f"NNI's tuner died{last_error(nni)}", f"look into {tuner_log(nni)}; {again}")
+    return StudyError(f"NNI stopped: {told['detail']}{last_error(nni)}", f"look into {nni.node_log}; {again}")
 
 
 def last_error(nni: NniFolder) -> str:

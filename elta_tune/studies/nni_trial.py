@@ -7,7 +7,6 @@ given are those on record for it.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import math
 import os
 import signal
@@ -20,7 +19,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from elta_tune.config import TrialConfig
-from elta_tune.errors import EltaTuneError, StudyError
+from elta_tune.errors import StudyError, reason_of
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.studies.nni_channel import NodeGone, TrialChannel
 from elta_tune.studies.nni_folder import NniFolder
@@ -137,12 +136,7 @@ def _end_by(number: signal.Signals) -> NoReturn:
 
 def _log_to(folder: TrialFolder) -> None:
     """Sends what is printed to the trial's log, which NNI's web UI shows, too."""
-    folder.path.mkdir(parents=True, exist_ok=True)
-    log = folder.log_file.open("a", buffering=1, encoding="utf-8")
-    for stream in (1, 2):
-        os.dup2(log.fileno(), stream)
-    sys.stdout = sys.stderr = log
-    faulthandler.enable(log)
+    folder.log_output()
     with contextlib.suppress(FileExistsError):
         Path(os.environ["NNI_OUTPUT_DIR"], "trial.log").symlink_to(folder.log_file)
     say(f"process {os.getpid()}, NNI's trial {os.environ['NNI_TRIAL_JOB_ID']}")
@@ -169,8 +163,7 @@ def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
         raise
     except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
         traceback.print_exc()
-        reason = error.message if isinstance(error, EltaTuneError) else f"{type(error).__name__}: {error}"
-        folder.fail(number, params, reason, nni_trial_id=trial)
+        folder.fail(number, params, reason_of(error), nni_trial_id=trial)
         return "failed"
     say(f"{result['state']} {result['reason'] or ''}")
     if result["state"] == "complete":

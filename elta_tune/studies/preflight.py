@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.cache import Progress
 from elta_tune.data.dataset import Dataset, prepare
 from elta_tune.executors.local import Slot, plan_slots
-from elta_tune.records import StudyFolder
-from elta_tune.studies.plan import StudyPlan, record_plan
+from elta_tune.studies.plan import StudyPlan
 from elta_tune.training.devices import available_devices, check_devices
 from elta_tune.training.model import check_backbone
 from elta_tune.training.self_training import check_fits, compute_frozen
-from elta_tune.trial import commit, versions
 
 
 def configurations(plan: StudyPlan) -> Iterator[TrialConfig]:
@@ -45,12 +43,6 @@ def choose_slots(devices: Sequence[str] | None, workers: int | None) -> list[Slo
 def preflight_study(plan: StudyPlan, slots: Sequence[Slot], cache: Path, progress: Progress) -> Dataset:
     """Does `preflight` for all that a study may train; returns its data."""
     return preflight(list(configurations(plan)), cache, progress, {slot.device for slot in slots})
-
-
-def record_start(folder: StudyFolder, plan: StudyPlan, files: Mapping[str, str], backend: str) -> None:
-    """Writes `study.yaml` with what is told of the run that starts a study; of one that goes on, its raised budget."""
-    facts = {"study": folder.name, "backend": backend, **files, "packages": versions(), "commit": commit()}
-    record_plan(folder, plan, facts)
 
 
 def preflight(

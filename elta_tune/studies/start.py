@@ -14,7 +14,7 @@ from elta_tune.errors import ConfigError
 from elta_tune.records import StudyFolder
 from elta_tune.space import load_space
 from elta_tune.studies.backends import check_plan
-from elta_tune.studies.plan import StudyPlan, make_plan, settle
+from elta_tune.studies.plan import StudyPlan, make_plan, record_plan, settle
 from elta_tune.studies.progress import is_finished
 
 if TYPE_CHECKING:
@@ -42,6 +42,13 @@ class Asked:
         plan = settle(self.folder, self.plan, trials, timeout)
         check_plan(plan, backend)
         return plan
+
+    def record(self, plan: StudyPlan, backend: str) -> None:
+        """Writes `study.yaml` with what is told of the run that starts it; of one that goes on, its raised budget."""
+        from elta_tune.trial import commit, versions
+
+        facts = {"study": self.folder.name, "backend": backend, **self.files}
+        record_plan(self.folder, plan, {**facts, "packages": versions(), "commit": commit()})
 
 
 def ask(
@@ -96,6 +103,21 @@ class Run:
     supervisor: Supervisor
 
 
+def prepared(
+    plan: StudyPlan,
+    workers: int | None,
+    devices: Sequence[str] | None,
+    cache: Path,
+    preparing: AbstractContextManager[Progress],
+) -> tuple[list[Slot], Dataset]:
+    """Where a study's trials run and what on, looked at before any does; the arguments are `open_run`'s."""
+    with preparing as progress:
+        from elta_tune.studies.preflight import choose_slots, preflight_study  # which import torch
+
+        slots = choose_slots(devices, workers)
+        return slots, preflight_study(plan, slots, cache, progress)
+
+
 @contextmanager
 def open_run(
     asked: Asked,
@@ -131,14 +153,10 @@ def open_run(
         from elta_tune.executors.local import LocalExecutor, start_forkserver
 
         start_forkserver()  # which imports what trials need while this process does
-        with preparing as progress:
-            from elta_tune.studies.preflight import choose_slots, preflight_study, record_start
-
-            slots = choose_slots(devices, workers)
-            dataset = preflight_study(plan, slots, cache, progress)
+        slots, dataset = prepared(plan, workers, devices, cache, preparing)
         from elta_tune.studies.optuna_study import OptunaStudy
         from elta_tune.studies.supervisor import Supervisor
 
-        record_start(folder, plan, asked.files, "optuna")
+        asked.record(plan, "optuna")
         supervisor = Supervisor(OptunaStudy(folder, plan, cache.absolute()), LocalExecutor(slots))
         yield plan, Run(resumed, slots, dataset, supervisor)

@@ -39,7 +39,7 @@ from elta_tune.data.decoding import RULE as DECODING
 from elta_tune.data.packs import Images
 from elta_tune.errors import DataError
 from elta_tune.training.loop import exact_convolutions
-from elta_tune.training.model import AestheticModel, check_backbone
+from elta_tune.training.model import AestheticModel, check_backbone, place
 
 RULE = "1: evaluation crops, float32"
 """What turns pixels into features; another rule is another cache."""
@@ -151,7 +151,7 @@ def frozen_dataset(
 
     def model() -> AestheticModel:
         if not models:
-            models.append(build().to(device=device, memory_format=torch.channels_last))  # type: ignore[call-overload]
+            models.append(place(build(), device))
         return models[0]
 
     def compute(split: Split) -> Features:

@@ -15,7 +15,7 @@ from elta_tune.data.dataset import Dataset
 from elta_tune.training.features import Features, backbone_state, compute_features, with_features
 from elta_tune.training.head import HeadOnly
 from elta_tune.training.loop import Predictions, build_optimizer, precision_of, to_method_scale
-from elta_tune.training.model import AestheticModel, build_head, build_model, trained_state
+from elta_tune.training.model import AestheticModel, build_head, build_model, place, trained_state
 from elta_tune.training.seeding import stage_seed
 
 Plain = TypeVar("Plain", "Selection", Predictions)
@@ -108,8 +108,7 @@ def new_model(config: TrialConfig, dataset: Dataset, *, round: int) -> Aesthetic
 
 def new_learner(config: TrialConfig, dataset: Dataset, device: torch.device, *, round: int) -> Learner:
     """A learner that has learnt nothing."""
-    model = new_model(config, dataset, round=round)
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = place(new_model(config, dataset, round=round), device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(config, device) == torch.float16)
     return Learner(model, _optimizer(model, config, scaler), scaler)
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from elta_tune.training.step import step_losses
 
 STEP_TERMS = ("loss", "loss_task", "loss_similarity", "gradient_norm", "lr")
 """What is measured in each step; an epoch records the means."""
+
+
+Scores = TypeVar("Scores", NDArray[np.float64], Tensor)
 
 
 @dataclass(frozen=True)
@@ -260,13 +263,13 @@ def evaluate(predictions: Predictions, split: Split, yardstick: Yardstick) -> di
     )
 
 
-def to_method_scale(scores: NDArray[np.float64], scale: tuple[float, float]) -> NDArray[np.float64]:
+def to_method_scale(scores: Scores, scale: tuple[float, float]) -> Scores:
     """Scores of a data set, mapped linearly onto 1…10 (METHOD.md §1)."""
     low, high = scale
     return SCALE[0] + (SCALE[1] - SCALE[0]) * (scores - low) / (high - low)
 
 
-def from_method_scale(scores: NDArray[np.float64], scale: tuple[float, float]) -> NDArray[np.float64]:
+def from_method_scale(scores: Scores, scale: tuple[float, float]) -> Scores:
     """The way back of `to_method_scale`."""
     low, high = scale
     return low + (high - low) * (scores - SCALE[0]) / (SCALE[1] - SCALE[0])

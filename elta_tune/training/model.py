@@ -101,6 +101,11 @@ def build_model(config: ModelConfig, *, bins: Tensor | None, size: int, seed: in
     return AestheticModel(backbone, build_head(config, width=backbone.head_hidden_size, bins=bins, seed=seed))
 
 
+def place(model: AestheticModel, device: torch.device) -> AestheticModel:
+    """The model, moved to a device in the one memory format of trainings: in another one sums run in another order."""
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
 def build_head(config: ModelConfig, *, width: int, bins: Tensor | None, seed: int) -> DistributionHead | ScoreHead:
     """A new head on features (B, width), the same with and without a backbone of the same seed.
 

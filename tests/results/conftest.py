@@ -13,13 +13,35 @@ from typing import Any
 import pytest
 
 from elta_tune.config import TrialConfig
-from elta_tune.records import StudyFolder
+from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.results import measure
 from elta_tune.space import SearchSpace
 from elta_tune.studies.plan import make_plan, record_plan
 from elta_tune.trial import NoReporter, run_trial
 
 PARAMETERS = {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1}}
+
+
+@pytest.fixture(scope="session")
+def labelled(data_root: Path) -> TrialConfig:
+    """A recipe that trains on labels alone, for one epoch."""
+    return TrialConfig.model_validate(
+        {
+            "data": {"root": str(data_root), "resize": 36, "crop": 32},
+            "model": {"backbone": "test_efficientnet", "pretrained": False},
+            "optim": {"lr": 3e-3},
+            "training": {"epochs": 1, "batch_size": 8},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def trial(tmp_path_factory: pytest.TempPathFactory, labelled: TrialConfig, cache: Path) -> TrialFolder:
+    """A finished trial, of two epochs. Tests only read it."""
+    folder = TrialFolder(tmp_path_factory.mktemp("finished") / "trial")
+    config = labelled.replace({"training.epochs": 2})
+    assert run_trial(config, folder, NoReporter(), cache=cache)["state"] == "complete"
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,32 +13,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from elta_tune.config import DataConfig, TrialConfig
+from elta_tune.config import DataConfig
 from elta_tune.errors import DataError
 from elta_tune.records import TrialFolder
 from elta_tune.results.checkpoint import save_checkpoint
 from elta_tune.results.evaluate import evaluate_model, evaluate_predictions, table_data
 from elta_tune.results.sources import checkpoint_of_trial, load_model
-from elta_tune.trial import NoReporter, run_trial
 
 VECTORS = json.loads((Path(__file__).parents[1] / "data" / "method_vectors.json").read_text())["metrics"]
 NO_DATA = DataConfig()
-
-
-@pytest.fixture(scope="module")
-def trial(tmp_path_factory: pytest.TempPathFactory, data_root: Path, cache: Path) -> TrialFolder:
-    """A finished trial."""
-    config = TrialConfig.model_validate(
-        {
-            "data": {"root": str(data_root), "resize": 36, "crop": 32},
-            "model": {"backbone": "test_efficientnet", "pretrained": False},
-            "optim": {"lr": 3e-3},
-            "training": {"epochs": 2, "batch_size": 8},
-        }
-    )
-    folder = TrialFolder(tmp_path_factory.mktemp("evaluate") / "trial")
-    assert run_trial(config, folder, NoReporter(), cache=cache)["state"] == "complete"
-    return folder
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])

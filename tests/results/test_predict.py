@@ -17,30 +17,12 @@ import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from elta_tune.config import TrialConfig
 from elta_tune.errors import DataError, OutOfMemoryError
 from elta_tune.records import TrialFolder
 from elta_tune.results.evaluate import evaluate_model
 from elta_tune.results.predict import best_first, list_images, predict_images
 from elta_tune.results.sources import load_model
 from elta_tune.results.tables import write_table
-from elta_tune.trial import NoReporter, run_trial
-
-
-@pytest.fixture(scope="module")
-def trial(tmp_path_factory: pytest.TempPathFactory, data_root: Path, cache: Path) -> TrialFolder:
-    """A finished trial."""
-    config = TrialConfig.model_validate(
-        {
-            "data": {"root": str(data_root), "resize": 36, "crop": 32},
-            "model": {"backbone": "test_efficientnet", "pretrained": False},
-            "optim": {"lr": 3e-3},
-            "training": {"epochs": 1, "batch_size": 8},
-        }
-    )
-    folder = TrialFolder(tmp_path_factory.mktemp("predict") / "trial")
-    assert run_trial(config, folder, NoReporter(), cache=cache)["state"] == "complete"
-    return folder
 
 
 def test_a_table_of_the_validation_images_gets_the_trials_own_predictions(

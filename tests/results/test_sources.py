@@ -19,22 +19,14 @@ from elta_tune.trial import NoReporter, run_trial
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, data_root: Path, cache: Path) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, labelled: TrialConfig, cache: Path) -> Path:
     """A study of two trials, of which the second is the better one, and a trial of its own."""
-    base = TrialConfig.model_validate(
-        {
-            "data": {"root": str(data_root), "resize": 36, "crop": 32},
-            "model": {"backbone": "test_efficientnet", "pretrained": False},
-            "optim": {"lr": 3e-3},
-            "training": {"epochs": 1, "batch_size": 8},
-        }
-    )
     runs = tmp_path_factory.mktemp("sources") / "runs"
     study = StudyFolder(runs / "first")
     space = {"parameters": {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1}}, "objective": {"metric": "mae"}}
-    plan = {"space": space, "recipe": base.model_dump(mode="json"), "study": "first"}
+    plan = {"space": space, "recipe": labelled.model_dump(mode="json"), "study": "first"}
     study.create(yaml.safe_dump(plan))
-    config = base.replace({"evaluation.metric": "mae", "evaluation.direction": "minimize"})
+    config = labelled.replace({"evaluation.metric": "mae", "evaluation.direction": "minimize"})
     for number, rate in enumerate((1e-9, 3e-3)):
         run_trial(config.replace({"optim.lr": rate}), study.trial(number), NoReporter(), cache=cache, number=number)
     run_trial(config, TrialFolder(runs / "train-own"), NoReporter(), cache=cache)

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import Dataset, Split
@@ -87,6 +90,15 @@ def make_dataset() -> Callable[..., Dataset]:
         )
 
     return make
+
+
+@pytest.fixture
+def weights_file(tmp_path: Path) -> Path:
+    """Weights of a test_resnet in a file."""
+    torch.manual_seed(5)
+    file = tmp_path / "backbone.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
+    return file
 
 
 @pytest.fixture

@@ -28,15 +28,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def weights_file(tmp_path: Path) -> Path:
-    """Weights of the backbone in a file."""
-    torch.manual_seed(6)
-    file = tmp_path / "backbone.safetensors"
-    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
-    return file
-
-
-@pytest.fixture
 def config(data_root: Path, weights_file: Path) -> TrialConfig:
     """A recipe with a frozen backbone."""
     return TrialConfig().replace(

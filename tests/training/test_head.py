@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -177,15 +176,6 @@ def test_retraining_sees_evaluation_crops_and_no_similarity_loss(
 def test_both_ways_of_training_the_head_alone_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="retrain_head_epochs"):
         TrialConfig().replace({"model.freeze": True, "training.retrain_head_epochs": 1})
-
-
-@pytest.fixture
-def weights_file(tmp_path: Path) -> Path:
-    """Weights of the backbone in a file."""
-    torch.manual_seed(5)
-    file = tmp_path / "backbone.safetensors"
-    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), file)
-    return file
 
 
 def test_a_frozen_trial_keeps_its_head_alone_and_is_exported_whole(
