@@ -23,6 +23,9 @@ from elta_tune.config import TrialConfig
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 """Tiny models gain nothing from more, and where cores are shared their threads wait for each other by spinning."""
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+"""Where it is set, each of the many processes that the tests start would compile torch anew: seconds of each."""
+
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """Who runs the tests in the background may have them ignore Ctrl-C, and with them all that they start."""
 
