@@ -27,7 +27,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 """Where it is set, each of the many processes that the tests start would compile torch anew: seconds of each."""
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-"""Who runs the tests in the background may have them ignore Ctrl-C, and with them all that they start."""
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""Who runs the tests in the background, or under nohup, may have them ignore Ctrl-C and the terminal's end, and with
+them all that they start."""
 
 COMMAND = str(Path(sys.executable).with_name("elta-tune"))
 """The installed entry point."""

@@ -22,7 +22,7 @@ from elta_tune.results.predictions import PredictionFile, read_predictions
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import Predictions, evaluate, from_method_scale, predict, to_method_scale
 from elta_tune.training.model import place
-from elta_tune.trial import describe_split
+from elta_tune.trial import describe_split, out_of_memory_told
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,15 @@ def evaluate_model(
     Raises:
         DataError: there is no such split, it has no ratings, or its images are missing.
         ModelError: the weights are not the model's.
+        OutOfMemoryError: the model's batches for evaluation are too large for the device.
     """
-    model = place(checkpoint.model(), device_of(device))
+    model, target = checkpoint.model(), device_of(device)
     rows, ratings = open_split(data, split, cache, progress)
     if rows.scores is None:
         raise DataError(f"{rows.file}: the {split} split has no ratings to measure by")
     yardstick = _yardstick(checkpoint, ratings, data)
-    predictions = predict(model, rows, checkpoint.config, yardstick.scale)
+    with out_of_memory_told("another --device may have more"):
+        predictions = predict(place(model, target), rows, checkpoint.config, yardstick.scale)
     measured = evaluate(predictions, _comparable(rows, predictions), yardstick)
     return Evaluation(measured, predictions, yardstick, describe_split(rows), checkpoint.note)
 

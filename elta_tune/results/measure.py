@@ -18,7 +18,7 @@ from elta_tune.results.checkpoint import load_checkpoint
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import evaluate, predict
 from elta_tune.training.model import place
-from elta_tune.trial import describe_data, environment
+from elta_tune.trial import describe_data, environment, out_of_memory_told
 
 
 def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -> dict[str, Any]:
@@ -26,14 +26,16 @@ def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -
 
     Raises:
         DataError: there is no such split.
+        OutOfMemoryError: the device has not enough for it.
     """
     loaded = load_checkpoint(checkpoint)
     dataset = open_dataset(loaded.config.data, cache, splits=("train", "val", split))
     rows = getattr(dataset, split)
     if rows is None:
         raise DataError(f"there is no {split} split", f"name it: --set data.{split}=FILE")
-    model = place(loaded.model(), device_of(device))
-    predictions = predict(model, rows, loaded.config, dataset.scale)
+    model, target = loaded.model(), device_of(device)
+    with out_of_memory_told():
+        predictions = predict(place(model, target), rows, loaded.config, dataset.scale)
     return {
         "metrics": evaluate(predictions, rows, dataset),
         "ids": list(predictions.ids),

@@ -130,10 +130,10 @@ def predict_images(
         OutOfMemoryError: so many images at a time are too many.
     """
     target = device_of(device)
-    model = place(checkpoint.model(), target)
     batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
     told = out_of_memory_told("take fewer images at a time: --batch-size N")
     with careful(), ThreadPoolExecutor(available_cores()) as workers, told:
+        model = place(checkpoint.model(), target)
         source = DecodedFiles(files, checkpoint.config.data.crop, workers)
         for index, batch in prefetch(source, batches, target):
             outputs, scores = predict_batch(model, batch)

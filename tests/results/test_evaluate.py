@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from elta_tune.config import DataConfig
-from elta_tune.errors import DataError
+from elta_tune.errors import DataError, OutOfMemoryError
 from elta_tune.records import TrialFolder
 from elta_tune.results.checkpoint import save_checkpoint
 from elta_tune.results.evaluate import evaluate_model, evaluate_predictions, table_data
+from elta_tune.results.measure import measure_checkpoint
 from elta_tune.results.sources import checkpoint_of_trial, load_model
 
 VECTORS = json.loads((Path(__file__).parents[1] / "data" / "method_vectors.json").read_text())["metrics"]
@@ -224,3 +227,16 @@ def test_what_can_not_be_evaluated_is_one_line(
     assert done.returncode == 2
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_device_without_enough_memory_is_told(trial: TrialFolder, cache: Path, tmp_path: Path) -> None:
+    def full(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    checkpoint = load_model(str(trial.path), tmp_path)
+    save_checkpoint(checkpoint, tmp_path / "best.ckpt", "ckpt")
+    with register_module_forward_pre_hook(full):
+        with pytest.raises(OutOfMemoryError, match=r"^out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.$"):
+            evaluate_model(checkpoint, checkpoint.config.data, "val", cache=cache)
+        with pytest.raises(OutOfMemoryError):
+            measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
