@@ -20,15 +20,18 @@ from PIL import Image
 from elta_tune.cli import main
 from elta_tune.config import TrialConfig
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 """Tiny models gain nothing from more, and where cores are shared their threads wait for each other by spinning."""
+
+os.environ.pop("FORCE_COLOR", None)
+"""What commands print is compared as plain text."""
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 """Where it is set, each of the many processes that the tests start would compile torch anew: seconds of each."""
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, lambda *_: None)  # of processes that it starts this is the default's again
 """Who runs the tests in the background, or under nohup, may have them ignore Ctrl-C and the terminal's end, and with
 them all that they start."""
 

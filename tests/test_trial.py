@@ -369,7 +369,11 @@ def is_writing(folder: Path) -> bool:
 
 
 def size(file: Path) -> tuple[int, int]:
-    return (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return (0, 0)
+    return (found.st_size, found.st_mtime_ns)
 
 
 def test_kills_at_any_moment_cost_an_epoch_at_most(rounds: TrialConfig, cache: Path, tmp_path: Path) -> None:
@@ -386,16 +390,16 @@ def test_kills_at_any_moment_cost_an_epoch_at_most(rounds: TrialConfig, cache: P
 
     folder, chance, saved, kills = tmp_path / "killed", random.Random(0), 0, 0
     last, metrics = folder / "last.ckpt", folder / "metrics.jsonl"
-    signs: list[Callable[[Any], bool]] = [
-        lambda before: folder.exists(),
-        lambda before: is_writing(folder),
-        lambda before: size(last) != before[0],
-        lambda before: size(metrics) != before[1],
+    signs: list[Callable[[Any, int], bool]] = [
+        lambda before, pid: folder.exists(),
+        lambda before, pid: any(folder.rglob(f".*.{pid}.aside")),
+        lambda before, pid: size(last) != before[0],
+        lambda before, pid: size(metrics) != before[1],
     ]
     for number, seen in enumerate((*signs, *signs)):
         before, epochs = (size(last), size(metrics)), len(TrialFolder(folder).epochs())
         process = start_process(config, folder, cache)
-        while process.is_alive() and not seen(before) and len(TrialFolder(folder).epochs()) == epochs:
+        while process.is_alive() and not seen(before, process.pid) and len(TrialFolder(folder).epochs()) == epochs:
             time.sleep(0.001)
         if number >= len(signs):
             process.join(chance.uniform(0, 0.1) * seconds)

@@ -52,7 +52,13 @@ class Command:
 
     def wait_for(self, pattern: str) -> None:
         """Until it has printed that."""
+        self.freeze_at(pattern)
+        self.signal(signal.SIGCONT)
+
+    def freeze_at(self, pattern: str) -> None:
+        """Until it has printed that; all of it stands still then."""
         self.wait_until(lambda: re.search(pattern, self.output) is not None)
+        self.signal(signal.SIGSTOP)
         self.others = psutil.Process(self.process.pid).children(recursive=True)
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
@@ -69,7 +75,7 @@ class Command:
     def end(self) -> int:
         """Waits until it, and all that it started, is gone; returns the exit code."""
         code = self.process.wait(PATIENCE)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while any(other.is_running() and other.status() != psutil.STATUS_ZOMBIE for other in self.others):
             assert time.monotonic() < deadline, "something is left running"
             time.sleep(0.05)
@@ -128,8 +134,9 @@ def test_a_study_goes_on_after_whatever_ended_it(
     """Ctrl-C, kill -9 of the whole group, kill -9 of the supervisor alone, and Ctrl-C twice while a trial hangs."""
     study, outputs = finished.parent / "again", []
     command = start(shlex.join(["elta-tune", *RUN, "--name", "again"]))
-    command.wait_for(r"trial   0  epoch 2/5")
+    command.freeze_at(r"trial   0  epoch 2/5")
     second = elta_tune(*RUN, "--name", "again")
+    command.signal(signal.SIGCONT)
     assert second.returncode == 2
     assert f"study again is already running (process {command.process.pid})" in second.stderr
     command.wait_for(r"trial   1 .*epoch 1/5")
@@ -151,10 +158,10 @@ def test_a_study_goes_on_after_whatever_ended_it(
     outputs.append(command.output)
 
     command = start(line)
-    command.wait_for(r"trial   3 .*epoch [1-5]/5")
-    for process in command.others:
-        if process.parent() and process.parent().pid != command.process.pid:  # neither forkserver nor tracker
-            process.suspend()
+    command.freeze_at(r"trial   3 .*epoch [1-5]/5")
+    own = psutil.Process(command.process.pid)
+    for process in (own, *own.children()):  # forkserver and tracker: all but the trials
+        process.resume()
     command.signal(signal.SIGINT)
     command.wait_for("stopping after this epoch")
     command.signal(signal.SIGINT)

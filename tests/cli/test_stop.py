@@ -34,7 +34,7 @@ def test_a_study_is_stopped_after_its_epoch_from_another_terminal(elta_tune, rec
             assert running.poll() is None
             time.sleep(0.05)
         stopped = elta_tune("stop")
-        assert running.wait(timeout=5) == 130  # its last threads may outlive it by a moment
+        assert running.wait(timeout=60) == 130  # its last threads may outlive it by a moment
     finally:
         running.kill()
         said = running.communicate()[0]

@@ -38,6 +38,13 @@ def reds(split: Split, edge: int = 12) -> list[int]:
     return [int(image[0, 0, 0]) for image in images.gather(np.arange(len(images)))]
 
 
+def redden(file: Path) -> None:
+    """Another image under the name of one, of which the file system can tell that it is another."""
+    before = file.stat().st_mtime
+    Image.new("RGB", (20, 20), (250, 5, 5)).save(file)
+    os.utime(file, (before + 2, before + 2))
+
+
 def assert_as_begun(dataset: Dataset) -> None:
     """The images and labels of `write_root`."""
     assert dataset.train.ids.tolist() == ["train0.png", "train3.png", "train4.png", "train5.png"]
@@ -57,7 +64,7 @@ def test_a_trial_needs_no_file_of_an_image(tmp_path: Path) -> None:
 def test_a_trial_sees_no_image_that_changed_after_its_study_began(tmp_path: Path) -> None:
     config = write_root(tmp_path)
     prepare(config, tmp_path / "cache")
-    Image.new("RGB", (20, 20), (250, 5, 5)).save(tmp_path / "images" / "val0.png")
+    redden(tmp_path / "images" / "val0.png")
     assert_as_begun(open_dataset(config, tmp_path / "cache"))
     assert reds(prepare(config, tmp_path / "cache").val)[0] == 250
     assert reds(open_dataset(config, tmp_path / "cache").val)[0] == 250
@@ -81,7 +88,7 @@ def test_no_other_study_changes_the_images_of_one_that_goes_on(tmp_path: Path) -
         assert running.stdout is not None
         assert running.stdout.readline() == "goes on\n"
         assert_as_begun(prepare(config, tmp_path / "cache"))  # the same images may be shared
-        Image.new("RGB", (20, 20), (250, 5, 5)).save(tmp_path / "images" / "val0.png")
+        redden(tmp_path / "images" / "val0.png")
         with pytest.raises(DataError, match="have changed since a run that still goes on") as refused:
             prepare(config, tmp_path / "cache")
         assert "--cache" in str(refused.value.hint)

@@ -20,7 +20,7 @@ from elta_tune.records import TrialFolder
 EXECUTORS: dict[str, Callable[[int], Executor]] = {
     "local": lambda slots: LocalExecutor([Slot("cpu", 1)] * slots),
 }
-PATIENCE = 60.0
+PATIENCE = 240.0
 """Seconds after which what should happen has not."""
 
 Make = Callable[[int], Executor]

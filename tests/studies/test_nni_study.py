@@ -22,14 +22,14 @@ from elta_tune.studies.supervisor import Finished
 pytest.importorskip("nni_node", reason="NNI is not installed")
 
 LR = {"optim.lr": {"type": "float", "low": 3e-4, "high": 3e-2, "log": True}}
-# Trial 0 asks after trial 1 has got an answer, and those that come in their places after trial 0 has.
+# Trial 0 asks after trial 1 has got an answer, and those that come in their places never.
 HOOKS = """
 import os, time
 from pathlib import Path
 if os.environ.get("NNI_TRIAL_SEQ_ID") is not None:
     from elta_tune.studies.nni_channel import TrialChannel
     ask, number = TrialChannel.parameters, os.environ["NNI_TRIAL_SEQ_ID"]
-    first = {{"0": "1", "1": None}}.get(number, "0")
+    first = {{"0": "1", "1": None}}.get(number, "never")
     def asks(self):
         while first is not None and not Path(f"{root}/asked-{{first}}").exists():
             time.sleep(0.05)
@@ -80,10 +80,11 @@ def test_a_trial_that_is_given_the_parameters_of_another_does_not_train(
             results += [event.result] if isinstance(event, Finished) else []
             watcher.interrupted |= len(results) == 2
     assert members(NniFolder(study_folder)) == []
-    told = {result["trial"]: result["reason"] for result in results}  # of later ones too, if they were faster than node
-    for number in (0, 1):
+    told = {result["trial"]: result["reason"] for result in results}
+    assert sorted(told) == [0, 1]
+    for number, reason in told.items():
         wrong = f"parameter_id {1 - number}, on record are {number}"
-        assert told[number] == f"NNI sent the parameters of another trial: {wrong}"
+        assert reason == f"NNI sent the parameters of another trial: {wrong}"
         assert study_folder.trial(number).epochs() == []
 
 

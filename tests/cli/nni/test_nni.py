@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from contextlib import closing
 
 import numpy as np
@@ -53,6 +54,7 @@ SPACE = {
     ],
 }
 NAME = "mixed"
+STATES = ["SUCCEEDED", "SUCCEEDED", "FAILED", "EARLY_STOPPED", "RUNNING"]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +65,13 @@ def running(nni_studies):
     arguments = ("run", "--space", "mixed.yaml", "--recipe", "tiny.yaml", "--backend", "nni", "--workers", "2")
     command = nni_studies.start(*arguments, "--name", NAME)
     url, _ = nni_studies.address(command)
-    nni_studies.wait_for(
-        lambda: len(nni_studies.results(NAME)) >= 4 and len(nni_studies.processes("trial")) == 1, command
-    )
+
+    def only_the_last_one_runs():
+        states = [trial["status"] for trial in json.loads(get(url, "trial-jobs")[1])]
+        is_last = json.loads(get(url, "check-status")[1])["status"] == "NO_MORE_TRIAL"
+        return len(nni_studies.results(NAME)) >= 4 and sorted(states) == sorted(STATES) and is_last
+
+    nni_studies.wait_for(only_the_last_one_runs, command)
     return command, url
 
 
@@ -112,6 +118,7 @@ def page(running, seen):
             executable_path=executable, args=[f"--{flag}" for flag in [*flags, "disable-sync"]]
         )
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
+        page.set_default_timeout(120_000)
         page.on("request", lambda request: seen.setdefault(host_of(request.url), 0))
         page.on("response", lambda response: seen.update({host_of(response.url): 1}))
         yield page
@@ -153,8 +160,7 @@ def test_the_table_of_trials_shows_their_states_and_metrics(page, running, nni_s
         "Default metric", "srcc (metric)", "plcc (metric)", "accuracy (metric)"
     ]  # fmt: skip
     rows, results = rows_of(page), nni_studies.results(NAME)
-    states = ["SUCCEEDED", "SUCCEEDED", "FAILED", "EARLY_STOPPED", "RUNNING"]
-    assert [(row["sequenceId"], row["status"]) for row in rows] == list(zip("01234", states, strict=True))
+    assert [(row["sequenceId"], row["status"]) for row in rows] == list(zip("01234", STATES, strict=True))
     for number in (0, 1):
         assert rows[number]["id"] == results[number]["nni_trial_id"]
         for name in ("srcc", "plcc", "accuracy"):
@@ -168,16 +174,14 @@ def test_the_hyper_parameters_are_drawn_as_parallel_axes(page, running):
     page.wait_for_selector("svg .label")
     labels = [label.text_content() for label in page.locator("svg .label").all()]
     assert {"optim.lr", "mixup.alpha", "self_training.rounds", "default", "srcc", "plcc", "accuracy"} <= set(labels)
-    page.wait_for_timeout(500)
-    assert coloured(looked_at(page, "hyper-parameters"), top=200, bottom=540) > 500
+    assert_drawn(page, "hyper-parameters", top=200, bottom=540)
 
 
 def test_the_epochs_are_drawn_as_curves(page, running, nni_studies):
     page.goto(running[1] + "detail")
     page.get_by_text("Intermediate result", exact=True).click()
     page.wait_for_selector("canvas")
-    page.wait_for_timeout(1500)  # they grow
-    assert coloured(looked_at(page, "curves"), top=200, bottom=500) > 500
+    assert_drawn(page, "curves", top=200, bottom=500)
     told = nni_studies.query(NAME, "select trialJobId, sequence, data from MetricData where type = 'PERIODICAL'")
     for number, result in nni_studies.results(NAME).items():
         curve = [json.loads(json.loads(data)) for trial, _, data in told if trial == result.get("nni_trial_id")]
@@ -186,10 +190,16 @@ def test_the_epochs_are_drawn_as_curves(page, running, nni_studies):
         assert [metrics["accuracy"] for metrics in curve] == [line["accuracy"] for line in lines]
 
 
-def coloured(image, top, bottom):
-    """How many pixels of a band are neither grey nor pale."""
-    pixels = np.asarray(image)[top:bottom, 80:]
-    return int(((pixels[..., 1] > 90) & (pixels[..., 2] > 90)).sum())
+def assert_drawn(page, name, top, bottom):
+    """Waits until a band of the page has pixels that are neither grey nor pale: curves grow."""
+    until = time.monotonic() + 60
+    while True:
+        pixels = np.asarray(looked_at(page, name))[top:bottom, 80:]
+        coloured = int(((pixels[..., 1] > 90) & (pixels[..., 2] > 90)).sum())
+        if coloured > 500:
+            return
+        assert time.monotonic() < until, f"{coloured} coloured pixels"
+        page.wait_for_timeout(250)
 
 
 def test_the_pages_got_nothing_from_any_other_host(page, running, seen):

@@ -4,13 +4,14 @@ import signal
 
 import pytest
 
-SLOW = """
+GATE = """
 from elta_tune.records import TrialFolder
 append = TrialFolder.append
-def slow(self, record):
+def wait(self, record):
     append(self, record)
-    time.sleep(1 if Path("{root}/slow").exists() else 0)
-TrialFolder.append = slow
+    while Path("{root}/waits").exists():
+        time.sleep(0.05)
+TrialFolder.append = wait
 """
 EPOCHS = 12
 LR = {"optim.lr": {"type": "float", "low": "0.1x", "high": "10x", "log": True}}
@@ -18,7 +19,7 @@ LR = {"optim.lr": {"type": "float", "low": "0.1x", "high": "10x", "log": True}}
 
 @pytest.fixture(scope="module")
 def studies(nni_studies):
-    nni_studies.hooks(SLOW.format(root=nni_studies.root))
+    nni_studies.hooks(GATE.format(root=nni_studies.root))
     nni_studies.space("lr", parameters=LR)
     return nni_studies
 
@@ -29,7 +30,7 @@ NEW = ("--backend", "nni", "--trials", "1", "--workers", "1")
 
 def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_ended(studies):
     run = (*RUN, "--name", "one")
-    (studies.root / "slow").touch()
+    (studies.root / "waits").touch()
 
     # The command is killed; another one attaches, and gets Ctrl-C.
     first = studies.start(*run, *NEW)
@@ -61,7 +62,7 @@ def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_
     assert studies.run("stop", "one") == (0, "study one is not running\n")
 
     # It ends by itself, with nobody attached.
-    (studies.root / "slow").unlink()
+    (studies.root / "waits").unlink()
     before = studies.epochs("one")
     code, said = studies.run(*run, "--detach")
     assert (code, "study one goes on: 0 of 1 trials done" in said) == (0, True), said
@@ -83,6 +84,7 @@ def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_
 
 def test_a_killed_node_or_tuner_ends_its_study_with_a_word(studies):
     told = {"node": "NNI's node process was ended from outside", "tuner": "NNI's tuner died"}
+    (studies.root / "waits").touch()
     commands = {kind: studies.start(*RUN, "--name", kind, *NEW) for kind in told}
     ports = {kind: studies.address(command)[1] for kind, command in commands.items()}
     for kind, command in commands.items():
@@ -91,6 +93,7 @@ def test_a_killed_node_or_tuner_ends_its_study_with_a_word(studies):
     for kind, command in commands.items():
         assert command.wait(240) == 2, studies.said(command)
         assert f"elta-tune: {told[kind]}" in studies.said(command)
+    (studies.root / "waits").unlink()
     for port in ports.values():
         studies.assert_nothing_left(port)
 
