@@ -10,7 +10,8 @@ import fcntl
 import os
 import platform
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -57,6 +58,29 @@ def hold(path: Path) -> Iterator[int]:
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
         yield file.fileno()
+
+
+def make_once(folder: Path, write: Callable[[Path], object]) -> None:
+    """Makes a folder that is not there: of processes that ask at once the first one writes it, and the others wait.
+
+    It is written under another name. What a killed process left there goes when the folder is asked for again.
+
+    Args:
+        write: fills an empty folder.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return
+        aside = folder.with_name(f".{folder.name}.aside")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            write(aside)
+            aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_held(path: Path) -> bool:

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +30,7 @@ from elta_tune.config import DataConfig
 from elta_tune.data.cache import Progress
 from elta_tune.data.splits import SPLITS
 from elta_tune.errors import DataError
+from elta_tune.locks import make_once
 
 VERSION = 1
 """Another number makes the images anew: raise it when others are drawn."""
@@ -75,23 +74,11 @@ def with_demo(config: DataConfig, cache: Path, progress: Progress) -> DataConfig
         total = sum(facts[name] for name in SPLITS)
         progress(0, total, "drawing the demo's photographs")
         try:
-            _write_aside(folder, facts)
+            make_once(folder, lambda aside: write_demo(aside, **facts))
         except OSError as error:
             raise DataError(f"{folder}: the demo can't be written: {error.strerror or error}") from error
         progress(total, total, "drawing the demo's photographs")
     return config.model_copy(update={"demo": None, "root": folder})
-
-
-def _write_aside(folder: Path, facts: Mapping[str, int]) -> None:
-    """Writes the demo and renames it; another process that was faster has the same images."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder.parent) as aside:
-        write_demo(Path(aside) / "demo", **facts)
-        try:
-            (Path(aside) / "demo").rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
 
 
 def write_demo(

@@ -69,7 +69,7 @@ def remove_entry(root: Path, key: str) -> Entry:
             aside = path.with_name(f".removed-{path.name}")
             path.rename(aside)  # at once, for whoever looks
             shutil.rmtree(aside)
-            path.with_name(f".{path.name}.lock").unlink(missing_ok=True)  # of who computes features
+            path.with_name(f".{path.name}.lock").unlink(missing_ok=True)  # of `make_once`
             if not _packs(shelf.path):
                 shelf.forget()
     except OSError as error:

@@ -14,12 +14,9 @@ images it takes at a time.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +35,7 @@ from elta_tune.data.dataset import Dataset, Split
 from elta_tune.data.decoding import RULE as DECODING
 from elta_tune.data.packs import Images
 from elta_tune.errors import DataError
+from elta_tune.locks import make_once
 from elta_tune.training.loop import exact_convolutions
 from elta_tune.training.model import AestheticModel, check_backbone, place
 
@@ -169,22 +167,16 @@ def _cached(
     folder: Path, model: Callable[[], AestheticModel], split: Split, config: TrialConfig, progress: Progress
 ) -> Features:
     """Two processes that ask at once compute once."""
+
+    def write(aside: Path) -> None:
+        np.save(aside / "features.npy", compute_features(model(), split, config, progress).array)
+        np.save(aside / "digest.npy", digest_of(backbone_state(model().state_dict())))
+        facts = {"backbone": config.model.backbone, "edge": config.data.crop}
+        (aside / "about.json").write_text(json.dumps(facts), encoding="utf-8")
+
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                features = compute_features(model(), split, config, progress)
-                aside = Path(tempfile.mkdtemp(prefix=".features-", dir=folder.parent))
-                try:
-                    np.save(aside / "features.npy", features.array)
-                    np.save(aside / "digest.npy", digest_of(backbone_state(model().state_dict())))
-                    facts = {"backbone": config.model.backbone, "edge": config.data.crop}
-                    (aside / "about.json").write_text(json.dumps(facts), encoding="utf-8")
-                    aside.rename(folder)
-                finally:
-                    shutil.rmtree(aside, ignore_errors=True)
-            os.utime(folder / "about.json")
+        make_once(folder, write)
+        os.utime(folder / "about.json")
         array: NDArray[np.float32] = np.load(folder / "features.npy", mmap_mode="r")
         return Features(array, np.arange(len(array)), np.load(folder / "digest.npy"))
     except OSError as error:
