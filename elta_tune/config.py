@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from elta_tune.documents import (
@@ -40,6 +40,7 @@ Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 RATING_PATHS = ("ratings", "train", "val", "test", "pool", "images")
+ColumnName = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -61,13 +62,13 @@ class DemoConfig(Section):
 
 
 class ColumnsConfig(Section):
-    """Names of columns, where a rating file does not tell them by itself."""
+    """Names of columns, where a rating file does not tell them by itself; without a header they are 1, 2, …."""
 
-    id: str | None = None
+    id: ColumnName | None = None
     """Column that names the image."""
-    score: str | None = None
+    score: ColumnName | None = None
     """Column of the score; it comes before votes."""
-    split: str | None = None
+    split: ColumnName | None = None
     """Column that says train, val or test; none: take no notice of one."""
 
 

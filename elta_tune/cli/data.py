@@ -12,7 +12,7 @@ from elta_tune.api import DEFAULT_CACHE
 from elta_tune.cli.options import Cache, Json, Set, print_json
 
 if TYPE_CHECKING:
-    from elta_tune.errors import DataError
+    pass
 
 app = typer.Typer(help="Data sets, and the cache of their images.", no_args_is_help=True, rich_markup_mode=None)
 Limit = Annotated[float | None, typer.Option(min=0, help="Most gigabytes that may be written to the cache.")]
@@ -38,11 +38,11 @@ def check(
     from elta_tune.data.check import examine_recipe, refused_files
     from elta_tune.data.description import describe, describe_refused
     from elta_tune.documents import find_document
-    from elta_tune.errors import DataError
+    from elta_tune.errors import DataError, EltaTuneError
 
     config = load_recipe(find_document(recipe, "trials"), overrides or ())
     cache = cache.absolute()
-    refusals: Sequence[DataError]
+    refusals: Sequence[EltaTuneError]
     try:
         with preparing(errors) as progress:
             examined = examine_recipe(config, cache, progress, labels_only=labels_only, limit=_bytes(limit_gb))
@@ -87,7 +87,7 @@ def cache_(
 def _build(recipe: str, overrides: list[str], cache: Path, limit: int | None, *, dry_run: bool, as_json: bool) -> None:
     from elta_tune.cli.data_view import show_plan
     from elta_tune.cli.progress import preparing
-    from elta_tune.cli.text import console, errors
+    from elta_tune.cli.text import command, console, errors
     from elta_tune.config import load_recipe
     from elta_tune.data.demo import with_demo
     from elta_tune.data.description import describe_cache
@@ -113,7 +113,8 @@ def _build(recipe: str, overrides: list[str], cache: Path, limit: int | None, *,
             "unreadable": sum(len(part.unreadable) for part in cached.values()),
         }
         told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        more = f"; {told}, see: elta-tune data check {recipe}" if told else ""
+        sets = [word for override in overrides for word in ("--set", override)]
+        more = f"; {told}, see: {command('data', 'check', recipe, *sets)}" if told else ""
         console.print(
             f"{sum(len(part.decoded) for part in cached.values()):,} images are there{more}",
             markup=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,11 @@ from elta_tune.data.overlap import Member, Shared, find_shared, leak
 from elta_tune.data.readers import Ratings
 from elta_tune.data.shelf import Shelf
 from elta_tune.data.splits import SPLITS, SplitName, read_splits
-from elta_tune.errors import DataError
+from elta_tune.errors import ConfigError, DataError, EltaTuneError
+from elta_tune.method import metrics
+
+if TYPE_CHECKING:
+    from elta_tune.data.dataset import Split  # which needs this one
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Examined:
     found: Mapping[SplitName, Found]
     cached: Mapping[SplitName, CachedImages]
     shared: Sequence[Shared]
-    refusals: Sequence[DataError]
+    refusals: Sequence[EltaTuneError]
 
     def used(self, name: SplitName) -> Ratings:
         """The labels of a split's images that can be used, or of all where none was looked at."""
@@ -53,9 +58,14 @@ def examine_recipe(
         DataError: a file is missing or wrong, or there is no room for the decoded images.
     """
     examined = examine_labels(config.data, cache) if labels_only else examine(config.data, cache, progress, limit)
-    train = examined.used("train")
-    refusal = unfit(config, train.file, len(train.ids), has_pool="pool" in examined.ratings)
-    return replace(examined, refusals=[*examined.refusals, *_only_errors(refusal)])
+    train, val = examined.used("train"), examined.used("val")
+    refusals: list[EltaTuneError | None] = [
+        unfit(config, train.file, len(train.ids), has_pool="pool" in examined.ratings)
+    ]
+    if len(train.ids) and len(val.ids):
+        assert val.scale is not None
+        refusals.append(unmeasurable(config, train, val, scale=val.scale, has_distributions=not val.is_spread))
+    return replace(examined, refusals=[*examined.refusals, *_only_errors(*refusals)])
 
 
 def refused_files(config: DataConfig, cache: Path) -> list[DataError]:
@@ -121,7 +131,42 @@ def unfit(config: TrialConfig, train: Path, images: int, *, has_pool: bool) -> D
     return None
 
 
-def _only_errors(*found: DataError | None) -> list[DataError]:
+def unmeasurable(
+    config: TrialConfig,
+    train: Ratings | Split,
+    val: Ratings | Split,
+    *,
+    scale: tuple[float, float],
+    has_distributions: bool,
+) -> EltaTuneError | None:
+    """Why not even a perfect prediction of the validation images has the metric that chooses the best epoch.
+
+    Args:
+        scale: of the scores.
+        has_distributions: whether people gave them.
+    """
+    assert train.scores is not None
+    assert val.scores is not None
+    metric = config.evaluation.metric
+    distributions = val.distributions if has_distributions and config.model.head == "emd" else None
+    ideal = metrics.evaluate(
+        val.scores,
+        val.scores,
+        scale=scale,
+        tail_cuts=metrics.tail_cuts(train.scores),
+        predicted_distributions=distributions,
+        true_distributions=distributions,
+    )
+    if metric not in ideal:
+        return ConfigError(f"evaluation.metric: {metric} is not measured on {val.file}; there are {', '.join(ideal)}")
+    if np.isnan(ideal[metric]):
+        count, is_constant = len(val.ids), np.ptp(val.scores) == 0
+        why = f"the score of all is {val.scores[0]:g}" if is_constant else "too few of them count for it"
+        return DataError(f"{val.file}: {metric} is not defined on its {count} images: {why}")
+    return None
+
+
+def _only_errors(*found: EltaTuneError | None) -> list[EltaTuneError]:
     return [error for error in found if error is not None]
 
 

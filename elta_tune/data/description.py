@@ -14,7 +14,7 @@ from elta_tune.data.check import Examined
 from elta_tune.data.found import Found, fingerprint, left_out
 from elta_tune.data.overlap import Shared
 from elta_tune.data.splits import SplitName
-from elta_tune.errors import DataError
+from elta_tune.errors import EltaTuneError
 from elta_tune.method.metrics import tail_cuts
 
 BINS = 18
@@ -45,12 +45,12 @@ def describe(examined: Examined) -> dict[str, Any]:
     }
 
 
-def describe_refused(refusals: Sequence[DataError]) -> dict[str, Any]:
+def describe_refused(refusals: Sequence[EltaTuneError]) -> dict[str, Any]:
     """The same where the files can't be read: there are no splits then."""
     return {"ok": False, "splits": {}, "shared": [], "refusals": list(map(_refusal, refusals))}
 
 
-def _refusal(error: DataError) -> dict[str, Any]:
+def _refusal(error: EltaTuneError) -> dict[str, Any]:
     return {"message": _shown(error.message), "hint": error.hint}
 
 

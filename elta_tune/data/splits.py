@@ -34,6 +34,8 @@ def read_splits(config: DataConfig, names: Collection[str] = SPLITS) -> dict[Spl
     parts: NDArray[np.str_] | None = None
     for name in (split for split in LABELLED if split in names):
         source: LabelledName = "train" if name != "train" and _share(config, name) else name
+        if source != name:
+            _refuse_ignored(config, name)
         file = _file(config, source)
         if file is None:
             continue
@@ -85,6 +87,16 @@ def _share(config: DataConfig, name: LabelledName) -> float:
     return 0.0 if config.split is None or name == "train" else float(getattr(config.split, name))
 
 
+def _refuse_ignored(config: DataConfig, name: LabelledName) -> None:
+    """Nobody's own split is passed over in favour of one that is held out here."""
+    file = None if config.ratings or config.root is None else config.root / f"{name}.csv"
+    if file is not None and file.exists():
+        raise DataError(
+            f"data.split.{name}: {_share(config, name):g} of the training images would go there, but {file} is there",
+            f"to take that file: --set data.split.{name}=0; to split one file: --set data.ratings=FILE",
+        )
+
+
 def _file(config: DataConfig, name: LabelledName) -> Path | None:
     """A split's rating file, or None for a test that is nowhere."""
     file = config.path(name)
@@ -95,11 +107,11 @@ def _file(config: DataConfig, name: LabelledName) -> Path | None:
             f"data.{name}: no rating file, and no data.root to look in",
             "say where your images and ratings are: --set data.root=FOLDER",
         )
-    if name == "val" and not file.exists():
-        raise DataError(
-            f"{file}: no such file",
-            "name it: --set data.val=FILE; or hold some of the training images out: --set data.split.val=0.1",
-        )
+    if not file.exists():
+        hint = "say where it is: --set data.root=FOLDER"
+        if name == "val":
+            hint = "name it: --set data.val=FILE; or hold some of the training images out: --set data.split.val=0.1"
+        raise DataError(f"{file}: no such file", hint)
     return file
 
 

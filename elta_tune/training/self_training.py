@@ -14,9 +14,8 @@ from torch import Tensor
 
 from elta_tune.config import SharpeningConfig, TrialConfig
 from elta_tune.data.cache import Progress
-from elta_tune.data.check import unfit
+from elta_tune.data.check import unfit, unmeasurable
 from elta_tune.data.dataset import Dataset
-from elta_tune.errors import ConfigError
 from elta_tune.method.scores import mean_score
 from elta_tune.method.sharpening import select, sharpen
 from elta_tune.training.features import frozen_dataset, tell
@@ -74,21 +73,20 @@ def check_fits(config: TrialConfig, dataset: Dataset) -> None:
 
     Raises:
         ConfigError: the metric is not measured on these data.
-        DataError: the training split is smaller than a batch, or self-training has no pool.
+        DataError: the training split is smaller than a batch, self-training has no pool, or the metric is not defined
+            on the validation split.
         ModelError: the model can't be built, or can't take the images.
     """
     _check_data(config, dataset)
+    train, val, has_distributions = dataset.train, dataset.val, not dataset.is_spread
+    if refusal := unmeasurable(config, train, val, scale=dataset.scale, has_distributions=has_distributions):
+        raise refusal
     check_images(new_model(config, dataset, round=0), config.model, config.data.crop)
 
 
 def _check_data(config: TrialConfig, dataset: Dataset) -> None:
     if refusal := unfit(config, dataset.train.file, len(dataset.train.ids), has_pool=dataset.pool is not None):
         raise refusal
-    val, metric = dataset.val, config.evaluation.metric
-    distributions = val.distributions if config.model.head == "emd" else None
-    ideal = Predictions(val.ids, val.true_scores, val.true_scores, distributions, None)
-    if metric not in (known := evaluate(ideal, val, dataset)):
-        raise ConfigError(f"evaluation.metric: {metric} is not measured on {val.file}; there are {', '.join(known)}")
 
 
 def compute_frozen(config: TrialConfig, dataset: Dataset, cache: Path, progress: Progress) -> None:

@@ -116,11 +116,11 @@ def test_the_cache_is_announced_built_listed_and_removed(data, recipe_file, data
 def test_unreadable_images_are_counted_when_the_cache_is_built(data, recipe_file, root):
     (root / "images" / "train_001.png").write_bytes(b"")
     shown, _ = data("cache", "tiny.yaml", "--set", f"data.root={root}")
-    assert shown.splitlines()[-1] == "79 images are there; 1 unreadable, see: elta-tune data check tiny.yaml"
+    check = f"see: elta-tune data check tiny.yaml --set data.root={root}"
+    assert shown.splitlines()[-1] == f"79 images are there; 1 unreadable, {check}"
     (root / "images" / "train_002.png").unlink()
     shown, _ = data("cache", "tiny.yaml", "--set", f"data.root={root}")
-    told = "78 images are there; 1 missing, 1 unreadable, see: elta-tune data check tiny.yaml"
-    assert shown.splitlines()[-1] == told
+    assert shown.splitlines()[-1] == f"78 images are there; 1 missing, 1 unreadable, {check}"
 
 
 def test_files_that_are_refused_are_all_told_in_json_too(data, recipe_file, root):

@@ -135,6 +135,26 @@ def test_labels_are_checked_without_images(tmp_path: Path) -> None:
     assert not told(config, labels_only=True)["ok"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "metric", "why"),
+    [
+        (2, "srcc", "srcc is not defined on its 2 images: the score of all is 2"),
+        (1, "plcc", "plcc is not defined on its 1 images: the score of all is 2"),
+        (2, "mae_high", "mae_high is not defined on its 2 images: the score of all is 2"),
+        (2, "mae", None),
+    ],
+)
+def test_a_validation_that_no_prediction_does_well_on_is_refused(
+    tmp_path: Path, rows: int, metric: str, why: str | None
+) -> None:
+    config = write_root(tmp_path).replace({"evaluation.metric": metric})
+    lines = ["image_id,count_1,count_2,count_3", "val0.png,1,0,1", "val1.png,2,3,2"]
+    (tmp_path / "val.csv").write_text("\n".join(lines[: rows + 1]) + "\n")
+    for options in ({}, {"labels_only": True}):
+        refusals = [refusal["message"] for refusal in told(config, **options)["refusals"]]
+        assert refusals == ([] if why is None else [f"{tmp_path / 'val.csv'}: {why}"])
+
+
 def test_what_is_there_twice_is_told_with_its_splits(tmp_path: Path) -> None:
     config = write_root(tmp_path)
     Image.open(tmp_path / "images" / "pool1.png").save(tmp_path / "images" / "holiday.bmp")

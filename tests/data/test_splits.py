@@ -95,6 +95,9 @@ def test_one_file_without_a_column_has_to_say_how_it_is_split(tmp_path: Path) ->
 
 
 def test_a_missing_validation_file_says_how_to_do_without(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train\.csv: no such file") as error:
+        read_splits(config(tmp_path))
+    assert "--set data.root" in str(error.value.hint)
     written(tmp_path / "train.csv", ["a,1"])
     with pytest.raises(DataError, match=r"val\.csv: no such file") as error:
         read_splits(config(tmp_path))
@@ -151,6 +154,19 @@ def test_too_few_images_to_hold_out_are_refused(tmp_path: Path) -> None:
     scored(tmp_path, 4)
     with pytest.raises(DataError, match=r"data\.split\.val: 0\.1 of 4 images leaves a part empty"):
         read_splits(config(tmp_path, train="all.csv", split={}))
+
+
+def test_a_file_of_a_split_is_not_passed_over_for_one_that_is_held_out(tmp_path: Path) -> None:
+    written(tmp_path / "train.csv", [f"a{number},{number}" for number in range(40)])
+    written(tmp_path / "val.csv", [f"b{number},{number}" for number in range(8)])
+    split = {"val": 0.2, "test": 0.1}
+    with pytest.raises(DataError, match=r"^data\.split\.val: 0\.2 of .* but \S+val\.csv is there$") as refused:
+        read_splits(config(tmp_path, split=split))
+    assert "data.split.val=0;" in str(refused.value.hint)
+    as_found = read_splits(config(tmp_path, split={**split, "val": 0}))
+    assert {name: len(part.ids) for name, part in as_found.items()} == {"train": 36, "val": 8, "test": 4}
+    of_one_file = read_splits(config(tmp_path, split=split, ratings="train.csv"))
+    assert {name: len(part.ids) for name, part in of_one_file.items()} == {"train": 28, "val": 8, "test": 4}
 
 
 def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:

@@ -130,11 +130,14 @@ def counts(sheet: Sheet) -> Format | None:
     """`count_1, …, count_K` of any K.
 
     Raises:
-        DataError: one of them is missing.
+        DataError: one of them is missing, or has another number.
     """
-    numbers = sorted(int(name[6:]) for name in sheet.columns if re.fullmatch(r"count_[1-9]\d{0,3}", name))
-    if len(numbers) < 2:
+    numbered = [name for name in sheet.columns if re.fullmatch(r"count_\d+", name)]
+    if len(numbered) < 2:
         return None
+    if odd := next((name for name in numbered if not re.fullmatch(r"count_[1-9]\d{0,3}", name)), None):
+        raise DataError(f"{sheet.path}: {odd}: columns of votes are count_1, that of the lowest rating, count_2, …")
+    numbers = sorted(int(name[6:]) for name in numbered)
     missing = next((number for number in range(1, numbers[-1]) if number not in numbers), None)
     if missing is not None:
         raise DataError(f"{sheet.path}: there is no column count_{missing}, but count_{numbers[-1]} is there")
@@ -145,6 +148,8 @@ def counts(sheet: Sheet) -> Format | None:
 AVA_BINS = tuple(float(rating) for rating in range(1, 11))
 AVA_VOTES = tuple(f"score{rating + 1}" for rating in range(1, 11))
 """The AVA tables that ELTA, TANet and EAT share: score2 counts the ratings of 1."""
+NOT_AVA = ("score1", "score12")
+"""Votes, or shares, of other bins than AVA's ten: they would be lost."""
 PARA_BINS = tuple(rating / 2 for rating in range(2, 11))
 PARA_VOTES = tuple(f"aestheticScore_{rating}" for rating in PARA_BINS)
 PARA_ID = ("sessionId", "imageName")
@@ -152,7 +157,7 @@ PARA_ID = ("sessionId", "imageName")
 KONIQ_VOTES = ("c1", "c2", "c3", "c4", "c5")
 
 FORMATS: Mapping[str, Format | Callable[[Sheet], Format | None]] = {
-    "ava": Format(AVA_VOTES, unless=("gt",), id=("image_id",), votes=AVA_VOTES, bins=AVA_BINS, threshold=5.0),
+    "ava": Format(AVA_VOTES, unless=("gt", *NOT_AVA), id=("image_id",), votes=AVA_VOTES, bins=AVA_BINS, threshold=5.0),
     "ava_txt": Format(
         ("row", "image_id", *AVA_VOTES, "tag1", "tag2", "challenge_id"),
         header=False,
@@ -176,6 +181,7 @@ FORMATS: Mapping[str, Format | Callable[[Sheet], Format | None]] = {
     ),
     "predictions": Format(
         ("image_id", "gt", "score", *AVA_VOTES),
+        unless=NOT_AVA,
         id=("image_id",),
         votes=AVA_VOTES,
         bins=AVA_BINS,

@@ -118,7 +118,7 @@ def open_sheet(path: Path, id_column: str | None = None) -> Sheet:
             raise DataError(f"{path}: Excel's old format is not read", "save it as .xlsx or CSV")
         return _open_text(path, id_column)
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file", "say where it is: --set data.root=FOLDER") from None
+        raise DataError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error
     except (UnicodeError, OSError) as error:
@@ -224,7 +224,7 @@ def _refuse_long_row(sheet: Sheet, columns: Sequence[str], rows: Iterable[tuple[
 def _open_json(path: Path) -> Sheet:
     text = path.read_text(encoding=encoding_of(path))
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except RecursionError:
@@ -232,7 +232,8 @@ def _open_json(path: Path) -> Sheet:
     if not isinstance(content, list) or not content or not all(isinstance(item, dict) for item in content):
         raise DataError(f"{path}: should be a list of objects, one for each image")
     columns = _names(path, list(content[0]))
-    rows = [[item.get(name, "") for name in content[0]] for item in content]
+    cells = ([item.get(name) for name in content[0]] for item in content)
+    rows = [["" if cell is None else cell for cell in row] for row in cells]
     return Sheet(path, "json", columns, rows=rows)
 
 

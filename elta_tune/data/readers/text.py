@@ -58,21 +58,19 @@ def separator_of(first: str, second: str = "") -> str:
 
 
 def is_header(cells: Sequence[str], id_column: str | None = None) -> bool:
-    """Whether cells name columns: rows have numbers in all cells after the id, which is no column's name.
+    """Whether cells name columns: a row begins with a number or an image, or has numbers in all cells after its id.
 
     A lone cell looks like an id whatever it is: it is a header only if it is a known one, or `id_column`.
     """
     first, rest = cells[0], cells[1:]
     if first in ID_COLUMNS or first == id_column:
         return True
-    if not rest:
+    if not rest or _is_number(first) or first.lower().endswith(IMAGE_SUFFIXES):
         return False
     if not all(map(_is_number, rest)):
         return True
     # photo,1,2,…,10 is a header whose columns are called by their ratings
-    numbers = [float(cell) for cell in rest]
-    looks_like_an_id = _is_number(first) or first.lower().endswith(IMAGE_SUFFIXES)
-    return len(rest) > 2 and not looks_like_an_id and all(a < b for a, b in itertools.pairwise(numbers))
+    return len(rest) > 2 and all(a < b for a, b in itertools.pairwise(map(float, rest)))
 
 
 def _is_number(cell: str) -> bool:

@@ -416,6 +416,13 @@ AMBIGUOUS = {
         ["photo, 1, 2", "data.format"],
     ),
     "no header": (lines("a.jpg,2", "b.jpg,3"), ["1, 2", "data.columns.id"]),
+    "no header, an index": (lines("0,a.jpg,2", "1,b.jpg,3"), ["1, 2, 3", "data.columns.id"]),
+    "eleven bins": (lines(f"image_id,{SCORE2},score12", "a," + joined([1] * 11)), ["score11, score12", "data.columns"]),
+    "a bin more before": (lines(f"image_id,score1,{SCORE2}", "a," + joined([1] * 11)), ["score1, score2", "data.col"]),
+    "predictions of eleven bins": (
+        lines(f"image_id,gt,score,{SCORE2},score12", "a,1,1," + joined([1] * 11)),
+        ["gt, score", "data.columns.score"],
+    ),
 }
 
 
@@ -474,6 +481,19 @@ REFUSED = {
         3,
         "gt_score: 'high' is not a number",
     ),
+    "ArtiMuse, null": (
+        b'[\n {"image": "a.jpg", "gt_score": 5},\n {"image": "b.jpg", "gt_score": null}\n]',
+        "test.json",
+        3,
+        "gt_score: is empty",
+    ),
+    "ArtiMuse, NaN": (
+        b'[\n {"image": "a.jpg", "gt_score": NaN},\n {"image": "b.jpg", "gt_score": 2.5}\n]',
+        "test.json",
+        2,
+        "gt_score: is empty",
+    ),
+    "ArtiMuse, no id": (b'[\n {"image": null, "gt_score": 5}]', "test.json", 2, "image: no image id"),
     "AVA, original": (lines(joined([1, 17, *range(10), 1, 1, 1], " "), "", "2 18 5"), "AVA.txt", 3, "score3: is empty"),
     "PARA": (
         lines(

@@ -98,6 +98,15 @@ def test_the_id_column_may_be_named(tmp_path: Path) -> None:
     assert "'photo'" in error.message
 
 
+@pytest.mark.parametrize("columns", [{"id": 2, "score": 3}, {"id": "2", "score": "3"}])
+def test_columns_without_a_header_are_named_by_their_numbers(tmp_path: Path, columns: dict[str, object]) -> None:
+    (tmp_path / "train.csv").write_text("0,a.jpg,2.5\n1,b.jpg,4\n")
+    ratings = read_ratings(tmp_path / "train.csv", DataConfig.model_validate({"scale": [1, 5], "columns": columns}))
+    assert ratings.ids.tolist() == ["a.jpg", "b.jpg"]
+    assert ratings.scores is not None
+    assert ratings.scores.tolist() == [2.5, 4]
+
+
 def test_a_byte_order_mark_windows_lines_and_blank_lines_are_nothing(tmp_path: Path) -> None:
     file = tmp_path / "ratings.csv"
     file.write_bytes(b"\xef\xbb\xbf" + f"{COUNTS}\r\n1,1,1,0\r\n\r\n2,1,0,1\r\n\r\n".encode())
@@ -155,9 +164,14 @@ def test_further_bad_rows_are_counted(tmp_path: Path) -> None:
         (COUNTS.encode() + b"\na,1,2,3,4,5\n", "cells"),
         (b"image_id,beauty,charm\na,1,2\n", "beauty, charm"),
         (b"image_id,count_1,count_3\na,1,2\n", "count_2"),
+        (b"image_id,count_0,count_1,count_2\na,1,2,3\n", "count_0: columns of votes are count_1"),
+        (b"image_id,count_01,count_02\na,1,2\n", "count_01: columns of votes are count_1"),
         (b"image_id,image,count_1,count_2\na,b,1,2\n", "image_id, image"),
     ],
-    ids=["empty", "header alone", "binary", "longer rows", "unknown columns", "a gap in the counts", "two ids"],
+    ids=[
+        *("empty", "header alone", "binary", "longer rows", "unknown columns", "a gap in the counts"),
+        *("counts from 0", "padded counts", "two ids"),
+    ],
 )
 def test_a_file_that_is_no_table_of_ratings_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
     file = tmp_path / "ratings.csv"
@@ -167,10 +181,8 @@ def test_a_file_that_is_no_table_of_ratings_is_refused(tmp_path: Path, content: 
     assert named in message
 
 
-def test_a_missing_file_says_what_to_set(tmp_path: Path) -> None:
-    error = refusal(tmp_path / "train.csv")
-    assert "no such file" in error.message
-    assert "--set data.root" in str(error.hint)
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "train.csv").message == f"{tmp_path / 'train.csv'}: no such file"
 
 
 def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path) -> None:
