@@ -1,4 +1,4 @@
-"""The verbs of the command line as functions: `elta_tune.run`, `train`, `evaluate`, `predict`, `best`.
+"""Five verbs of the command line as functions: `elta_tune.run`, `train`, `evaluate`, `predict`, `best`.
 
 They print nothing; what the command refuses raises an `elta_tune.errors.EltaTuneError` here. What takes long to import
 is imported by the function that needs it.
@@ -280,15 +280,16 @@ def evaluate(
     """All metrics of a model on labelled images, with its predictions; or of predictions that exist.
 
     Args:
-        model: an exported file, a checkpoint of ELTA's released code, STUDY (its best trial), STUDY:TRIAL or a trial's
-            folder.
+        model: an exported file (ckpt or safetensors) or folder (hf), a checkpoint of ELTA's released code, STUDY (its
+            best trial), STUDY:TRIAL or a trial's folder.
         split: val, test or train of the model's own data; left out, val.
         csv: a rating file of other images instead, all of which are measured.
         images: their folder; left out, `images/` beside it.
         from_predictions: instead of a model, a file of image_id, gt, score[, score2 …].
         head: emd or mse, of a checkpoint of the released code, which holds both; left out, the one that was trained, or
             emd where the file does not tell (its `note` says so).
-        overrides: other values of the recipe's `data` fields, by dotted names.
+        overrides: other values of the recipe's `data` fields, by dotted names; of predictions: scale, threshold and the
+            training file (train, ratings or root; with it format, columns and split).
         device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
         runs: folder of the studies.
         cache: folder of decoded images; None: the command's.
@@ -297,7 +298,6 @@ def evaluate(
     Raises:
         EltaTuneError: there is no such model, split or file, or its data can't be read.
     """
-    from elta_tune.config import TrialConfig
     from elta_tune.errors import ConfigError
 
     if from_predictions is not None and (csv or images or split or head):
@@ -308,11 +308,17 @@ def evaluate(
         raise ConfigError("--images: needs --csv FILE; for a split of the model's own data: --set data.images=FOLDER")
     if split not in (None, "val", "test", "train"):
         raise ConfigError(f"--split {split}: should be val, test or train")
-    from elta_tune.results.evaluate import data_with, evaluate_model, evaluate_predictions, table_data
+    from elta_tune.results.evaluate import (
+        data_with,
+        evaluate_model,
+        evaluate_predictions,
+        predictions_data,
+        table_data,
+    )
     from elta_tune.training.devices import choose_device
 
     if model is None and from_predictions is not None:
-        return evaluate_predictions(Path(from_predictions), data_with(TrialConfig(), overrides or {}))
+        return evaluate_predictions(Path(from_predictions), predictions_data(overrides or {}))
     if model is None or from_predictions is not None:
         raise ConfigError("evaluate: name either a model, or --from-predictions FILE")
     checkpoint = _checkpoint(model, runs, head)
@@ -350,23 +356,26 @@ def predict(
         model, head: as in `evaluate`.
         paths: images, folders (with all below them), or tables with image ids.
         images: folder of the images of tables.
-        overrides: how to read tables: other values of the recipe's `data` fields, by dotted names.
+        overrides: how to read tables: `{"data.columns.id": NAME}`, the column of image ids.
         device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
-        batch_size: images at a time; None: the model's own for evaluation.
+        batch_size: images at a time, 1 or more; None: the model's own for evaluation.
         sort: best first, once all are scored.
         runs: folder of the studies.
         progress: hears (done, total, what).
 
     Raises:
-        EltaTuneError: there is no such model, path or device.
+        EltaTuneError: there is no such model, path or device, or an argument has no effect.
     """
     from elta_tune.config import TrialConfig
+    from elta_tune.errors import ConfigError
     from elta_tune.results.evaluate import data_with
     from elta_tune.results.predict import best_first, list_images, predict_images
     from elta_tune.training.devices import choose_device
 
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}: should be 1 or more")
     named = [paths] if isinstance(paths, str | os.PathLike) else paths
-    data = data_with(TrialConfig(), overrides or {})
+    data = data_with(TrialConfig(), overrides or {}, only=["data.columns.id"])
     files = list_images([Path(path) for path in named], None if images is None else Path(images), data)
     checkpoint, device = _checkpoint(model, runs, head), choose_device(device)
     predictions = predict_images(

@@ -182,6 +182,19 @@ def test_a_trial_is_trained_again_and_its_predictions_are_measured(here: Path) -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"batch_size": 0}, r"^batch_size=0: should be 1 or more$"),
+        ({"paths": []}, r"^predict: name at least one image, folder or table$"),
+        ({"overrides": {"data.format": "ava"}}, r"^--set data\.format: has no effect here"),
+    ],
+)
+def test_what_can_not_be_predicted_is_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        elta_tune.predict(**{"model": "no-model", "paths": tmp_path, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
         ({"trials": 0}, "trials=0: should be 1 or more"),
         ({"timeout": "5w"}, "timeout 5w: should be a time above 0"),
         ({"overrides": {"optim.lrr": 1}}, "optim.lrr: there is no such field"),

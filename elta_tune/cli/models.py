@@ -79,28 +79,34 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="JSON lines on standard output.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images at a time.")] = None,
     head: Head = None,
-    overrides: SetData = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="data.columns.id=NAME", help="Column of the image ids in tables."),
+    ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Scores images: one line each, with the reason where one can't be read."""
+    """Scores images: one line each, with the reason where one has no score."""
     from elta_tune import api
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
+    from elta_tune.errors import ConfigError
     from elta_tune.results.outputs import check_output
     from elta_tune.results.tables import check_table, write_table
 
+    if out is not None and as_json:
+        raise ConfigError("predict: --json and --out exclude each other")
     if out is not None:
         check_table(out)
         check_output(out, force, "--out")
     checkpoint = _load(model, runs, head)
-    count = unreadable = 0
+    count = failed = 0
 
     def counted(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
-        nonlocal count, unreadable
+        nonlocal count, failed
         for one in predictions:
-            count, unreadable = count + 1, unreadable + (one.reason is not None)
+            count, failed = count + 1, failed + (one.reason is not None)
             yield one
 
     with preparing(errors) as progress:
@@ -121,8 +127,9 @@ def predict(
         else:
             for one in rows:
                 print(_line(one, as_json), flush=True)
-    if unreadable:
-        errors.print(f"note: {unreadable:,} of {count:,} images can't be read", style="yellow", soft_wrap=True)
+    if failed:
+        told = f"note: {failed:,} of {count:,} images have a reason instead of a score"
+        errors.print(told, style="yellow", soft_wrap=True)
 
 
 def export(

@@ -20,7 +20,9 @@ Cache = Annotated[
     typer.Option(envvar="ELTA_TUNE_CACHE", show_envvar=True, help="Folder of decoded images, shared by all studies."),
 ]
 MODEL = typer.Argument(
-    metavar="MODEL", help="A checkpoint file, STUDY (its best trial), STUDY:TRIAL or a trial's folder."
+    metavar="MODEL",
+    help="An exported ckpt, safetensors or hf, a released checkpoint, STUDY (its best trial), STUDY:TRIAL or a trial's "
+    "folder.",
 )
 Head = Annotated[
     str | None,

@@ -30,7 +30,7 @@ class Checkpoint:
     """What an exported file holds.
 
     `bins` (K,) of an `emd` head are on the method's 1…10; `scale`, `threshold` and `tail_cuts` (of the training split,
-    None where it is not known) are the data set's own.
+    None where it is not known) are the data set's own. `path` is where it was read, for errors.
     """
 
     state_dict: dict[str, Tensor]
@@ -42,6 +42,7 @@ class Checkpoint:
     threshold: float
     tail_cuts: tuple[float, float] | None
     source: dict[str, Any]
+    path: Path | None = None
 
     @property
     def note(self) -> str | None:
@@ -61,7 +62,8 @@ class Checkpoint:
             model.load_state_dict(self.state_dict)
         except RuntimeError as error:
             first = str(error).splitlines()[-1].strip()
-            raise ModelError(f"the weights are not those of a {config.backbone} and its head: {first}") from error
+            file = "" if self.path is None else f"{self.path}: "
+            raise ModelError(f"{file}the weights are not those of a {config.backbone} and its head: {first}") from error
         return model.eval()
 
     def facts(self) -> dict[str, Any]:
@@ -139,6 +141,7 @@ def from_facts(state_dict: Mapping[str, Tensor], facts: Mapping[str, Any], path:
         float(facts["threshold"]),
         None if cuts is None else (float(cuts[0]), float(cuts[1])),
         dict(facts["source"]),
+        path,
     )
 
 

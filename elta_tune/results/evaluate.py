@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from elta_tune.config import ColumnsConfig, DataConfig
+from elta_tune.config import ColumnsConfig, DataConfig, TrialConfig
 from elta_tune.data.cache import Progress, no_progress
 from elta_tune.data.dataset import Split, open_split
 from elta_tune.data.readers import Ratings
@@ -23,6 +23,11 @@ from elta_tune.training.devices import device_of
 from elta_tune.training.loop import Predictions, evaluate, from_method_scale, predict, to_method_scale
 from elta_tune.training.model import place
 from elta_tune.trial import describe_split, out_of_memory_told
+
+TRAINING_FILE = ("data.train", "data.ratings", "data.root")
+"""Fields that name the training file, and with it what predictions that exist are measured by."""
+READING_IT = ("data.format", "data.columns", "data.split")
+"""Fields that have an effect on these where one is named."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +69,32 @@ def table_data(checkpoint: Checkpoint, csv: Path, images: Path | None, overrides
     return data_with(checkpoint.config.model_copy(update={"data": data}), overrides)
 
 
-def data_with(config: Any, overrides: Mapping[str, Any]) -> DataConfig:
+def data_with(config: Any, overrides: Mapping[str, Any], only: Collection[str] = ("data",)) -> DataConfig:
     """The data of a recipe, with other values of some fields.
 
+    Args:
+        only: fields that have an effect, with all below them.
+
     Raises:
-        ConfigError: an override is no field of `data`.
+        ConfigError: an override is no field of `data`, or has no effect.
     """
     for name in overrides:
         if not name.startswith("data."):
             raise ConfigError(f"--set {name}: only fields of data can be set here")
+        if not any(f"{name}.".startswith(f"{field}.") for field in only):
+            raise ConfigError(f"--set {name}: has no effect here; what has: {', '.join(only)}")
     data: DataConfig = config.replace(overrides, source="--set").data
     return data
+
+
+def predictions_data(overrides: Mapping[str, Any]) -> DataConfig:
+    """What is said of the data of predictions that exist.
+
+    Raises:
+        ConfigError: an override has no effect on how they are measured.
+    """
+    reading = READING_IT if overrides.keys() & {*TRAINING_FILE} else ()
+    return data_with(TrialConfig(), overrides, ("data.scale", "data.threshold", *TRAINING_FILE, *reading))
 
 
 def evaluate_model(
@@ -104,7 +124,14 @@ def evaluate_model(
     with out_of_memory_told("another --device may have more"):
         predictions = predict(place(model, target), rows, checkpoint.config, yardstick.scale)
     measured = evaluate(predictions, _comparable(rows, predictions), yardstick)
-    return Evaluation(measured, predictions, yardstick, describe_split(rows), checkpoint.note)
+    return Evaluation(measured, predictions, yardstick, describe_split(rows), _note(checkpoint, predictions))
+
+
+def _note(checkpoint: Checkpoint, predictions: Predictions) -> str | None:
+    """What the user should know of a model and of what it predicted: a metric that is not defined does not say why."""
+    count, total = int((~np.isfinite(predictions.scores)).sum()), len(predictions.scores)
+    failed = f"its output is not finite for {count:,} of {total:,} images" if count else None
+    return "; ".join(filter(None, (checkpoint.note, failed))) or None
 
 
 def _yardstick(checkpoint: Checkpoint, ratings: Ratings, data: DataConfig) -> KeptYardstick:
@@ -146,7 +173,8 @@ def evaluate_predictions(file: Path, data: DataConfig) -> Evaluation:
     """Measures predictions that exist, without a model.
 
     Scale, threshold and tails are those of the training file that `data` names; else, for the predictions of a trial,
-    the trial's; else the scale is 1…K for K bins (1…10 without), and there are no tails.
+    the trial's, unless `data` tells another scale; else the scale is 1…K for K bins (1…10 without), and there are no
+    tails.
 
     Raises:
         DataError: the file can't be read, has no `gt`, or has one that is outside the scale.
@@ -171,7 +199,8 @@ def yardstick_of_file(file: PredictionFile, data: DataConfig) -> KeptYardstick:
         DataError: a true score is outside the scale.
     """
     scale, threshold, cuts = (1.0, float(file.bins or 10)), None, None
-    if (known := training_file(data) or _beside(file.path)) is not None:
+    known = training_file(data) or _beside(file.path)
+    if known is not None and data.scale in (None, known.scale):  # on another scale they are not the trial's
         scale, threshold, cuts = known.scale, known.threshold, known.tail_cuts
     scale = data.scale or scale
     file.refuse_outside(scale)

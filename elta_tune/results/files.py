@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from elta_tune.errors import ModelError
 from elta_tune.results.checkpoint import Checkpoint, own_checkpoint
 from elta_tune.results.imported import Head, released_checkpoint
-from elta_tune.results.timm_files import load_folder
-from elta_tune.results.weights_files import read_weights_file
+from elta_tune.results.timm_files import LOAD_KEY, load_folder
+from elta_tune.results.weights_files import READ_BACK, read_weights_file
 
 
 def load_model_file(path: Path, head: Head | None = None) -> Checkpoint:
@@ -19,4 +20,6 @@ def load_model_file(path: Path, head: Head | None = None) -> Checkpoint:
     if path.is_dir():
         return load_folder(path)
     content, metadata = read_weights_file(path)
+    if LOAD_KEY in metadata:
+        raise ModelError(f"{path}: a backbone alone, exported for timm", READ_BACK)
     return own_checkpoint(content, metadata, path) or released_checkpoint(content, path, head)

@@ -75,6 +75,7 @@ def released_checkpoint(content: Mapping[str, Any], path: Path, head: Head | Non
         threshold=5.0,
         tail_cuts=None,
         source={"released": path.name, "best_metric": float(best) if isinstance(best, Real) else None, "note": note},
+        path=path,
     )
 
 

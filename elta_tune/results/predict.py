@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from elta_tune.data.cache import Progress, no_progress
 from elta_tune.data.decoding import careful, read_content, shrink
 from elta_tune.data.found import image_file
 from elta_tune.data.readers import read_unlabelled
-from elta_tune.errors import DataError
+from elta_tune.errors import ConfigError, DataError
 from elta_tune.results.checkpoint import Checkpoint
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import from_method_scale, predict_batch
@@ -30,7 +31,8 @@ from elta_tune.trial import out_of_memory_told
 class Prediction:
     """One image: its score on the data set's own scale and the shares (K,) of the ratings, None with an `mse` head.
 
-    What can't be read has no score, but a reason. The id of an image in a folder is its path below it.
+    What has no score has a reason: it can't be read, or the model fails on it. The id of an image in a folder is its
+    path below it.
     """
 
     image_id: str
@@ -49,6 +51,7 @@ class ImageFile:
 
 TABLES = (".csv", ".tsv", ".txt", ".json", ".xlsx", ".xlsm", ".xls")
 """Files that list images; the readers say what they can't read."""
+NOT_FINITE = "the model's output is not finite"
 
 
 def list_images(paths: Sequence[Path], images: Path | None = None, data: DataConfig | None = None) -> list[ImageFile]:
@@ -63,17 +66,24 @@ def list_images(paths: Sequence[Path], images: Path | None = None, data: DataCon
         data: how to read tables, where their columns do not tell it.
 
     Raises:
-        DataError: a path does not exist, a table has no column of ids, or there are no images at all.
+        ConfigError: there are no paths, or there is a folder of tables' images, but no table.
+        DataError: a path or that folder does not exist, a table has no column of ids, or there are no images at all.
     """
+    if not paths:
+        raise ConfigError("predict: name at least one image, folder or table")
+    if (gone := next((path for path in paths if not path.exists()), None)) is not None:
+        raise DataError(f"{gone}: there is no such file or folder")
+    if images is not None and not images.is_dir():
+        raise DataError(f"--images {images}: there is no such folder")
+    if images is not None and not any(map(_is_table, paths)):
+        raise ConfigError(f"--images {images}: is for tables with image ids, and no path is one")
     found: list[ImageFile] = []
     data = data or DataConfig()
     for path in paths:
-        if not path.exists():
-            raise DataError(f"{path}: there is no such file or folder")
         if path.is_dir():
             names = read_unlabelled(path, data).ids
             found += [ImageFile(name if len(paths) == 1 else str(path / name), path / name) for name in names]
-        elif path.suffix.lower() in TABLES:
+        elif _is_table(path):
             beside = path.parent / "images"
             folder = images or (beside if beside.is_dir() else path.parent)
             names = read_unlabelled(path, data).ids
@@ -83,6 +93,10 @@ def list_images(paths: Sequence[Path], images: Path | None = None, data: DataCon
     if not found:
         raise DataError(f"{', '.join(map(str, paths))}: there are no images")
     return found
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in TABLES and path.is_file()
 
 
 @dataclass(frozen=True)
@@ -105,11 +119,15 @@ class DecodedFiles:
         path = self.files[position].path
         try:
             if path is None:
-                raise FileNotFoundError("there is no such file")
-            return shrink(read_content(Path(path)), [self.size]).pixels[self.size]
+                reason = "there is no such file"
+            elif os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+                reason = "it is no regular file"
+            else:
+                return shrink(read_content(Path(path)), [self.size]).pixels[self.size]
         except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
-            self.reasons[int(position)] = str(error) if path is None else why_unreadable(error)
-            return np.zeros((self.size, self.size, 3), np.uint8)
+            reason = why_unreadable(error)
+        self.reasons[int(position)] = reason
+        return np.zeros((self.size, self.size, 3), np.uint8)
 
 
 def predict_images(
@@ -141,6 +159,8 @@ def predict_images(
             shares = outputs.softmax(dim=1).numpy() if checkpoint.config.model.head == "emd" else None
             for row, position in enumerate(map(int, index)):
                 name, reason = files[position].image_id, source.reasons.get(position)
+                if reason is None and not np.isfinite(own[row]):
+                    reason = NOT_FINITE
                 if reason is not None:
                     yield Prediction(name, None, None, reason)
                 else:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from elta_tune.data.readers.formats import are_shares
-from elta_tune.data.readers.tables import Table, load, open_sheet
+from elta_tune.data.readers.tables import Sheet, Table, load, open_sheet
 from elta_tune.data.readers.text import ID_COLUMNS
 from elta_tune.errors import DataError
 from elta_tune.training.loop import Predictions
@@ -66,8 +66,11 @@ def read_predictions(path: Path) -> PredictionFile:
     columns of logits give the shares. Rows with a `reason` are left out.
 
     Raises:
-        DataError: the file can't be read, a column is missing or a cell is no number: file, line, column.
+        DataError: the file can't be read, a column is missing, a cell is no number or an image is there twice: file,
+            line, column.
     """
+    if path.suffix.lower() in (".jsonl", ".parquet"):
+        raise DataError(f"{path}: JSON lines and Parquet are not read", "write it as CSV: predict … --out FILE.csv")
     sheet = open_sheet(path)
     ids = next((name for name in ID_COLUMNS if name in sheet.columns), None)
     if ids is None or "score" not in sheet.columns:
@@ -75,15 +78,16 @@ def read_predictions(path: Path) -> PredictionFile:
             f"{path}: not a file of predictions: its columns are {', '.join(sheet.columns)}",
             "they should be image_id, gt, score and, for distributions, score2, score3 and so on",
         )
-    bins = sorted((name for name in sheet.columns if re.fullmatch(r"score\d+", name)), key=lambda name: int(name[5:]))
+    bins = _bins(sheet)
     table = load(sheet, sheet.columns, text=[ids, "reason"])
+    table.refuse(table.text(ids).duplicated().to_numpy(), ids, "stands in an earlier row too")
     kept = np.full(len(table.frame), True)
     if "reason" in sheet.columns:
         kept = (table.text("reason") == "").to_numpy(bool)
         table = _filled(table, ~kept, ["score", *bins])
     if not kept.any():
         raise DataError(f"{path}: no image in it has a score")
-    distributions, logits = _as_both(table.numbers(*bins)[kept]) if len(bins) > 1 else (None, None)
+    distributions, logits = _as_both(table.numbers(*bins)[kept]) if bins else (None, None)
     predictions = Predictions(
         ids=table.text(ids).to_numpy(dtype=object)[kept],
         truth=table.numbers("gt")[kept, 0] if "gt" in sheet.columns else None,
@@ -92,6 +96,25 @@ def read_predictions(path: Path) -> PredictionFile:
         logits=logits,
     )
     return PredictionFile(path, predictions, int((~kept).sum()), table)
+
+
+def _bins(sheet: Sheet) -> list[str]:
+    """The columns of a distribution, that of the lowest rating first; a lone one is none.
+
+    Raises:
+        DataError: one is missing, or has another number.
+    """
+    found = [name for name in sheet.columns if re.fullmatch(r"score\d+", name)]
+    if len(found) < 2:
+        return []
+    bins = [f"score{number}" for number in range(2, len(found) + 2)]
+    if missing := next((name for name in bins if name not in found), None):
+        other = next(name for name in reversed(found) if name not in bins)
+        raise DataError(
+            f"{sheet.path}: there is no column {missing}, but {other} is there",
+            "those of a distribution are score2, of the lowest rating, score3 and so on",
+        )
+    return bins
 
 
 def _filled(table: Table, rows: NDArray[np.bool_], names: Sequence[str]) -> Table:

@@ -142,4 +142,5 @@ def checkpoint_of_trial(trial: TrialFolder, result: dict[str, Any], study: str |
         tail_cuts=tuple(model["tail_cuts"]),
         source={key: result[key] for key in ("trial", "value", "best_step", "best_round", "params", "data")}
         | {"study": study, "environment": result["environment"]},
+        path=trial.best_file,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from elta_tune.results.checkpoint import METADATA_KEY, Checkpoint, from_facts
 from elta_tune.results.weights_files import read_weights_file
 
 HEAD_FILE = "head.safetensors"
+LOAD_KEY = "load"
+"""In the metadata of a backbone alone: the Python that loads it."""
 
 
 def write_timm(checkpoint: Checkpoint, path: Path) -> None:
     """Writes the backbone's weights under timm's names; the metadata say how to load them."""
     backbone, _ = _parts(checkpoint)
-    save_file(backbone, path, metadata={"format": "pt", "load": timm_command(checkpoint, path.name)})
+    save_file(backbone, path, metadata={"format": "pt", LOAD_KEY: timm_command(checkpoint, path.name)})
 
 
 def read_timm(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> Tensor:
@@ -113,7 +116,7 @@ def load_folder(path: Path) -> Checkpoint:
         files = {"backbone": path / "model.safetensors", "head": path / HEAD_FILE}
         parts = {part: read_weights_file(file)[0] for part, file in files.items()}
         state = {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
-        return from_facts(state, facts, path / "config.json")
+        return replace(from_facts(state, facts, path / "config.json"), path=path)
     except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(f"{path}: not a folder that elta-tune exported: {type(error).__name__}: {error}") from error
 

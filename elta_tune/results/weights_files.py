@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,24 +25,31 @@ NUMPY_SCALARS: list[Any] = [
     *(type(np.dtype(code)) for code in "fdilqIQ?"),
 ]
 """Metrics in released checkpoints are NumPy's numbers: these globals rebuild numbers and nothing else."""
+READ_BACK = "evaluate and predict take ckpt, safetensors or hf"
+"""Said of exports that are for other programs."""
 
 
 def read_weights_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The content of a safetensors or torch file, and the metadata of a safetensors file.
 
     Raises:
-        ModelError: the file can't be read, is cut short, is no weights file, or would have to run code to be read.
+        ModelError: the file can't be read, is cut short or damaged, is no weights file, or would have to run code to be
+            read.
     """
     try:
         with path.open("rb") as file:
             start = file.read(10)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from error
+    if path.suffix.lower() == ".onnx":
+        raise ModelError(f"{path}: an ONNX file is for other programs", READ_BACK)
     try:
         if start[8:9] == b"{":  # the length of a header in eight bytes, then the header, in JSON
             with safe_open(path, framework="pt") as opened:
                 metadata = dict(opened.metadata() or {})
             return load_file(path), metadata
+        if start.startswith(b"PK"):
+            _check_sums(path)
         with torch.serialization.safe_globals(NUMPY_SCALARS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a foreign file's oddities; what counts is whether it can be read
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -49,10 +57,22 @@ def read_weights_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise _unpickling_refused(path, str(error)) from error
     except Exception as error:  # a damaged or hostile file may raise anything; that it is unreadable is all that counts
         reason = str(error).partition(". ")[0] or type(error).__name__
-        raise ModelError(f"{path}: cut short, or no checkpoint: {reason}", "copy the file again") from error
+        raise ModelError(f"{path}: cut short, damaged, or no checkpoint: {reason}", "copy the file again") from error
     if not isinstance(content, Mapping):
         raise ModelError(f"{path}: no checkpoint: holds a {type(content).__name__}, not weights by name")
     return dict(content), {}
+
+
+def _check_sums(path: Path) -> None:
+    """Refuses a torch file, a zip archive, of which bytes were changed; torch itself does not look.
+
+    Raises:
+        BadZipFile: names the first wrong member; or there is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        # under torch.serialization.set_crc32_options(False) torch writes zeros, which say nothing
+        if any(member.CRC for member in archive.infolist()) and (wrong := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{wrong} has not the bytes of its checksum")
 
 
 def _unpickling_refused(path: Path, said: str) -> ModelError:

@@ -7,14 +7,18 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from elta_tune.config import TrialConfig
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.results import measure
+from elta_tune.results.checkpoint import Checkpoint
+from elta_tune.results.sources import load_model
 from elta_tune.space import SearchSpace
 from elta_tune.studies.plan import make_plan, record_plan
 from elta_tune.trial import NoReporter, run_trial
@@ -42,6 +46,14 @@ def trial(tmp_path_factory: pytest.TempPathFactory, labelled: TrialConfig, cache
     config = labelled.replace({"training.epochs": 2})
     assert run_trial(config, folder, NoReporter(), cache=cache)["state"] == "complete"
     return folder
+
+
+@pytest.fixture
+def diverged(trial: TrialFolder) -> Checkpoint:
+    """That trial's model, with a head that gives no numbers."""
+    checkpoint = load_model(str(trial.path), trial.path)
+    bias = torch.full_like(checkpoint.state_dict["head.2.bias"], torch.nan)
+    return replace(checkpoint, state_dict={**checkpoint.state_dict, "head.2.bias": bias})
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from elta_tune.results.checkpoint import load_checkpoint, save_checkpoint
 from elta_tune.results.convert import write_model
 from elta_tune.results.export import trial_checkpoint
 from elta_tune.results.files import load_model_file
+from elta_tune.results.kinds import DEFAULT_NAMES, Kind
 from elta_tune.results.sources import load_model
 from elta_tune.trial import NoReporter, run_trial
 
@@ -74,6 +75,57 @@ def foreign_files(folder: Path) -> dict[str, Path]:
         archive.writestr("readme.txt", "nothing")
     save_file({"weight": torch.zeros(2)}, paths["safetensors"])
     return paths
+
+
+def test_a_file_with_other_bytes_than_were_written_is_refused(
+    study: StudyFolder, result: dict[str, Any], tmp_path: Path
+) -> None:
+    checkpoint, path = trial_checkpoint(study, result), tmp_path / "flipped.ckpt"
+    save_checkpoint(checkpoint, path, "ckpt")
+    content = path.read_bytes()
+    weights = checkpoint.state_dict["head.0.weight"].numpy().tobytes()
+    path.write_bytes(content.replace(weights[:64], bytes(64)))
+    with pytest.raises(ModelError, match=r"flipped\.ckpt: cut short, damaged, or no checkpoint: .*/data/\d+ has not"):
+        load_model_file(path)
+
+
+def test_a_file_that_torch_wrote_without_checksums_is_read(
+    study: StudyFolder, result: dict[str, Any], tmp_path: Path
+) -> None:
+    checksums = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        save_checkpoint(trial_checkpoint(study, result), tmp_path / "best.ckpt", "ckpt")
+    finally:
+        torch.serialization.set_crc32_options(checksums)
+    with zipfile.ZipFile(tmp_path / "best.ckpt") as archive:
+        assert archive.testzip() is not None
+    assert load_model_file(tmp_path / "best.ckpt").epoch == result["best_epoch"]
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "safetensors", "hf"])
+def test_weights_of_another_model_are_refused_by_their_file(
+    kind: Kind, study: StudyFolder, result: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / f"best.{kind}"
+    write_model(trial_checkpoint(study, result), path, kind)
+    checkpoint = load_model_file(path)
+    del checkpoint.state_dict["head.2.weight"]
+    with pytest.raises(ModelError, match=rf"^{path}: the weights are not those of .*head\.2\.weight"):
+        checkpoint.model()
+
+
+@pytest.mark.parametrize(("kind", "told"), [("onnx", "is for other programs"), ("timm", "a backbone alone")])
+def test_an_export_for_other_programs_is_refused_as_what_it_is(
+    kind: Kind, told: str, study: StudyFolder, result: dict[str, Any], tmp_path: Path
+) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnx")
+    path = tmp_path / DEFAULT_NAMES[kind]
+    write_model(trial_checkpoint(study, result), path, kind)
+    with pytest.raises(ModelError, match=rf"^{path}: .*{told}") as refused:
+        load_model_file(path)
+    assert refused.value.hint == "evaluate and predict take ckpt, safetensors or hf"
 
 
 def test_foreign_files_are_refused_and_run_nothing(tmp_path: Path) -> None:

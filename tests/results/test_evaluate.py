@@ -16,10 +16,10 @@ from scipy import stats
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from elta_tune.config import DataConfig
-from elta_tune.errors import DataError, OutOfMemoryError
+from elta_tune.errors import ConfigError, DataError, OutOfMemoryError
 from elta_tune.records import TrialFolder
-from elta_tune.results.checkpoint import save_checkpoint
-from elta_tune.results.evaluate import evaluate_model, evaluate_predictions, table_data
+from elta_tune.results.checkpoint import Checkpoint, save_checkpoint
+from elta_tune.results.evaluate import evaluate_model, evaluate_predictions, predictions_data, table_data
 from elta_tune.results.measure import measure_checkpoint
 from elta_tune.results.sources import checkpoint_of_trial, load_model
 
@@ -165,6 +165,38 @@ def test_a_result_of_another_tool_beside_the_predictions_says_nothing(content: s
     assert (found.yardstick.scale, found.yardstick.threshold, found.yardstick.tail_cuts) == ((1, 10), 5, None)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_predictions_in_another_form_than_tables_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="JSON lines and Parquet are not read"):
+        evaluate_predictions(tmp_path / f"scores.{suffix}", NO_DATA)
+
+
+def test_on_another_scale_neither_threshold_nor_tails_of_the_trial_are_taken(trial: TrialFolder) -> None:
+    other = evaluate_predictions(trial.predictions_file, DataConfig(scale=(0, 10))).yardstick
+    assert (other.scale, other.threshold, other.tail_cuts) == ((0, 10), 5, None)
+    same = evaluate_predictions(trial.predictions_file, DataConfig(scale=(1, 5))).yardstick
+    assert same == evaluate_predictions(trial.predictions_file, NO_DATA).yardstick
+
+
+def test_what_has_no_effect_on_how_predictions_are_measured_is_refused(data_root: Path) -> None:
+    for name, value in (("data.columns.score", "pred"), ("data.crop", 64), ("data.trainer", 1)):
+        with pytest.raises(ConfigError, match=rf"^--set {name}: has no effect here; what has: data\.scale, "):
+            predictions_data({name: value})
+    found = predictions_data({"data.columns.score": "MOS", "data.train": str(data_root / "train.csv")})
+    assert found.columns.score == "MOS"
+
+
+def test_a_model_that_predicts_no_numbers_is_told(
+    diverged: Checkpoint, data_root: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    noted = replace(diverged, source={**diverged.source, "note": "is imported"})
+    save_checkpoint(noted, tmp_path / "nan.ckpt", "ckpt")
+    done = command("evaluate", "nan.ckpt", "--csv", data_root / "val.csv")
+    rows = len(pd.read_csv(data_root / "val.csv"))
+    assert done.returncode == 0, done.stderr
+    assert f"nan.ckpt: is imported; its output is not finite for {rows} of {rows} images" in done.stderr
+
+
 def test_shares_may_be_rounded(tmp_path: Path) -> None:
     shares = np.random.default_rng(0).dirichlet(np.ones(10), 50)
     columns = {"image_id": range(50), "gt": 5.0, "score": 5.0}
@@ -200,6 +232,11 @@ def test_predictions_are_written_where_nothing_is_lost(
         ("image_id,score\na,5\n", "no column gt"),
         ("image_id,gt\na,5\n", "not a file of predictions"),
         ("image_id,gt,score\n", "no rows"),
+        ("image_id,gt,score\na,5,5\nb,5,5\na,6,5\n", ":4: image_id: 'a' stands in an earlier row too"),
+        ("image_id,gt,score,score2,score4\na,5,5,1,0\n", "there is no column score3, but score4 is there"),
+        ("image_id,gt,score,score3,score4\na,5,5,1,0\n", "there is no column score2, but score4 is there"),
+        ("image_id,gt,score,score1,score2\na,5,5,1,0\n", "there is no column score3, but score1 is there"),
+        ("image_id,gt,score,score02,score3\na,5,5,1,0\n", "there is no column score2, but score02 is there"),
     ],
 )
 def test_a_wrong_file_of_predictions_is_refused(text: str, told: str, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from elta_tune.errors import DataError, OutOfMemoryError
+from elta_tune.errors import ConfigError, DataError, OutOfMemoryError
 from elta_tune.records import TrialFolder
+from elta_tune.results.checkpoint import Checkpoint
 from elta_tune.results.evaluate import evaluate_model
 from elta_tune.results.predict import best_first, list_images, predict_images
 from elta_tune.results.sources import load_model
@@ -56,7 +57,7 @@ def test_all_formats_hold_the_same_rows_and_reasons(
 ) -> None:
     done = command("predict", trial.path, photos, "--sort", "--out", f"scores.{suffix}")
     assert done.returncode == 0, done.stderr
-    assert "1 of 5 images can't be read" in done.stderr
+    assert "1 of 5 images have a reason instead of a score" in done.stderr
     file = tmp_path / f"scores.{suffix}"
     if suffix == "csv":
         with file.open(newline="") as opened:
@@ -109,6 +110,50 @@ def test_a_listed_image_that_is_not_there_is_a_row(trial: TrialFolder, photos: P
     first, second = predict_images(load_model(str(trial.path), tmp_path), list_images([table], photos))
     assert (first.image_id, first.reason) == ("test_000", None)
     assert (second.image_id, second.score, second.reason) == ("gone", None, "there is no such file")
+
+
+def test_pipes_and_devices_are_not_read(trial: TrialFolder, photos: Path, tmp_path: Path) -> None:
+    for name in ("pipe.jpg", "pipe.csv"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    files = list_images([tmp_path / name for name in ("pipe.jpg", "pipe.csv", "zero.png")] + [photos / "narrow.png"])
+    *odd, good = predict_images(load_model(str(trial.path), tmp_path), files)
+    assert [one.reason for one in odd] == ["it is no regular file"] * 3
+    assert good.reason is None
+
+
+def test_a_model_that_predicts_no_numbers_is_the_reason(diverged: Checkpoint, photos: Path) -> None:
+    found = {one.image_id: one for one in predict_images(diverged, list_images([photos]))}
+    assert found.pop("broken.jpg").reason == "it is no image"
+    assert {(one.score, one.distribution, one.reason) for one in found.values()} == {
+        (None, None, "the model's output is not finite")
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("photos", "--json", "--out", "scores.csv"), "predict: --json and --out exclude each other"),
+        (("photos", "--set", "data.crop=64"), "--set data.crop: has no effect here; what has: data.columns.id"),
+        (("photos", "--images", "nowhere"), "--images nowhere: there is no such folder"),
+        (("photos", "--images", "photos"), "--images photos: is for tables with image ids, and no path is one"),
+        (("gone.csv", "--images", "photos"), "gone.csv: there is no such file or folder"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    arguments: tuple[str, ...], told: str, trial: TrialFolder, photos: Path, command: Callable[..., Any]
+) -> None:
+    done = command("predict", trial.path, *arguments)
+    assert (done.returncode, done.stdout, done.stderr.startswith(f"elta-tune: {told}")) == (2, "", True), done.stderr
+
+
+def test_the_column_of_ids_may_be_named(
+    trial: TrialFolder, photos: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "list.csv").write_text("photo,place\ntest_000,Rome\n")
+    arguments = ("predict", trial.path, "list.csv", "--images", photos)
+    assert command(*arguments).returncode == 2
+    assert command(*arguments, "--set", "data.columns.id=photo").stdout.endswith("  test_000\n")
 
 
 def test_what_is_predicted_is_what_evaluation_predicts_to_the_bit(
@@ -259,6 +304,8 @@ def test_nothing_to_predict_is_refused(tmp_path: Path) -> None:
         list_images([tmp_path])
     with pytest.raises(DataError, match="no such file"):
         list_images([tmp_path / "gone"])
+    with pytest.raises(ConfigError, match=r"^predict: name at least one"):
+        list_images([])
 
 
 def test_a_file_of_an_unknown_kind_is_refused_before_anything_is_predicted(
