@@ -28,12 +28,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from elta_tune.errors import StudyError, did_you_mean
-from elta_tune.locks import Held, hold, is_held
+from elta_tune.locks import Held, hold, is_held, owner
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
     from elta_tune.training.learner import Selection
@@ -97,6 +98,15 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def unreadable_told() -> Iterator[None]:
+    """Makes a StudyError, which names the file, of what keeps a study or a trial from being read."""
+    try:
+        yield
+    except OSError as error:
+        raise StudyError(f"{error.filename}: {error.strerror}") from error
+
+
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON: null for what is not a finite number, text for paths, escapes for names that are not UTF-8."""
     text = json.dumps(_finite(value), indent=indent, allow_nan=False, default=str, ensure_ascii=False)
@@ -136,6 +146,8 @@ class TrialFolder:
     def create(self, config_yaml: str) -> None:
         """Makes the folder, or checks that the one that is there trains the same.
 
+        A checkpoint whose best weights are gone is removed: no training can go on from it, so the trial begins anew.
+
         Raises:
             StudyError: the folder holds another configuration.
             OSError: it can't be made.
@@ -146,6 +158,8 @@ class TrialFolder:
             write_aside(self.config_file, lambda aside: aside.write_text(config_yaml, encoding="utf-8"))
         elif self.config_file.read_text(encoding="utf-8") != config_yaml:
             raise StudyError(f"{self.config_file}: another configuration was trained here", "choose another --out")
+        if not (self.best_file.exists() or self._next_best.exists()):
+            self.last_file.unlink(missing_ok=True)
 
     def lock(self) -> contextlib.AbstractContextManager[int]:
         """Holds the folder of a trial that no study holds.
@@ -168,19 +182,28 @@ class TrialFolder:
         """`result.json`, or None while the trial is unfinished.
 
         Raises:
-            StudyError: it is damaged.
+            StudyError: it is damaged, or can't be read.
         """
-        if not self.result_file.exists():
-            return None
-        try:
-            result: dict[str, Any] = json.loads(self.result_file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise StudyError(f"{self.result_file}: is damaged: {error}") from error
-        return result
+        with unreadable_told():
+            if not self.result_file.exists():
+                return None
+            return _json_object(self.result_file.read_bytes(), f"{self.result_file}", state=str, trial=int | None)
 
     def epochs(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; what was not a finite number is None in them."""
-        return [json.loads(line) for line in self._whole_lines().splitlines()]
+        """The lines of `metrics.jsonl`; what was not a finite number is None in them.
+
+        Raises:
+            StudyError: a line is damaged, other than by a kill, or the file can't be read.
+        """
+        with unreadable_told():
+            whole = self._whole_lines()
+        return self._parsed(whole)
+
+    def _parsed(self, lines: bytes) -> list[dict[str, Any]]:
+        return [
+            _json_object(line, f"{self.metrics_file}:{number}", step=int)
+            for number, line in enumerate(lines.splitlines(), start=1)
+        ]
 
     def _whole_lines(self) -> bytes:
         """`metrics.jsonl` up to its last newline: what follows was torn by a kill, and its checkpoint has it again."""
@@ -221,9 +244,14 @@ class TrialFolder:
         return self.path / "pseudo_labels" / f"round_{round}.csv"
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Appends an epoch to `metrics.jsonl`, unless it is there."""
+        """Appends an epoch to `metrics.jsonl`, unless it is there.
+
+        Raises:
+            StudyError: a line of it is damaged.
+            OSError: it can't be read or written.
+        """
         whole = self._whole_lines()
-        if any(json.loads(line)["step"] == record["step"] for line in whole.splitlines()):
+        if any(line["step"] == record["step"] for line in self._parsed(whole)):
             return
         with self.metrics_file.open("ab") as file:
             file.truncate(len(whole))
@@ -275,6 +303,25 @@ class TrialFolder:
         self.last_file.unlink(missing_ok=True)
         self._next_best.unlink(missing_ok=True)
         remove_leftovers(self.path)
+
+
+def _json_object(content: bytes, place: str, **fields: type | UnionType) -> dict[str, Any]:
+    """The JSON object that a file or a line holds.
+
+    Args:
+        fields: a field that it has to have, and of which type: by it one tells it from what else is JSON.
+
+    Raises:
+        StudyError: it is damaged.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise StudyError(f"{place}: is damaged: {error}") from error
+    for name, kind in fields.items():
+        if not isinstance(found, dict) or not isinstance(found.get(name, ...), kind):
+            raise StudyError(f"{place}: is damaged: it should be an object with a {name}")
+    return found  # type: ignore[no-any-return]
 
 
 def write_selection(path: Path, selection: Selection) -> None:
@@ -341,8 +388,13 @@ class StudyFolder:
         return self.path.name
 
     def exists(self) -> bool:
-        """Whether a study was started here."""
-        return self.study_file.exists()
+        """Whether a study was started here.
+
+        Raises:
+            StudyError: its folder can't be looked into.
+        """
+        with unreadable_told():
+            return self.study_file.exists()
 
     def create(self, study_yaml: str) -> None:
         """Makes the folder with its `study.yaml`."""
@@ -372,39 +424,76 @@ class StudyFolder:
         Raises:
             StudyError: another one holds it, or the folder can't be written.
         """
-        watch = f"watch it: elta-tune show {self.name}; or start another with --name"
-        return locked(self.lock_file, f"study {self.name} is already running", watch, "--runs names another place")
+        watch = f"watch it: elta-tune show {self.name}" if self.exists() else f"end it: elta-tune stop {self.name}"
+        hint = f"{watch}; or start another with --name"
+        return locked(self.lock_file, f"study {self.name} is already running", hint, "--runs names another place")
 
     def is_running(self) -> bool:
-        """Whether a supervisor holds the study now."""
-        return is_held(self.lock_file)
+        """Whether a supervisor holds the study now.
+
+        Raises:
+            StudyError: its lock can't be read.
+        """
+        with unreadable_told():
+            return is_held(self.lock_file)
+
+    def is_preparing(self) -> bool:
+        """Whether a supervisor holds the study and has not started it yet: it decodes images, say."""
+        return not self.exists() and self.lock_file.is_file() and self.is_running()
 
 
 def find_studies(runs: Path) -> list[StudyFolder]:
-    """All studies in a folder of runs, the last changed last."""
-    studies = [StudyFolder(path.parent) for path in runs.glob("*/study.yaml")]
-    return sorted(studies, key=lambda study: (_last_change(study), study.name))
-
-
-def open_study(name: str | None, runs: Path) -> StudyFolder:
-    """A study by its folder or its name under `runs`; left out, the last one.
+    """All studies in a folder of runs, the last changed last.
 
     Raises:
-        StudyError: there is none.
+        StudyError: that can't be looked into.
+    """
+    return sorted(_folders_with("study.yaml", runs), key=lambda study: (_last_change(study), study.name))
+
+
+def preparing_studies(runs: Path) -> list[StudyFolder]:
+    """All studies in a folder of runs that are not started yet, by name."""
+    return [study for study in _folders_with("study.lock", runs) if study.is_preparing()]
+
+
+def _folders_with(file: str, runs: Path) -> list[StudyFolder]:
+    with unreadable_told():
+        return [StudyFolder(path.parent) for path in sorted(runs.glob(f"*/{file}"))]
+
+
+def open_study(name: str | None, runs: Path, *, preparing: bool = False) -> StudyFolder:
+    """A study by its folder or its name under `runs`; left out, the last one.
+
+    Args:
+        preparing: also by its name one that is not started yet.
+
+    Raises:
+        StudyError: there is none, it is not started yet, or it can't be read.
     """
     studies = find_studies(runs)
     if name is None:
         if not studies:
+            for study in preparing_studies(runs):
+                raise _not_started(study)
             raise StudyError(f"there is no study in {runs}", "start one: elta-tune run --space default.yaml")
         return studies[-1]
     for path in (Path(name), runs / name):
-        if StudyFolder(path).exists():
-            return StudyFolder(path.absolute())
+        study = StudyFolder(path.absolute())
+        if study.exists() or (preparing and study.is_preparing()):
+            return study
+        if study.is_preparing():
+            raise _not_started(study)
     names = [study.name for study in studies]
     listing = f"there are: {', '.join(names)}" if names else None
     raise StudyError(f"there is no study {name!r} in {runs}{did_you_mean(name, names)}", listing)
 
 
+def _not_started(study: StudyFolder) -> StudyError:
+    told = f"study {study.name} is being prepared ({owner(study.lock_file) or 'another process'})"
+    return StudyError(told, f"wait until it starts; or end it: elta-tune stop {study.name}")
+
+
 def _last_change(study: StudyFolder) -> float:
     files = [study.study_file, study.database, *(folder.metrics_file for _, folder in study.trials())]
-    return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
+    # os.path's says no where one may not look: who opens the study is told
+    return max((file.stat().st_mtime for file in files if os.path.exists(file)), default=0.0)

@@ -301,7 +301,13 @@ def _built(recipe: TrialConfig, name: str, value: Any) -> TrialConfig | str:
     try:
         return recipe.replace({name: value})
     except ConfigError as error:
-        return error.message.partition(": ")[2].removeprefix(f"{name}: ")
+        return error.message.partition(": ")[2].removeprefix(f"{name}: ") + _only_bounds(value)
+
+
+def _only_bounds(value: Any) -> str:
+    """What to add where a value is refused that would have been a bound."""
+    is_relative = isinstance(value, str) and RELATIVE.fullmatch(value)
+    return "; only low and high may be relative to the recipe's value" if is_relative else ""
 
 
 def _is_fixed(name: str) -> bool:
@@ -341,7 +347,8 @@ def _problems(space: SearchSpace, recipe: TrialConfig) -> Iterator[tuple[str, st
             if name not in space.parameters:
                 yield f"enqueue.{number}.{name}", f"is not varied{suggest_field(name, space.parameters)}"
             elif not space.parameters[name].contains(value):
-                yield f"enqueue.{number}.{name}", f"{shown(value)} is outside {space.parameters[name]}"
+                text = f"{shown(value)} is outside {space.parameters[name]}{_only_bounds(value)}"
+                yield f"enqueue.{number}.{name}", text
     if space.sampler.name == "grid":
         yield from _bad_grid(space)
 
@@ -387,7 +394,7 @@ def _dead(space: SearchSpace, recipe: TrialConfig, name: str, parameter: Paramet
         elif off:
             yield (
                 f"has no effect while {field} is {shown(off[0])} in the recipe; "
-                f"vary {field} too, or switch it on with --set {field}=…"
+                f"vary {field} too, or change that with --set {field}=…"
             )
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from elta_tune.data.dataset import open_dataset
 from elta_tune.errors import StudyError
 from elta_tune.records import StudyFolder, TrialFolder, find_studies, open_study, to_json, write_aside, write_json
 from elta_tune.training.self_training import Epoch, self_training_rounds
+from elta_tune.trial import NoReporter, TrialStopped, run_trial
 
 
 def test_json_has_null_for_what_is_not_finite() -> None:
@@ -142,6 +143,34 @@ def test_an_epoch_is_recorded_once(tmp_path: Path) -> None:
     assert [line["step"] for line in folder.epochs()] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("line", ["no JSON", "[]", "{}", "null", '{"step": null}', "\0\udcff", "[" * 10**5])
+def test_a_damaged_line_is_named_with_its_number(line: str, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    folder.metrics_file.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n', errors="surrogateescape")
+    before = folder.metrics_file.read_bytes()
+    for use in (folder.epochs, lambda: folder.append({"step": 4})):
+        with pytest.raises(StudyError, match=r"/metrics\.jsonl:2: is damaged: "):
+            use()
+    assert folder.metrics_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"state": 1, "trial": 0}', '{"state": "failed"}'])
+def test_a_damaged_result_is_named(content: str, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    folder.result_file.write_text(content)
+    with pytest.raises(StudyError, match=r"/result\.json: is damaged: "):
+        folder.result()
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    folder, study = TrialFolder(tmp_path), StudyFolder(tmp_path)
+    files = {folder.metrics_file: folder.epochs, folder.result_file: folder.result, study.lock_file: study.is_running}
+    for file, read in files.items():
+        file.mkdir()
+        with pytest.raises(StudyError, match=rf"/{file.name}: Is a directory"):
+            read()
+
+
 # Checkpoints
 
 
@@ -198,6 +227,25 @@ def test_weights_and_checkpoint_belong_together_after_a_kill_at_any_rename(
     assert all(torch.equal(value, expected[name]) for name, value in checkpoint["best_weights"].items())
     assert all(torch.equal(value, expected[name]) for name, value in load_file(folder.best_file).items())
     assert not (folder.path / "best.next.safetensors").exists()
+
+
+class Stop:
+    """Stops a trial after each of its epochs."""
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        raise TrialStopped
+
+
+def test_a_trial_whose_best_weights_are_gone_begins_anew(recipe: TrialConfig, cache: Path, tmp_path: Path) -> None:
+    folder = TrialFolder(tmp_path)
+    with pytest.raises(TrialStopped):
+        run_trial(recipe, folder, Stop(), cache=cache)
+    before = folder.epochs()
+    folder.best_file.unlink()
+    assert run_trial(recipe, folder, NoReporter(), cache=cache)["state"] == "complete"
+    assert [line["step"] for line in folder.epochs()] == [1, 2]
+    assert folder.epochs()[:1] == before
+    assert folder.best_file.exists()
 
 
 def test_a_folder_without_a_checkpoint_has_none(tmp_path: Path) -> None:
@@ -378,6 +426,38 @@ def test_a_study_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> 
     ) as caught:
         open_study("default-dmo", tmp_path)
     assert caught.value.hint == "there are: default-demo"
+
+
+def test_a_study_that_is_being_prepared_is_no_study_yet(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "prep")
+    with hold(study) as process:
+        for name in (None, "prep", str(study.path)):
+            with pytest.raises(StudyError, match=rf"study prep is being prepared \(process {process.pid}\)") as caught:
+                open_study(name, tmp_path)
+            assert "elta-tune stop prep" in str(caught.value.hint)
+        assert open_study("prep", tmp_path, preparing=True).path == study.path
+        with pytest.raises(StudyError) as caught, study.lock():
+            pass
+        assert caught.value.hint == "end it: elta-tune stop prep; or start another with --name"
+        study.create("name: x\n")
+        with pytest.raises(StudyError) as caught, study.lock():
+            pass
+        assert caught.value.hint == "watch it: elta-tune show prep; or start another with --name"
+        process.kill()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+def test_a_study_of_another_user_is_named(tmp_path: Path) -> None:
+    study_with(tmp_path / "runs", "theirs")
+    tmp_path.chmod(0o700)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(StudyError, match=r"/runs.*: Permission denied"):
+            open_study("theirs", tmp_path / "runs")
+        with pytest.raises(StudyError, match=r"/runs/theirs/study\.yaml: Permission denied"):
+            StudyFolder(tmp_path / "runs" / "theirs").exists()
+    finally:
+        os.seteuid(0)
 
 
 def test_names_that_are_not_utf_8_survive_json() -> None:

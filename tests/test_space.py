@@ -62,13 +62,13 @@ def test_every_error_of_a_space_is_told_at_once_each_with_its_line(write):
         "7: parameters.data.crop: decides what is measured; it is the same for all trials, so set it in the recipe",
         "8: parameters.mixup.tau_1: the recipe's own value 0.5 is outside 0.6 … 1; trial 0 is the recipe",
         "8: parameters.mixup.tau_1: has no effect while mixup.pairs is 0 in the recipe; "
-        "vary mixup.pairs too, or switch it on with --set mixup.pairs=…",
+        "vary mixup.pairs too, or change that with --set mixup.pairs=…",
         "9: parameters.mixup.tau_2: should be greater than 0, not -1.0",
         "9: parameters.mixup.tau_2: has no effect while mixup.pairs is 0 in the recipe; "
-        "vary mixup.pairs too, or switch it on with --set mixup.pairs=…",
+        "vary mixup.pairs too, or change that with --set mixup.pairs=…",
         "13: parameters.model.dropout: should be less than 1, not 1.5",
         "14: parameters.training.emd_reduction: has no effect while model.head is 'mse' in the recipe; "
-        "vary model.head too, or switch it on with --set model.head=…",
+        "vary model.head too, or change that with --set model.head=…",
         "15: parameters.simloss.weight.when: a recipe has no field training.epoch — did you mean 'training.epochs'?",
         "18: enqueue.1.mixup.tau_1: 3.0 is outside 0.6 … 1",
         "18: enqueue.1.optim.momentum: is not varied",
@@ -143,6 +143,13 @@ def test_what_can_not_be_read_does_not_hide_what_is_wrong_beside_it(write):
                 "optim.lr.choices.0: should be a number, text, true, false or null",
                 "optim.lr.choices.1: should be a finite number",
                 "optim.lr.choices.2: should be a number, text, true, false or null",
+            ],
+        ),
+        (
+            "parameters:\n  optim.lr: {type: categorical, choices: [1x]}\nenqueue:\n- {optim.lr: 2x}\n",
+            [
+                "optim.lr: should be a number, not '1x'; only low and high may be relative to the recipe's value",
+                "optim.lr: '2x' is outside 1x; only low and high may be relative to the recipe's value",
             ],
         ),
         ("parameters:\n  optim.lr: {type: float, low: 0.1.1x, high: x}\n", ["low: should be a number, not '0.1.1x'"]),
@@ -336,7 +343,7 @@ def test_a_field_may_vary_only_where_its_feature_is_on(switch, field, check):
     assert list(check(parameter + "}", **{key: on}).parameters) == [field]
     (line,) = refusal(check, parameter + "}", **{key: off})
     assert line.startswith(f"2: parameters.{field}: has no effect while {switch.switch} is ")
-    assert line.endswith(f"or switch it on with --set {switch.switch}=…")
+    assert line.endswith(f"or change that with --set {switch.switch}=…")
     # The switch varies, too: then the field needs a condition, whatever the recipe's own value is.
     for own in (on, off):
         (line,) = refusal(check, f"{switch.switch}: {both}", parameter + "}", **{key: own})

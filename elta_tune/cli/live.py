@@ -169,6 +169,11 @@ def epoch_line(running: Running, objective: str) -> str:
     return f"trial {running.job.number:>3}  {running.place}  {objective} {now}  best {metric(running.best)}"
 
 
+def print_line(console: Console, line: str, style: str = "") -> None:
+    """Prints what happened: in a log in one line, in a terminal, which would break it within a word, between words."""
+    console.print(Text(line, style=style), soft_wrap=not console.is_terminal)
+
+
 class View:
     """Shows the events of a study as plain lines: for logs, and where there is no terminal."""
 
@@ -187,7 +192,7 @@ class View:
         self._show_progress(event)
 
     def _print(self, line: str, style: str = "") -> None:
-        self.console.print(Text(line, style=style), soft_wrap=True)
+        print_line(self.console, line, style)
 
     def _show_progress(self, event: Event) -> None:
         if isinstance(event, Started):
@@ -275,4 +280,4 @@ class EpochLines:
         values = "  ".join(f"{name} {metric(metrics[name])}" for name in names)
         place, speed = place_of(self.config, metrics), f"{metrics['images_per_second']:.0f}/s"
         star = " *" if metrics["best_step"] == metrics["step"] else ""
-        self.console.print(Text(f"{place}  loss {metrics['loss']:.4f}  {values}  {speed}{star}"), soft_wrap=True)
+        print_line(self.console, f"{place}  loss {metrics['loss']:.4f}  {values}  {speed}{star}")

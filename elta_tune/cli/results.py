@@ -90,9 +90,13 @@ def _tell_best(told: dict[str, Any]) -> None:
 
 def list_studies(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """All studies, the last changed last."""
-    from elta_tune.records import find_studies
+    from elta_tune.records import find_studies, preparing_studies
 
     rows = [_any_study_row(folder) for folder in find_studies(runs)]
+    rows += [
+        {"study": folder.name, "state": "preparing", "path": str(folder.path.absolute())}
+        for folder in preparing_studies(runs)
+    ]
     if as_json:
         return print_json(rows)
     from rich.text import Text
@@ -212,9 +216,9 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
     from elta_tune.errors import StudyError
 
     trial = folder.trial(trial_number)
+    result, epochs = trial.result(), trial.epochs()
     if not trial.path.exists():
         raise StudyError(f"study {folder.name} has no trial {trial_number}", f"see them: elta-tune show {folder.name}")
-    result, epochs = trial.result(), trial.epochs()
     if as_json:
         return print_json({"study": folder.name, "trial": trial_number, "result": result, "epochs": epochs})
     from rich.text import Text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -82,14 +83,17 @@ def run(
 
 @contextmanager
 def to_be_continued() -> Iterator[None]:
-    """Says how to go on after Ctrl-C, whatever it cut off."""
+    """Says how to go on after Ctrl-C, or SIGTERM, which here is the same, whatever it cut off."""
     from elta_tune.cli.text import console, this_command
 
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
         console.print(f"\nstopped at once; to go on:\n  {this_command()}", markup=False, soft_wrap=True)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:

@@ -25,10 +25,12 @@ STATE_STYLE = {"complete": "green", "pruned": "yellow", "failed": "red"}
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A metric or a parameter, briefly; null is what is not a number."""
+    """A metric or a parameter, briefly; null is what is not a number, and booleans are as YAML has them."""
     if value is None:
         return "null"
-    if isinstance(value, bool) or not isinstance(value, float):
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, float):
         return str(value)
     return f"{value:.{digits}g}"
 

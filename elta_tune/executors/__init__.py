@@ -45,7 +45,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Halted:
-    """A trial's process is gone for a fault of the machine (a full disk, a folder that vanished).
+    """A trial's process is gone for a fault of the machine (a full disk, a folder that vanished or is damaged).
 
     Its folder has all up to then: once that is mended, it goes on.
     """

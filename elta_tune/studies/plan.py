@@ -11,7 +11,7 @@ import yaml
 
 from elta_tune.config import TrialConfig
 from elta_tune.documents import Document, parse, read_document, shown
-from elta_tune.errors import StudyError
+from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder
 from elta_tune.space import Budget, SearchSpace, hold_without_pool
 
@@ -64,8 +64,8 @@ def raise_budget(own: Budget, trials: int | None, timeout: float | None) -> Budg
     if trials is not None and trials < own.trials:
         raise StudyError(f"--trials {trials}: the study's budget is {own.trials} already, and may only be raised")
     if timeout is not None and timeout < (own.timeout or math.inf):
-        limit = f"{own.timeout:g} s already" if own.timeout else "without limit"
-        raise StudyError(f"--timeout {timeout:g}: the study's time is {limit}, and may only be raised")
+        limit = f"{own.timeout:g}s already" if own.timeout else "without limit"
+        raise StudyError(f"--timeout {timeout:g}s: the study's time is {limit}, and may only be raised")
     return Budget(trials=trials or own.trials, timeout=timeout or own.timeout)
 
 
@@ -109,11 +109,13 @@ def read_plan(folder: StudyFolder) -> StudyPlan:
     Raises:
         ConfigError: it is damaged.
     """
-    document = read_document(folder.study_file)
-    name = f"{folder.study_file}"
-    space = parse(SearchSpace, Document(name, document.content.get("space", {})))
-    recipe = parse(TrialConfig, Document(name, document.content.get("recipe", {})))
-    return StudyPlan(space, recipe, document.content.get("note"))
+    content, name = read_document(folder.study_file).content, f"{folder.study_file}"
+    for key in ("space", "recipe"):
+        if key not in content:  # an empty recipe would be one of defaults
+            raise ConfigError(f"{name}: is damaged: {key} is missing")
+    space = parse(SearchSpace, Document(name, content["space"]))
+    recipe = parse(TrialConfig, Document(name, content["recipe"]))
+    return StudyPlan(space, recipe, content.get("note"))
 
 
 def read_facts(folder: StudyFolder) -> dict[str, Any]:

@@ -69,8 +69,9 @@ def ask(
     recipe_file, space_file = find_document(recipe, "trials"), find_document(space, "search_spaces")
     config = load_recipe(recipe_file, {**overrides, **({} if seed is None else {"seed": seed})})
     plan = make_plan(load_space(space_file, config), config)
-    name = name or "-".join([space_file.stem, recipe_file.stem, *(["nni"] if backend == "nni" else [])])
-    if Path(name).name != name or name.startswith(".") or not name.isprintable():
+    if name is None:
+        name = "-".join([space_file.stem, recipe_file.stem, *(["nni"] if backend == "nni" else [])])
+    if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
         raise ConfigError(f"--name {shown(name)}: should be a plain name; --runs says in which folder")
     folder = StudyFolder((runs / name).absolute())
     return Asked(folder, plan, {"space_file": str(space_file), "recipe_file": str(recipe_file)})

@@ -171,6 +171,23 @@ def test_ended_and_paused_trials_leave_the_live_part(plan: StudyPlan) -> None:
     assert "trial   0 complete  srcc 0.7500  plcc 0.7600  accuracy 0.7700  step 4  10 s" in printed
 
 
+def test_a_terminal_breaks_a_line_between_words_and_a_log_not_at_all(recipe: TrialConfig) -> None:
+    space = {"parameters": PARAMETERS, "objective": {"metric": "mae"}}
+    plan = make_plan(SearchSpace.model_validate(space), recipe)
+    ended = result(2, "complete", -0.7)
+    ended["metrics"]["mae"] = 0.5
+    whole = "trial   2 complete  mae 0.5000  srcc -0.7000  plcc -0.6900  accuracy -0.6800  step 4  10 s"
+    said = []
+    for console in (terminal(), Console(file=io.StringIO(), width=80)):
+        view = View(Board(plan, 1, []), console, lambda number: [])
+        view.show(started(plan, 2))
+        view.show(Finished(ended))
+        said.append(console.file.getvalue().splitlines())  # type: ignore[attr-defined]
+    assert whole in said[1]
+    assert max(len(text) for text in said[0]) <= 80
+    assert " ".join(said[0]).split() == " ".join(said[1]).split()
+
+
 def test_a_resumed_trial_shows_what_it_did_before(plan: StudyPlan) -> None:
     done = [line(1, 0.9), line(2, 0.4)]
     view = LiveView(Board(plan, 1, []), terminal(), lambda number: done)

@@ -71,7 +71,7 @@ def test_a_space_that_varies_a_feature_which_is_switched_off(refused, space_file
     file = space_file("  mixup.tau_1: {type: float, low: 0.1, high: 1}\n")
     assert refused("--space", file.name, "--recipe", "tiny.yaml", "--set", "mixup.pairs=0") == (
         "mine.yaml:3: parameters.mixup.tau_1: has no effect while mixup.pairs is 0 in the recipe; "
-        "vary mixup.pairs too, or switch it on with --set mixup.pairs=…\n"
+        "vary mixup.pairs too, or change that with --set mixup.pairs=…\n"
     )
 
 
@@ -85,6 +85,7 @@ def test_a_space_that_varies_a_feature_which_is_switched_off(refused, space_file
         (["--space", "defalt.yaml"], "defalt.yaml: no such file — did you mean 'default.yaml'?\n  there are: "),
         (["--timeout", "5w"], "--timeout 5w: should be a time above 0 such as 90s, 30m, 8h or 2d\n"),
         (["--workers", "two"], "--workers two: "),
+        (["--name", ""], "--name '': should be a plain name; "),
     ],
 )
 def test_a_wrong_option(arguments, message, refused, space_file, recipe_file):

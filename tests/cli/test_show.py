@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from elta_tune.records import StudyFolder
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -95,7 +97,7 @@ def test_a_damaged_study_hides_no_other(elta_tune: Run, finished: Path) -> None:
     broken.mkdir()
     (broken / "study.yaml").write_text("space: [")
     shutil.copytree(finished, torn)
-    (torn / "trials" / "0001" / "result.json").write_text("{")
+    (torn / "trials" / "0001" / "result.json").write_text("[]")
     done = elta_tune("list")
     assert done.returncode == 0
     rows = {words[0]: words[1] for line in done.stdout.splitlines() if len(words := line.split()) > 1}
@@ -103,6 +105,23 @@ def test_a_damaged_study_hides_no_other(elta_tune: Run, finished: Path) -> None:
     assert f"{broken.name}/study.yaml:1: not a YAML document" in done.stderr
     assert f"{torn.name}/trials/0001/result.json: is damaged" in done.stderr
     assert elta_tune("show", "torn").returncode == 2
+
+
+def test_a_study_that_is_being_prepared_is_listed(elta_tune: Run, finished: Path) -> None:
+    with StudyFolder(finished.parent / "prep").lock():
+        assert [(row["study"], row["state"]) for row in json.loads(elta_tune("list", "--json").stdout)] == [
+            ("space-tiny", "finished"),
+            ("prep", "preparing"),
+        ]
+        assert any(line.split() == ["prep", "preparing"] for line in elta_tune("list").stdout.splitlines())
+        assert f"study prep is being prepared (process {os.getpid()})" in elta_tune("show", "prep").stderr
+
+
+def test_damaged_metrics_are_told(elta_tune: Run, finished: Path) -> None:
+    (finished / "trials" / "0001" / "metrics.jsonl").write_text("{}\n")
+    done = elta_tune("show", "1")
+    assert done.returncode == 2
+    assert done.stderr.startswith("elta-tune: runs/space-tiny/trials/0001/metrics.jsonl:1: is damaged: ")
 
 
 def test_a_used_up_grid_is_finished(elta_tune: Run, finished: Path) -> None:

@@ -12,6 +12,7 @@ parameters:
   training.epochs: {type: int, low: 1, high: 9, step: 4}
   model.backbone: {type: categorical, choices: [test_efficientnet, test_resnet, test_vit, mobilenetv3_small_050, "[b]"]}
   mixup.alpha: {type: categorical, choices: [1, null]}
+  model.pretrained: {type: categorical, choices: [true, false]}
   self_training.rounds: {type: int, low: 0, high: 2}
   sharpening.target: {type: categorical, choices: [raw, sharpened], when: self_training.rounds > 0}
 """
@@ -44,6 +45,7 @@ def test_a_space_is_shown_with_the_recipes_values(check):
     assert row(lines, "optim.lr") == ["0.003", "0.0003 … 0.03 (log)"]
     assert row(lines, "training.epochs") == ["5", "1 … 9 by 4"]
     assert row(lines, "mixup.alpha") == ["null", "1, null"]
+    assert row(lines, "model.pretrained") == ["false", "true, false"]
     assert row(lines, "self_training.rounds") == ["0", "0 … 2"]
     assert row(lines, "sharpening.target") == ["raw", "raw, sharpened when self_training.rounds > 0"]
     assert row(lines, "model.backbone")[1].endswith("mobilenetv3_small_050, [b]")

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from elta_tune.executors import Ended, Executor, Job, Reported
+from elta_tune.executors import Ended, Executor, Halted, Job, Reported
 from elta_tune.executors.local import LocalExecutor, Slot
 from elta_tune.records import TrialFolder
 
@@ -170,6 +170,19 @@ class TestExecutor:
         result = TrialFolder(job.folder).result()
         assert result is not None
         assert "nowhere.csv" in result["reason"]
+
+    def test_a_damaged_folder_halts_the_trial_and_is_left_as_it_is(
+        self, make_executor: Make, make_job: MakeJob
+    ) -> None:
+        executor, job = make_executor(1), make_job(0)
+        job.folder.mkdir()
+        metrics = job.folder / "metrics.jsonl"
+        metrics.write_text("{}\n")
+        executor.start(job)
+        event = next_event(executor)
+        assert isinstance(event, Halted)
+        assert event.reason.startswith(f"{metrics}:1: is damaged: ")
+        assert metrics.read_text() == "{}\n" and not (job.folder / "result.json").exists()
 
     @pytest.mark.parametrize("victim", [0, 1])
     def test_hears_of_a_death_while_another_trial_lives(

@@ -160,7 +160,7 @@ def test_complete_trials_of_an_earlier_start_are_in_the_median(study):
         trial.metrics_file.write_text(
             "".join(json.dumps({"step": n, "srcc": v}) + "\n" for n, v in enumerate(curve, 1))
         )
-        trial.result_file.write_text(json.dumps({"state": state}))
+        trial.result_file.write_text(json.dumps({"trial": number, "state": state}))
     assessor = make_assessor(str(folder.path), "maximize")
     assert assessor.assess_trial("x", [{"default": 0.39}]).name == "Bad"  # .5 and .4; a curve with a gap has no mean
     assert assessor.assess_trial("y", [{"default": 0.1}, {"default": 0.31}]).name == "Good"  # .6 and .3

@@ -94,7 +94,7 @@ def test_a_budget_rises_by_what_is_asked_and_else_stays(trials, timeout, expecte
     assert yaml.safe_load(folder.study_file.read_text())["commit"] == "abc"  # of the run that started it
 
 
-@pytest.mark.parametrize(("trials", "timeout", "named"), [(5, None, "--trials 5"), (None, 60, "--timeout 60")])
+@pytest.mark.parametrize(("trials", "timeout", "named"), [(5, None, "--trials 5"), (None, 60, "--timeout 60s")])
 def test_a_budget_does_not_fall(trials, timeout, named, plan, folder):
     record_plan(folder, plan(), {})
     before = folder.study_file.read_bytes()
@@ -104,7 +104,7 @@ def test_a_budget_does_not_fall(trials, timeout, named, plan, folder):
 
 
 def test_time_without_limit_is_not_lowered():
-    with pytest.raises(StudyError, match=r"^--timeout 60: the study's time is without limit, and may only be raised$"):
+    with pytest.raises(StudyError, match=r"^--timeout 60s: the study's time is without limit, and may only be raised$"):
         raise_budget(Budget(trials=6), None, 60)
     assert raise_budget(Budget(trials=6), 7, None) == Budget(trials=7)
 
@@ -170,7 +170,11 @@ def test_a_parameter_more_or_less_is_told_and_a_long_difference_is_cut(plan, fol
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "parameters: is missing"),
+        ("", "is damaged: space is missing"),
+        (
+            "study: mine\nspace: {parameters: {optim.lr: {type: float, low: 1, high: 2}}}\n",
+            "damaged: recipe is missing",
+        ),
         ("space:\nrecipe: {}\n", "should hold `key: value` lines, not null"),
         ("space: [1]\nrecipe: {}\n", "should hold `key: value` lines"),
         (
