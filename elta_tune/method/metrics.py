@@ -89,7 +89,7 @@ def evaluate(
         "rmse": float(np.sqrt(np.square(errors).mean())),
         "bmae": _bin_balanced_mae(errors, true, scale),
         "gmean": float(np.exp(np.log(np.abs(errors) + 1e-3).mean())),
-        "std_ratio": float(predicted.std() / true.std()) if _varies(true) else np.nan,
+        "std_ratio": float(predicted.std() / true.std()) if varies(true) else np.nan,
         **_segment_metrics(errors, true, tail_cuts),
         **_distribution_distances(predicted_distributions, true_distributions, len(true)),
     }
@@ -99,7 +99,7 @@ def _correlations(predicted: Values, true: Values) -> dict[str, float]:
     """Spearman is Pearson of the ranks; `scipy.stats.spearmanr` warns over its p-value at two images."""
     from scipy import stats  # slow; search spaces need only DIRECTIONS
 
-    if not (_varies(predicted) and _varies(true)):
+    if not (varies(predicted) and varies(true)):
         return {"srcc": np.nan, "plcc": np.nan}
     ranks = stats.rankdata(predicted), stats.rankdata(true)
     return {
@@ -108,7 +108,7 @@ def _correlations(predicted: Values, true: Values) -> dict[str, float]:
     }
 
 
-def _varies(values: Values) -> bool:
+def varies(values: Values) -> bool:
     """False for constants (up to rounding, by SciPy's own rule) and where a value is NaN."""
     return bool(np.linalg.norm(values - values.mean()) > 2e-12 * np.abs(values.mean()))
 
