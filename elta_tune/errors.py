@@ -5,6 +5,7 @@
     ├── DataError            a rating file or its images are wrong: file, line, field
     ├── ModelError           a backbone or its weights can't be had
     ├── StudyError           a study or trial can't be opened, continued or exported
+    │   └── DamagedError     a file of it is damaged or can't be read
     └── TrialError           a training ended without a result; the trial becomes failed, the study goes on
         ├── DivergedError    the loss is not finite
         └── OutOfMemoryError the device has no memory left
@@ -54,6 +55,10 @@ class ModelError(EltaTuneError):
 
 class StudyError(EltaTuneError):
     """A study or a trial can't be opened, continued or exported."""
+
+
+class DamagedError(StudyError):
+    """A file of a study or a trial is damaged, or can't be read."""
 
 
 class TrialError(EltaTuneError):

@@ -60,6 +60,22 @@ def hold(path: Path) -> Iterator[int]:
         yield file.fileno()
 
 
+@contextlib.contextmanager
+def waiting(path: Path) -> Iterator[None]:
+    """Holds a lock file, once nobody else does. Its holder may remove it: who waited for it then takes the next one."""
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield
+                return
+
+
+def lock_of(folder: Path) -> Path:
+    """The lock file of who makes or removes a folder."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def make_once(folder: Path, write: Callable[[Path], object]) -> None:
     """Makes a folder that is not there: of processes that ask at once the first one writes it, and the others wait.
 
@@ -69,12 +85,12 @@ def make_once(folder: Path, write: Callable[[Path], object]) -> None:
         write: fills an empty folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with waiting(lock_of(folder)):
         if folder.exists():
             return
         aside = folder.with_name(f".{folder.name}.aside")
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside.exists():
+            shutil.rmtree(aside)
         aside.mkdir()
         try:
             write(aside)

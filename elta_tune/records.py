@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from elta_tune.errors import StudyError, did_you_mean
+from elta_tune.errors import DamagedError, StudyError, did_you_mean
 from elta_tune.locks import Held, hold, is_held, owner
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
@@ -99,12 +99,12 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def unreadable_told() -> Iterator[None]:
-    """Makes a StudyError, which names the file, of what keeps a study or a trial from being read."""
+def unreadable_told(path: Path) -> Iterator[None]:
+    """Makes a DamagedError, which names the file, of what keeps a study or a trial from being read."""
     try:
         yield
     except OSError as error:
-        raise StudyError(f"{error.filename}: {error.strerror}") from error
+        raise DamagedError(f"{error.filename or path}: {error.strerror or error}") from error
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -147,6 +147,7 @@ class TrialFolder:
         """Makes the folder, or checks that the one that is there trains the same.
 
         A checkpoint whose best weights are gone is removed: no training can go on from it, so the trial begins anew.
+        The epochs that were told of stay told: on a CPU they are the same again.
 
         Raises:
             StudyError: the folder holds another configuration.
@@ -184,7 +185,7 @@ class TrialFolder:
         Raises:
             StudyError: it is damaged, or can't be read.
         """
-        with unreadable_told():
+        with unreadable_told(self.result_file):
             if not self.result_file.exists():
                 return None
             return _json_object(self.result_file.read_bytes(), f"{self.result_file}", state=str, trial=int | None)
@@ -195,7 +196,7 @@ class TrialFolder:
         Raises:
             StudyError: a line is damaged, other than by a kill, or the file can't be read.
         """
-        with unreadable_told():
+        with unreadable_told(self.metrics_file):
             whole = self._whole_lines()
         return self._parsed(whole)
 
@@ -317,10 +318,10 @@ def _json_object(content: bytes, place: str, **fields: type | UnionType) -> dict
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise StudyError(f"{place}: is damaged: {error}") from error
+        raise DamagedError(f"{place}: is damaged: {error}") from error
     for name, kind in fields.items():
         if not isinstance(found, dict) or not isinstance(found.get(name, ...), kind):
-            raise StudyError(f"{place}: is damaged: it should be an object with a {name}")
+            raise DamagedError(f"{place}: is damaged: it should be an object with a {name}")
     return found  # type: ignore[no-any-return]
 
 
@@ -393,7 +394,7 @@ class StudyFolder:
         Raises:
             StudyError: its folder can't be looked into.
         """
-        with unreadable_told():
+        with unreadable_told(self.study_file):
             return self.study_file.exists()
 
     def create(self, study_yaml: str) -> None:
@@ -434,7 +435,7 @@ class StudyFolder:
         Raises:
             StudyError: its lock can't be read.
         """
-        with unreadable_told():
+        with unreadable_told(self.lock_file):
             return is_held(self.lock_file)
 
     def is_preparing(self) -> bool:
@@ -443,11 +444,7 @@ class StudyFolder:
 
 
 def find_studies(runs: Path) -> list[StudyFolder]:
-    """All studies in a folder of runs, the last changed last.
-
-    Raises:
-        StudyError: that can't be looked into.
-    """
+    """All studies in a folder of runs that one may look into, the last changed last."""
     return sorted(_folders_with("study.yaml", runs), key=lambda study: (_last_change(study), study.name))
 
 
@@ -457,7 +454,7 @@ def preparing_studies(runs: Path) -> list[StudyFolder]:
 
 
 def _folders_with(file: str, runs: Path) -> list[StudyFolder]:
-    with unreadable_told():
+    with unreadable_told(runs):
         return [StudyFolder(path.parent) for path in sorted(runs.glob(f"*/{file}"))]
 
 

@@ -4,10 +4,12 @@ import os
 import platform
 import subprocess
 import sys
+import time
+from threading import Thread
 
 import pytest
 
-from elta_tune.locks import Held, Owner, hold, is_held, make_once, owner
+from elta_tune.locks import Held, Owner, hold, is_held, make_once, owner, waiting
 
 HOLD = """
 import sys, time
@@ -88,6 +90,27 @@ def test_a_folder_is_made_once_and_whole_by_who_comes_after_a_killed_one(tmp_pat
     with pytest.raises(OSError, match="full"):
         make_once(tmp_path / "deep" / "failed", full)
     assert {path.name for path in folder.parent.iterdir()} == {"made", ".made.lock", ".failed.lock"}
+
+
+def test_who_waits_for_a_lock_that_its_holder_removes_takes_the_next_one(tmp_path):
+    lock, order = tmp_path / "lock", []
+
+    def other(name):
+        with waiting(lock):
+            order.append(f"{name} begins")
+            time.sleep(0.05)
+            order.append(f"{name} ends")
+
+    with waiting(lock):
+        threads = [Thread(target=other, args=(name,)) for name in "ab"]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.2)
+        assert order == []
+        lock.unlink()
+    for thread in threads:
+        thread.join()
+    assert [line.split()[1] for line in order] == ["begins", "ends"] * 2
 
 
 def full(folder):

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from elta_tune.api import DEFAULT_CACHE
 from elta_tune.cli.options import Cache, Json, Set, print_json
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(help="Data sets, and the cache of their images.", no_args_is_help=True, rich_markup_mode=None)
 Limit = Annotated[float | None, typer.Option(min=0, help="Most gigabytes that may be written to the cache.")]
@@ -37,6 +34,7 @@ def check(
     from elta_tune.config import load_recipe
     from elta_tune.data.check import examine_recipe, refused_files
     from elta_tune.data.description import describe, describe_refused
+    from elta_tune.data.splits import passed_over
     from elta_tune.documents import find_document
     from elta_tune.errors import DataError, EltaTuneError
 
@@ -50,6 +48,8 @@ def check(
     except DataError as error:  # a file that can't be read: there may be more of them
         refusals = refused_files(config.data, cache) or [error]
         content = describe_refused(refusals)
+    for line in passed_over(config.data):
+        errors.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
     if as_json:
         print_json(content)
     elif content["splits"]:

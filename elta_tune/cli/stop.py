@@ -20,13 +20,14 @@ PATIENCE = 5.0
 def stop(study: Study = None, runs: Runs = Path("runs")) -> None:
     """Ends a study that runs in another terminal, or detached, as Ctrl-C does there."""
     from elta_tune.cli.text import console
-    from elta_tune.records import open_study, unreadable_told
+    from elta_tune.records import open_study
     from elta_tune.studies.backends import backend_of
 
     folder = open_study(study, runs, preparing=True)
-    under_nni = folder.exists() and backend_of(folder) == "nni"  # what is not started has the command's process alone
-    with unreadable_told():
-        stopped = _stop_nni(folder) if under_nni else _stop_process(folder.lock_file, folder.name)
+    if folder.exists() and backend_of(folder) == "nni":  # what is not started has the command's process alone
+        stopped = _stop_nni(folder)
+    else:  # `is_running` tells of a lock that can't be read
+        stopped = folder.is_running() and _stop_process(folder.lock_file, folder.name)
     told = "is stopped" if stopped else "is not running"
     console.print(f"study {folder.name} {told}", markup=False, soft_wrap=True)
 

@@ -32,7 +32,7 @@ from elta_tune.data.overlap import listing
 from elta_tune.data.readers import Ratings
 from elta_tune.data.shelf import Shelf
 from elta_tune.data.snapshots import Snapshot, read_snapshot, write_snapshot
-from elta_tune.data.splits import SplitName, read_splits
+from elta_tune.data.splits import SplitName, passed_over, read_splits
 from elta_tune.errors import DataError
 from elta_tune.method.metrics import tail_cuts
 
@@ -98,7 +98,8 @@ def prepare(config: DataConfig, cache: Path, progress: Progress = no_progress) -
         raise refusal
     snapshots = {name: _take(item, examined.cached[name], config, cache) for name, item in examined.found.items()}
     twice = [item for item in examined.shared if item.first is not item.second]
-    return replace(_dataset(examined.ratings, snapshots), warnings=(listing(twice),) if twice else ())
+    warnings = [*passed_over(config), *([listing(twice)] if twice else [])]
+    return replace(_dataset(examined.ratings, snapshots), warnings=tuple(warnings))
 
 
 def open_dataset(config: DataConfig, cache: Path, splits: Sequence[str] = ("train", "val", "pool")) -> Dataset:

@@ -14,6 +14,7 @@ import numpy as np
 from elta_tune.data.packs import DIGEST
 from elta_tune.data.shelf import Shelf
 from elta_tune.errors import DataError, did_you_mean
+from elta_tune.locks import lock_of, waiting
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,11 @@ def remove_entry(root: Path, key: str) -> Entry:
     try:
         with shelf.lock(_refuse_waiting):
             _sweep(shelf.path, root)
-            aside = path.with_name(f".removed-{path.name}")
-            path.rename(aside)  # at once, for whoever looks
-            shutil.rmtree(aside)
-            path.with_name(f".{path.name}.lock").unlink(missing_ok=True)  # of `make_once`
+            with waiting(lock_of(path)):
+                aside = path.with_name(f".removed-{path.name}")
+                path.rename(aside)  # at once, for whoever looks
+                shutil.rmtree(aside)
+                lock_of(path).unlink()
             if not _packs(shelf.path):
                 shelf.forget()
     except OSError as error:

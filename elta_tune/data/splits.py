@@ -34,8 +34,6 @@ def read_splits(config: DataConfig, names: Collection[str] = SPLITS) -> dict[Spl
     parts: NDArray[np.str_] | None = None
     for name in (split for split in LABELLED if split in names):
         source: LabelledName = "train" if name != "train" and _share(config, name) else name
-        if source != name:
-            _refuse_ignored(config, name)
         file = _file(config, source)
         if file is None:
             continue
@@ -50,6 +48,18 @@ def read_splits(config: DataConfig, names: Collection[str] = SPLITS) -> dict[Spl
     if "pool" in names and (file := config.path("pool")) is not None:
         found["pool"] = read_unlabelled(file, config)
     return found
+
+
+def passed_over(config: DataConfig) -> list[str]:
+    """What is to be said where a split is held out though the root has a file of it."""
+    if config.root is None or config.ratings or config.train:
+        return []
+    files = {name: config.root / f"{name}.csv" for name in LABELLED if _share(config, name)}
+    return [
+        f"{file} is not read: data.split.{name} holds out {_share(config, name):g} of the training images instead"
+        for name, file in files.items()
+        if file.exists()
+    ]
 
 
 def hold_out(ratings: Ratings, split: SplitConfig) -> NDArray[np.str_]:
@@ -85,16 +95,6 @@ def draw_lots(ids: NDArray[np.object_], seed: int) -> NDArray[np.uint64]:
 def _share(config: DataConfig, name: LabelledName) -> float:
     """What part of the training images is held out for a split."""
     return 0.0 if config.split is None or name == "train" else float(getattr(config.split, name))
-
-
-def _refuse_ignored(config: DataConfig, name: LabelledName) -> None:
-    """Nobody's own split is passed over in favour of one that is held out here."""
-    file = None if config.ratings or config.root is None else config.root / f"{name}.csv"
-    if file is not None and file.exists():
-        raise DataError(
-            f"data.split.{name}: {_share(config, name):g} of the training images would go there, but {file} is there",
-            f"to take that file: --set data.split.{name}=0; to split one file: --set data.ratings=FILE",
-        )
 
 
 def _file(config: DataConfig, name: LabelledName) -> Path | None:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from elta_tune.errors import StudyError, reason_of
+from elta_tune.errors import DamagedError, reason_of
 from elta_tune.executors import Halted, Job, Verdict
 from elta_tune.records import TrialFolder
 from elta_tune.trial import TrialPruned, TrialStopped, run_trial
@@ -61,7 +61,7 @@ def work(connection: Connection, job: Job, device: str, threads: int, asked: flo
         print(f"{time.strftime('%F %T')} {result['state']} {result['reason'] or ''}")
     except TrialStopped:
         print(f"{time.strftime('%F %T')} stopped, to be resumed")
-    except (OSError, StudyError) as error:  # the machine's fault, or its folder's: the trial is kept as it is
+    except (OSError, DamagedError) as error:  # the machine's fault, or its folder's: the trial is kept as it is
         traceback.print_exc()
         connection.send(Halted(job.number, str(error)))
     except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result

@@ -81,7 +81,7 @@ def data_with(config: Any, overrides: Mapping[str, Any], only: Collection[str] =
     for name in overrides:
         if not name.startswith("data."):
             raise ConfigError(f"--set {name}: only fields of data can be set here")
-        if not any(f"{name}.".startswith(f"{field}.") for field in only):
+        if not any(f"{name}.".startswith(f"{field}.") or field.startswith(f"{name}.") for field in only):
             raise ConfigError(f"--set {name}: has no effect here; what has: {', '.join(only)}")
     data: DataConfig = config.replace(overrides, source="--set").data
     return data

@@ -95,6 +95,11 @@ def list_images(paths: Sequence[Path], images: Path | None = None, data: DataCon
     return found
 
 
+def _is_own_pipe(path: str | Path) -> bool:
+    """Whether a shell hands an image over: `predict MODEL /dev/stdin < FILE`, `predict MODEL <(COMMAND)`."""
+    return str(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/self/fd/"))
+
+
 def _is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLES and path.is_file()
 
@@ -120,7 +125,7 @@ class DecodedFiles:
         try:
             if path is None:
                 reason = "there is no such file"
-            elif os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+            elif os.path.exists(path) and not (os.path.isfile(path) or _is_own_pipe(path)):  # others may never end
                 reason = "it is no regular file"
             else:
                 return shrink(read_content(Path(path)), [self.size]).pixels[self.size]

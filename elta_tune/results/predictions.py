@@ -6,7 +6,6 @@ that `predict` writes have no `gt`, and a `reason` where an image has no score.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from elta_tune.data.readers.formats import are_shares
+from elta_tune.data.readers.formats import are_shares, in_a_row
 from elta_tune.data.readers.tables import Sheet, Table, load, open_sheet
 from elta_tune.data.readers.text import ID_COLUMNS
 from elta_tune.errors import DataError
@@ -80,7 +79,8 @@ def read_predictions(path: Path) -> PredictionFile:
         )
     bins = _bins(sheet)
     table = load(sheet, sheet.columns, text=[ids, "reason"])
-    table.refuse(table.text(ids).duplicated().to_numpy(), ids, "stands in an earlier row too")
+    if "gt" in sheet.columns:  # it would count twice
+        table.refuse(table.text(ids).duplicated().to_numpy(), ids, "stands in an earlier row too")
     kept = np.full(len(table.frame), True)
     if "reason" in sheet.columns:
         kept = (table.text("reason") == "").to_numpy(bool)
@@ -104,16 +104,12 @@ def _bins(sheet: Sheet) -> list[str]:
     Raises:
         DataError: one is missing, or has another number.
     """
-    found = [name for name in sheet.columns if re.fullmatch(r"score\d+", name)]
-    if len(found) < 2:
+    bins, wrong = in_a_row(sheet.columns, "score", 2)
+    if len(bins) < 2:
         return []
-    bins = [f"score{number}" for number in range(2, len(found) + 2)]
-    if missing := next((name for name in bins if name not in found), None):
-        other = next(name for name in reversed(found) if name not in bins)
-        raise DataError(
-            f"{sheet.path}: there is no column {missing}, but {other} is there",
-            "those of a distribution are score2, of the lowest rating, score3 and so on",
-        )
+    if wrong is not None:
+        hint = "those of a distribution are score2, of the lowest rating, score3 and so on"
+        raise DataError(f"{sheet.path}: {wrong}", hint)
     return bins
 
 

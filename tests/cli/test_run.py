@@ -183,15 +183,18 @@ def test_a_study_goes_on_after_whatever_ended_it(
             assert after[0] >= before[-1]  # it was told of once more, not done once more
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_or_sigterm_while_it_prepares_leaves_nothing_and_says_how_to_go_on(
-    number: signal.Signals, start: Callable[[str], Command], files: Path
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, "elta-tune stop"])
+def test_an_end_while_it_prepares_leaves_nothing_and_says_how_to_go_on(
+    by: signal.Signals | str, start: Callable[[str], Command], elta_tune: Run, files: Path
 ) -> None:
     command = start(shlex.join(["elta-tune", *RUN]))
     own = psutil.Process(command.process.pid)
     command.wait_until(lambda: len(own.children()) == 2)  # forkserver and tracker
     command.others = own.children()
-    command.signal(number)
+    if isinstance(by, signal.Signals):
+        command.signal(by)
+    else:
+        assert elta_tune("stop", "space-tiny").returncode == 0
     assert command.end() == 130
     assert way_on(command) == shlex.join(["elta-tune", *RUN])
     assert command.errors == ""

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 import time
@@ -54,23 +53,6 @@ def test_what_is_nnis_alone_is_refused_to_optuna(elta_tune, recipe_file, tmp_pat
         refused = elta_tune("run", "--space", "lr.yaml", "--recipe", "tiny.yaml", *option)
         assert (refused.returncode, refused.stderr) == (2, f"elta-tune: {option[0]}: is for --backend nni\n")
     assert not (tmp_path / "runs").exists()
-
-
-PREPARE = "import sys, time; from pathlib import Path; from elta_tune.records import StudyFolder\n"
-PREPARE += "with StudyFolder(Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(600)"
-
-
-def test_a_study_is_stopped_while_it_prepares(elta_tune, tmp_path):
-    command = [sys.executable, "-c", PREPARE, str(tmp_path / "runs" / "prep")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as preparing:
-        try:
-            assert preparing.stdout.readline() == "held\n"
-            stopped = elta_tune("stop", "prep")
-            assert preparing.poll() == -signal.SIGTERM
-        finally:
-            preparing.kill()
-    told = f"stopping study prep (process {preparing.pid})\nstudy prep is stopped\n"
-    assert (stopped.returncode, stopped.stdout) == (0, told)
 
 
 HOLD = "import sys, time; from pathlib import Path; from elta_tune.locks import hold\n"

@@ -171,6 +171,16 @@ class TestExecutor:
         assert result is not None
         assert "nowhere.csv" in result["reason"]
 
+    def test_a_folder_of_another_configuration_fails_the_trial(self, make_executor: Make, make_job: MakeJob) -> None:
+        """It can't be mended, and the study has other trials."""
+        executor, job = make_executor(1), make_job(0)
+        TrialFolder(job.folder).create("seed: 7\n")
+        executor.start(job)
+        assert next_event(executor) == Ended(0, None)
+        result = TrialFolder(job.folder).result()
+        assert result is not None
+        assert "another configuration was trained here" in result["reason"]
+
     def test_a_damaged_folder_halts_the_trial_and_is_left_as_it_is(
         self, make_executor: Make, make_job: MakeJob
     ) -> None:

@@ -122,6 +122,16 @@ def test_pipes_and_devices_are_not_read(trial: TrialFolder, photos: Path, tmp_pa
     assert good.reason is None
 
 
+def test_an_image_may_come_by_a_pipe_of_the_shell(trial: TrialFolder, photos: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, (photos / "narrow.png").read_bytes())
+    os.close(writer)
+    files = list_images([Path(f"/dev/fd/{reader}"), photos / "narrow.png"])
+    piped, named = predict_images(load_model(str(trial.path), tmp_path), files)
+    os.close(reader)
+    assert piped.score == pytest.approx(named.score)
+
+
 def test_a_model_that_predicts_no_numbers_is_the_reason(diverged: Checkpoint, photos: Path) -> None:
     found = {one.image_id: one for one in predict_images(diverged, list_images([photos]))}
     assert found.pop("broken.jpg").reason == "it is no image"

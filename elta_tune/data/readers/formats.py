@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -126,23 +126,28 @@ class Format:
         )
 
 
-def counts(sheet: Sheet) -> Format | None:
-    """`count_1, …, count_K` of any K.
+def in_a_row(columns: Sequence[str], stem: str, first: int) -> tuple[list[str], str | None]:
+    """The columns called by a stem and a number, as they should be from the first one on; and which is not so."""
+    found = [name for name in columns if re.fullmatch(rf"{stem}\d+", name)]
+    wanted = [f"{stem}{number}" for number in range(first, first + len(found))]
+    missing = next((name for name in wanted if name not in found), None)
+    other = next((name for name in reversed(found) if name not in wanted), None)
+    return wanted, None if missing is None else f"there is no column {missing}, but {other} is there"
 
-    Raises:
-        DataError: one of them is missing, or has another number.
-    """
-    numbered = [name for name in sheet.columns if re.fullmatch(r"count_\d+", name)]
-    if len(numbered) < 2:
+
+def counts(sheet: Sheet) -> Format | None:
+    """`count_1, …, count_K` of any K."""
+    votes, wrong = in_a_row(sheet.columns, "count_", 1)
+    if len(votes) < 2:
         return None
-    if odd := next((name for name in numbered if not re.fullmatch(r"count_[1-9]\d{0,3}", name)), None):
-        raise DataError(f"{sheet.path}: {odd}: columns of votes are count_1, that of the lowest rating, count_2, …")
-    numbers = sorted(int(name[6:]) for name in numbered)
-    missing = next((number for number in range(1, numbers[-1]) if number not in numbers), None)
-    if missing is not None:
-        raise DataError(f"{sheet.path}: there is no column count_{missing}, but count_{numbers[-1]} is there")
-    votes = tuple(f"count_{number}" for number in numbers)
-    return Format(votes, votes=votes, bins=tuple(map(float, numbers)))
+    bins = tuple(float(number) for number in range(1, len(votes) + 1))
+
+    def refuse(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+        hint = "count_1 is of the lowest rating; if scores are what counts: --set data.columns.score=…"
+        raise DataError(f"{table.path}: {wrong}", hint)
+
+    names = tuple(name for name in sheet.columns if name.startswith("count_")) if wrong else tuple(votes)
+    return Format(names, votes=names, bins=bins, read=refuse if wrong else read_labels)
 
 
 AVA_BINS = tuple(float(rating) for rating in range(1, 11))

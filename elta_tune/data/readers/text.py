@@ -58,19 +58,25 @@ def separator_of(first: str, second: str = "") -> str:
 
 
 def is_header(cells: Sequence[str], id_column: str | None = None) -> bool:
-    """Whether cells name columns: a row begins with a number or an image, or has numbers in all cells after its id.
+    """Whether cells name columns: a row has an image in front, or after a number, or numbers in all cells after its id.
 
     A lone cell looks like an id whatever it is: it is a header only if it is a known one, or `id_column`.
     """
     first, rest = cells[0], cells[1:]
-    if first in ID_COLUMNS or first == id_column:
+    if first in ID_COLUMNS or (first == id_column and not first.isdecimal()):  # 1 is the first column of no header
         return True
-    if not rest or _is_number(first) or first.lower().endswith(IMAGE_SUFFIXES):
+    if not rest or _is_image(first):
+        return False
+    if _is_number(first) and any(_is_number(cell) or _is_image(cell) for cell in rest):
         return False
     if not all(map(_is_number, rest)):
         return True
     # photo,1,2,…,10 is a header whose columns are called by their ratings
     return len(rest) > 2 and all(a < b for a, b in itertools.pairwise(map(float, rest)))
+
+
+def _is_image(cell: str) -> bool:
+    return cell.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _is_number(cell: str) -> bool:

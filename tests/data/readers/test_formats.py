@@ -417,6 +417,10 @@ AMBIGUOUS = {
     ),
     "no header": (lines("a.jpg,2", "b.jpg,3"), ["1, 2", "data.columns.id"]),
     "no header, an index": (lines("0,a.jpg,2", "1,b.jpg,3"), ["1, 2, 3", "data.columns.id"]),
+    "a header that is a number": (
+        lines("0,place", "a.jpg,Rome", "b.jpg,Oslo"),
+        ["columns 0, place", "data.columns.id"],
+    ),
     "eleven bins": (lines(f"image_id,{SCORE2},score12", "a," + joined([1] * 11)), ["score11, score12", "data.columns"]),
     "a bin more before": (lines(f"image_id,score1,{SCORE2}", "a," + joined([1] * 11)), ["score1, score2", "data.col"]),
     "predictions of eleven bins": (

@@ -107,6 +107,22 @@ def test_columns_without_a_header_are_named_by_their_numbers(tmp_path: Path, col
     assert ratings.scores.tolist() == [2.5, 4]
 
 
+def test_a_column_called_by_its_number_is_no_header(tmp_path: Path) -> None:
+    (tmp_path / "pool.csv").write_text("1\n2\n3\n")
+    config = DataConfig.model_validate({"columns": {"id": 1}})
+    assert read_unlabelled(tmp_path / "pool.csv", config).ids.tolist() == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("counts", ["count_0,count_1,count_2", "count_1,count_3,count_4"])
+def test_counts_that_are_not_taken_may_be_called_as_they_like(tmp_path: Path, counts: str) -> None:
+    (tmp_path / "train.csv").write_text(f"image_id,score,{counts}\na,2,1,0,0\nb,3,0,1,0\n")
+    config = DataConfig.model_validate({"scale": [1, 5], "columns": {"score": "score"}})
+    scores = read_ratings(tmp_path / "train.csv", config).scores
+    assert scores is not None
+    assert scores.tolist() == [2, 3]
+    assert read_unlabelled(tmp_path / "train.csv", config).ids.tolist() == ["a", "b"]
+
+
 def test_a_byte_order_mark_windows_lines_and_blank_lines_are_nothing(tmp_path: Path) -> None:
     file = tmp_path / "ratings.csv"
     file.write_bytes(b"\xef\xbb\xbf" + f"{COUNTS}\r\n1,1,1,0\r\n\r\n2,1,0,1\r\n\r\n".encode())
@@ -164,8 +180,8 @@ def test_further_bad_rows_are_counted(tmp_path: Path) -> None:
         (COUNTS.encode() + b"\na,1,2,3,4,5\n", "cells"),
         (b"image_id,beauty,charm\na,1,2\n", "beauty, charm"),
         (b"image_id,count_1,count_3\na,1,2\n", "count_2"),
-        (b"image_id,count_0,count_1,count_2\na,1,2,3\n", "count_0: columns of votes are count_1"),
-        (b"image_id,count_01,count_02\na,1,2\n", "count_01: columns of votes are count_1"),
+        (b"image_id,count_0,count_1,count_2\na,1,2,3\n", "there is no column count_3, but count_0 is there"),
+        (b"image_id,count_01,count_02\na,1,2\n", "there is no column count_1, but count_02 is there"),
         (b"image_id,image,count_1,count_2\na,b,1,2\n", "image_id, image"),
     ],
     ids=[
