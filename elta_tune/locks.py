@@ -61,11 +61,17 @@ def hold(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def waiting(path: Path) -> Iterator[None]:
-    """Holds a lock file, once nobody else does. Its holder may remove it: who waited for it then takes the next one."""
+def waiting(path: Path, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds a lock file, once nobody else does. Its holder may remove it: who waited for it then takes the next one.
+
+    Args:
+        wait: is called if another process holds it.
+    """
     while True:
         with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _lock(file, fcntl.LOCK_EX):
+                wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield
                 return

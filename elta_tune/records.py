@@ -444,7 +444,11 @@ class StudyFolder:
 
 
 def find_studies(runs: Path) -> list[StudyFolder]:
-    """All studies in a folder of runs that one may look into, the last changed last."""
+    """All studies in a folder of runs that one may look into, the last changed last.
+
+    Raises:
+        StudyError: the folder of runs itself can't be looked at.
+    """
     return sorted(_folders_with("study.yaml", runs), key=lambda study: (_last_change(study), study.name))
 
 

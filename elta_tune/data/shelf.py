@@ -11,7 +11,6 @@ CACHE/pixels-<rule>/
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -24,6 +23,7 @@ import numpy as np
 
 from elta_tune.data.decoding import RULE
 from elta_tune.data.packs import DIGEST, Appender, Bytes, Index, Pack, positions, read_records
+from elta_tune.locks import waiting
 
 FILE = 2 * DIGEST + 16
 """Bytes of a record of `files.bin`: hash of the path, length and time of change, digest."""
@@ -47,12 +47,7 @@ class Shelf:
     def lock(self, wait: Callable[[], None]) -> Iterator[None]:
         """Holds the shelf for one writer; `wait` is called if another one holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with waiting(self.path / "lock", wait):
             yield
 
     def packs(self, edge: int) -> list[Pack]:

@@ -127,12 +127,14 @@ class Format:
 
 
 def in_a_row(columns: Sequence[str], stem: str, first: int) -> tuple[list[str], str | None]:
-    """The columns called by a stem and a number, as they should be from the first one on; and which is not so."""
-    found = [name for name in columns if re.fullmatch(rf"{stem}\d+", name)]
+    """The columns of a stem and a number, in its order; and what is wrong if they do not count from `first` on."""
+    found = sorted((name for name in columns if re.fullmatch(rf"{stem}\d+", name)), key=lambda name: (len(name), name))
     wanted = [f"{stem}{number}" for number in range(first, first + len(found))]
-    missing = next((name for name in wanted if name not in found), None)
-    other = next((name for name in reversed(found) if name not in wanted), None)
-    return wanted, None if missing is None else f"there is no column {missing}, but {other} is there"
+    if found == wanted:
+        return found, None
+    missing = next(name for name in wanted if name not in found)
+    other = next(name for name in reversed(found) if name not in wanted)
+    return found, f"there is no column {missing}, but {other} is there"
 
 
 def counts(sheet: Sheet) -> Format | None:
@@ -140,14 +142,13 @@ def counts(sheet: Sheet) -> Format | None:
     votes, wrong = in_a_row(sheet.columns, "count_", 1)
     if len(votes) < 2:
         return None
-    bins = tuple(float(number) for number in range(1, len(votes) + 1))
 
     def refuse(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
         hint = "count_1 is of the lowest rating; if scores are what counts: --set data.columns.score=…"
         raise DataError(f"{table.path}: {wrong}", hint)
 
-    names = tuple(name for name in sheet.columns if name.startswith("count_")) if wrong else tuple(votes)
-    return Format(names, votes=names, bins=bins, read=refuse if wrong else read_labels)
+    bins = tuple(float(number) for number in range(1, len(votes) + 1))
+    return Format(tuple(votes), votes=tuple(votes), bins=bins, read=refuse if wrong else read_labels)
 
 
 AVA_BINS = tuple(float(rating) for rating in range(1, 11))
