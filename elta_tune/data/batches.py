@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -60,38 +61,22 @@ def prefetch(
     Args:
         change: what the thread makes of each batch, in their order.
     """
-    ready: queue.Queue[tuple[Index, Tensor] | BaseException | None] = queue.Queue(depth)
-    stopped = threading.Event()
 
-    def put(item: tuple[Index, Tensor] | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+    def read(index: Index) -> Tensor:
+        batch = torch.from_numpy(images.gather(index))
+        batch = batch if change is None else change(batch)
+        return batch.pin_memory() if device.type == "cuda" else batch
 
-    def read() -> None:
-        try:
-            for index in batches:
-                batch = torch.from_numpy(images.gather(index))
-                batch = batch if change is None else change(batch)
-                put((index, batch.pin_memory() if device.type == "cuda" else batch))
-                if stopped.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # raised again where the batches are used
-            put(error)
-
-    thread = threading.Thread(target=read, name="prefetch", daemon=True)
-    thread.start()
+    # Its thread is waited for even if the interpreter ends amid the iteration: within torch, a daemon thread aborts it.
+    reader = ThreadPoolExecutor(1, "prefetch")
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item[0], item[1].to(device, non_blocking=True)
+        coming = (reader.submit(read, index) for index in batches)
+        ahead = deque(islice(coming, depth))
+        for index in batches:
+            ahead.extend(islice(coming, 1))
+            yield index, ahead.popleft().result().to(device, non_blocking=True)
     finally:
-        stopped.set()
-        thread.join()
+        reader.shutdown(cancel_futures=True)
 
 
 def augment(images: Tensor, crop: int, generator: torch.Generator) -> Tensor:

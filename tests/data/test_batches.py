@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ class Images:
 
 def prefetch_threads() -> list[threading.Thread]:
     """The threads of `prefetch` that are still there."""
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
 def test_batches_come_in_their_order_with_their_images() -> None:
@@ -70,6 +72,32 @@ def test_the_thread_ends_when_the_batches_are_no_longer_wanted(taken: int) -> No
     assert len(list(itertools.islice(iterator, taken))) == taken
     iterator.close()  # type: ignore[attr-defined]
     assert not prefetch_threads()
+
+
+ABANDON = """
+import numpy as np, torch
+from elta_tune.data.batches import prefetch
+
+class Images:
+    def gather(self, index):
+        return np.zeros((len(index), 4, 4, 3), np.uint8)
+
+def change(batch):
+    square = torch.rand(400, 400)
+    for _ in range(50):
+        square = (square @ square).softmax(1)
+    return batch
+
+torch.set_num_threads(1)
+held = prefetch(Images(), [np.arange(2)] * 1000, torch.device("cpu"), change)
+next(held)
+"""
+
+
+def test_a_process_may_end_amid_the_batches() -> None:
+    """As by Ctrl-C, whose traceback holds the iteration: a thread that is within torch then would abort it."""
+    done = subprocess.run([sys.executable, "-c", ABANDON], capture_output=True, text=True, check=False, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_an_error_where_batches_are_used_ends_the_thread() -> None:
