@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from elta_tune.data.batches import augment, epoch_order, normalize, prefetch
-from elta_tune.data.cache import complete, look_up
+from elta_tune.data.cache.images import complete, look_up
+from elta_tune.data.cache.packs import Images
 from elta_tune.data.demo import Grades, photograph
-from elta_tune.data.packs import Images
 
 BATCH, RESIZE, CROP = 48, 300, 256
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

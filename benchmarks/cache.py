@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops
 
-from elta_tune.data.builder import available_cores
-from elta_tune.data.cache import complete, look_up
+from elta_tune.data.cache.builder import available_cores
+from elta_tune.data.cache.images import complete, look_up
 from elta_tune.data.demo import Grades, photograph
 
 WIDTH, HEIGHT = 4032, 3024

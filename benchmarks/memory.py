@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from elta_tune.config import DataConfig
-from elta_tune.data.cache import size_text
+from elta_tune.data.cache.images import size_text
 from elta_tune.data.dataset import prepare
 
 RESIZE, CROP = 160, 128

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from elta_tune.config import TrialConfig
-    from elta_tune.data.cache import Progress
+    from elta_tune.data.cache.images import Progress
     from elta_tune.data.splits import SplitName
+    from elta_tune.models.checkpoint import Checkpoint
+    from elta_tune.models.formats.kinds import Kind
+    from elta_tune.models.released import Head
     from elta_tune.records import StudyFolder
-    from elta_tune.results.checkpoint import Checkpoint
     from elta_tune.results.evaluate import Evaluation
-    from elta_tune.results.imported import Head
-    from elta_tune.results.kinds import Kind
     from elta_tune.results.predict import Prediction
+    from elta_tune.studies.optuna.supervisor import Event
     from elta_tune.studies.plan import StudyPlan
-    from elta_tune.studies.supervisor import Event
 
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elta-tune"
 """Folder of decoded images, shared by all studies, unless the environment's ELTA_TUNE_CACHE names another."""
@@ -74,7 +74,7 @@ class Study:
         Raises:
             StudyError: no trial is complete.
         """
-        from elta_tune.results.best import best_result
+        from elta_tune.results.ranking import best_result
 
         return best_result(self.folder, self.plan)
 
@@ -101,7 +101,7 @@ class Study:
         Raises:
             StudyError: there is something at `output`, no trial is complete, or the file predicts otherwise.
         """
-        from elta_tune.results.kinds import exported_file
+        from elta_tune.models.formats.kinds import exported_file
 
         file = exported_file(kind, Path(output), force)
         best = self.best
@@ -149,9 +149,9 @@ def run(
         EltaTuneError: the study can't start or go on: why, and what to change.
     """
     from elta_tune.errors import ConfigError
-    from elta_tune.space import parse_duration
-    from elta_tune.studies.backends import choose_backend
-    from elta_tune.studies.start import ask, open_run
+    from elta_tune.space.space import parse_duration
+    from elta_tune.studies.backend import choose_backend
+    from elta_tune.studies.launch import ask, open_run
 
     if trials is not None and trials < 1:
         raise ConfigError(f"trials={trials}: should be 1 or more")

@@ -37,9 +37,9 @@ from elta_tune.errors import DamagedError, StudyError, did_you_mean
 from elta_tune.locks import Held, hold, is_held, owner
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
-    from elta_tune.training.learner import Selection
     from elta_tune.training.loop import Predictions
     from elta_tune.training.self_training import Epoch
+    from elta_tune.training.state import Selection
 
 
 UMASK = os.umask(0)
@@ -276,8 +276,8 @@ class TrialFolder:
     def finish(self, result: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> None:
         """Writes the predictions that a checkpoint has of its best epoch and, last, `result.json`."""
         if checkpoint is not None:
-            from elta_tune.training.learner import from_plain
             from elta_tune.training.loop import Predictions
+            from elta_tune.training.state import from_plain
 
             predictions = from_plain(Predictions, checkpoint["best"]["predictions"])
             write_aside(self.predictions_file, lambda aside: write_predictions(aside, predictions))

@@ -22,8 +22,8 @@ from elta_tune.errors import DataError, OutOfMemoryError, TrialError
 from elta_tune.method import metrics
 from elta_tune.records import TrialFolder, outcome
 from elta_tune.training.devices import device_of
-from elta_tune.training.learner import method_bins
 from elta_tune.training.self_training import Epoch, self_training_rounds
+from elta_tune.training.state import method_bins
 
 PACKAGES = ("elta-tune", "torch", "timm", "optuna", "numpy", "pandas", "scipy", "pillow")
 

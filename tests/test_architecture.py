@@ -12,19 +12,23 @@ import elta_tune
 
 ROOMS = (
     "errors",
-    "locks",
     "cores",
+    "locks",
     "documents",
     "method",
     "config",
-    "parameters",
     "space",
     "data",
     "training",
     "records",
     "trial",
+    "executors",
+    "studies",
+    "models",
+    "results",
+    "api",
+    "cli",
 )
-ROOMS += ("executors", "studies", "results", "api", "cli")
 PACKAGE = Path(elta_tune.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -19,7 +19,7 @@ from elta_tune.config import FIELDS, TrialConfig, load_recipe
 from elta_tune.method.losses import emd_loss, similarity_loss
 from elta_tune.method.mixup import mix
 from elta_tune.method.sharpening import sharpen
-from elta_tune.space import load_space
+from elta_tune.space.space import load_space
 from elta_tune.studies.plan import make_plan
 
 ROOT = Path(__file__).parents[1]

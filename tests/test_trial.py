@@ -30,9 +30,9 @@ from elta_tune.data.dataset import open_dataset
 from elta_tune.errors import StudyError
 from elta_tune.executors.local import start_forkserver, without_main_script
 from elta_tune.records import TrialFolder
-from elta_tune.training.learner import method_bins
 from elta_tune.training.loop import predict
 from elta_tune.training.model import build_model
+from elta_tune.training.state import method_bins
 from elta_tune.trial import NoReporter, TrialPruned, TrialStopped, run_trial
 
 TIMES = {"seconds", "images_per_second", "peak_memory_mb", "elapsed"}

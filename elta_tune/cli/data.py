@@ -33,7 +33,7 @@ def check(
     from elta_tune.cli.text import errors
     from elta_tune.config import load_recipe
     from elta_tune.data.check import examine_recipe, refused_files
-    from elta_tune.data.description import describe, describe_refused
+    from elta_tune.data.report import describe, describe_refused
     from elta_tune.data.splits import passed_over
     from elta_tune.documents import find_document
     from elta_tune.errors import DataError, EltaTuneError
@@ -90,8 +90,8 @@ def _build(recipe: str, overrides: list[str], cache: Path, limit: int | None, *,
     from elta_tune.cli.text import command, console, errors
     from elta_tune.config import load_recipe
     from elta_tune.data.demo import with_demo
-    from elta_tune.data.description import describe_cache
-    from elta_tune.data.found import decode_files, find_files, look_up_files
+    from elta_tune.data.images import decode_files, find_files, look_up_files
+    from elta_tune.data.report import describe_cache
     from elta_tune.data.splits import read_splits
     from elta_tune.documents import find_document
 
@@ -127,8 +127,8 @@ def _list(cache: Path, remove: list[str], *, as_json: bool) -> None:
 
     from elta_tune.cli.data_view import show_entries
     from elta_tune.cli.text import console
-    from elta_tune.data.cache import size_text
-    from elta_tune.data.inventory import list_entries, remove_entry
+    from elta_tune.data.cache.images import size_text
+    from elta_tune.data.cache.inventory import list_entries, remove_entry
 
     removed = [remove_entry(cache, key) for key in remove]
     entries = list_entries(cache)

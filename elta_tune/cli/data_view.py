@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from elta_tune.cli.text import console, duration, plain_table
-from elta_tune.data.cache import size_text
-from elta_tune.data.inventory import Entry
+from elta_tune.data.cache.images import size_text
+from elta_tune.data.cache.inventory import Entry
 
 BAR = 30
 """Widest bar of the histogram, in characters."""

@@ -19,9 +19,9 @@ from rich.text import Text
 from elta_tune.cli.text import STATE_STYLE, columns_of, duration, metric, parameters, skipped_rounds
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
+from elta_tune.studies.completion import trials_wanted
+from elta_tune.studies.optuna.supervisor import Event, Finished, Paused, Retried, Started, Stopping
 from elta_tune.studies.plan import StudyPlan
-from elta_tune.studies.progress import trials_wanted
-from elta_tune.studies.supervisor import Event, Finished, Paused, Retried, Started, Stopping
 
 INDENT = 2
 """Columns before the parameters of a running trial."""

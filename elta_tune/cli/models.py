@@ -14,9 +14,9 @@ from elta_tune.cli.options import MODEL, Cache, Device, Force, Head, Json, Runs,
 
 if TYPE_CHECKING:
     from elta_tune.data.splits import SplitName
-    from elta_tune.results.checkpoint import Checkpoint
-    from elta_tune.results.imported import Head as ReleasedHead
-    from elta_tune.results.kinds import Kind
+    from elta_tune.models.checkpoint import Checkpoint
+    from elta_tune.models.formats.kinds import Kind
+    from elta_tune.models.released import Head as ReleasedHead
     from elta_tune.results.predict import Prediction
     from elta_tune.results.sharpen import Sharpened
 
@@ -41,8 +41,8 @@ def evaluate(
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
+    from elta_tune.models.outputs import check_output, unwritable_told
     from elta_tune.records import write_aside, write_predictions
-    from elta_tune.results.outputs import check_output, unwritable_told
 
     if predictions is not None:
         check_output(predictions, force, "--predictions")
@@ -92,7 +92,7 @@ def predict(
     from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
     from elta_tune.errors import ConfigError
-    from elta_tune.results.outputs import check_output
+    from elta_tune.models.outputs import check_output
     from elta_tune.results.tables import check_table, write_table
 
     if out is not None and as_json:
@@ -144,8 +144,8 @@ def export(
 ) -> None:
     """Any model in another format, read back and compared; a checkpoint of ELTA's released code, too."""
     from elta_tune.cli.text import console
-    from elta_tune.results.convert import write_model
-    from elta_tune.results.kinds import exported_file
+    from elta_tune.models.formats.convert import write_model
+    from elta_tune.models.formats.kinds import exported_file
 
     file = exported_file(kind, output, force)
     difference = write_model(_load(model, runs, head), file, cast("Kind", kind))
@@ -187,8 +187,8 @@ def sharpen(
     """Searches temperature and threshold of the sharpening on predictions that exist, and writes the pseudo-labels."""
     from elta_tune.config import TrialConfig, read_overrides
     from elta_tune.documents import find_document
+    from elta_tune.models.outputs import check_output, unwritable_told
     from elta_tune.records import write_selection
-    from elta_tune.results.outputs import check_output, unwritable_told
     from elta_tune.results.sharpen import load_sharpening, sharpen_predictions
 
     check_output(out, force, "--out")

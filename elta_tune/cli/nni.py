@@ -15,10 +15,10 @@ from elta_tune.cli.options import Runs, Study
 
 if TYPE_CHECKING:
     from elta_tune.records import StudyFolder
-    from elta_tune.studies.nni_folder import Workers
-    from elta_tune.studies.nni_node import Node
+    from elta_tune.studies.launch import Asked
+    from elta_tune.studies.nni.folder import Workers
+    from elta_tune.studies.nni.node import Node
     from elta_tune.studies.plan import StudyPlan
-    from elta_tune.studies.start import Asked
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Command:
 def run(command: Command) -> None:
     """Starts a study under NNI, goes on with it, or attaches to the one that runs."""
     from elta_tune.cli.run import to_be_continued
-    from elta_tune.studies.nni_folder import NniFolder
-    from elta_tune.studies.nni_node import require_nni
-    from elta_tune.studies.nni_opening import attached, running_node
+    from elta_tune.studies.nni.backend import attached, running_node
+    from elta_tune.studies.nni.folder import NniFolder
+    from elta_tune.studies.nni.node import require_nni
 
     require_nni()
     command.plan()  # is refused here, before a folder is made
@@ -81,9 +81,9 @@ def run(command: Command) -> None:
 def _attach(command: Command, node: Node) -> bool:
     """Follows a node that runs; returns whether it ended before it heard of a raised budget, and is to start again."""
     from elta_tune.cli.text import console
-    from elta_tune.studies.nni_folder import NniFolder
-    from elta_tune.studies.nni_opening import raise_budget
-    from elta_tune.studies.progress import is_finished
+    from elta_tune.studies.completion import is_finished
+    from elta_tune.studies.nni.backend import raise_budget
+    from elta_tune.studies.nni.folder import NniFolder
 
     plan, nni = command.plan(), NniFolder(command.folder)
     workers = nni.workers()
@@ -103,7 +103,7 @@ def _start(command: Command) -> None:
     from elta_tune.cli.run import study_argument, tell_finished, tell_prepared, wanted_slots
     from elta_tune.cli.text import command as typed
     from elta_tune.cli.text import console, errors
-    from elta_tune.studies.nni_opening import open_nni_run
+    from elta_tune.studies.nni.backend import open_nni_run
 
     folder, (names, count) = command.folder, wanted_slots(command.workers, command.devices)
     opened = open_nni_run(
@@ -146,8 +146,8 @@ def watch(folder: StudyFolder, plan: StudyPlan, node: Node, workers: Workers) ->
     from elta_tune.cli.live import Board, study_view
     from elta_tune.cli.run import tell_outcome
     from elta_tune.cli.text import console, this_command
-    from elta_tune.studies.nni_study import NniWatcher
-    from elta_tune.studies.supervisor import interruptible
+    from elta_tune.studies.nni.experiment import NniWatcher
+    from elta_tune.studies.optuna.supervisor import interruptible
 
     watcher = NniWatcher(folder, plan, node, workers.cache)
     board = Board(plan, len(workers.slots), folder.results())
@@ -178,11 +178,11 @@ def ui(
     from elta_tune.cli.text import command, console
     from elta_tune.errors import StudyError
     from elta_tune.records import open_study
-    from elta_tune.studies.backends import backend_of
-    from elta_tune.studies.nni_folder import NniFolder
-    from elta_tune.studies.nni_node import end, require_nni
-    from elta_tune.studies.nni_opening import attached, running_node
-    from elta_tune.studies.nni_study import view
+    from elta_tune.studies.backend import backend_of
+    from elta_tune.studies.nni.backend import attached, running_node
+    from elta_tune.studies.nni.experiment import view
+    from elta_tune.studies.nni.folder import NniFolder
+    from elta_tune.studies.nni.node import end, require_nni
 
     folder = open_study(study, runs)
     if backend_of(folder) != "nni":

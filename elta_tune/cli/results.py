@@ -11,8 +11,8 @@ from elta_tune.api import DEFAULT_CACHE
 from elta_tune.cli.options import Cache, Json, Runs, Study, print_json
 
 if TYPE_CHECKING:
+    from elta_tune.models.formats.kinds import Kind
     from elta_tune.records import StudyFolder, TrialFolder
-    from elta_tune.results.kinds import Kind
     from elta_tune.studies.plan import StudyPlan
 
 
@@ -34,7 +34,7 @@ def best(
     """The best trial of a study; --export hands over its checkpoint, measured again."""
     from elta_tune import api
     from elta_tune.errors import ConfigError
-    from elta_tune.results.kinds import exported_file
+    from elta_tune.models.formats.kinds import exported_file
 
     if output is not None and export_as is None:
         raise ConfigError("--output: needs --export FORMAT")
@@ -136,9 +136,9 @@ def _any_study_row(folder: StudyFolder) -> dict[str, Any]:
 
 
 def _study_row(folder: StudyFolder) -> dict[str, Any]:
-    from elta_tune.results.best import ranked
+    from elta_tune.results.ranking import ranked
+    from elta_tune.studies.completion import is_finished, trials_wanted
     from elta_tune.studies.plan import read_plan
-    from elta_tune.studies.progress import is_finished, trials_wanted
 
     plan = read_plan(folder)
     states = [result["state"] for result in folder.results()]

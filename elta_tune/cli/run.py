@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from elta_tune.data.dataset import Dataset
     from elta_tune.executors.local import Slot
     from elta_tune.records import StudyFolder
+    from elta_tune.studies.launch import Run
     from elta_tune.studies.plan import StudyPlan
-    from elta_tune.studies.start import Run
 
 SHOWN = 5
 """Best trials at the end of a study."""
@@ -50,9 +50,9 @@ def run(
     from elta_tune.cli.text import console
     from elta_tune.config import read_overrides
     from elta_tune.errors import ConfigError
-    from elta_tune.space import parse_duration
-    from elta_tune.studies.backends import choose_backend
-    from elta_tune.studies.start import ask, open_run
+    from elta_tune.space.space import parse_duration
+    from elta_tune.studies.backend import choose_backend
+    from elta_tune.studies.launch import ask, open_run
 
     asked = ask(space, recipe, read_overrides(overrides or ()), seed=seed, name=name, runs=runs, backend=backend)
     folder = asked.folder
@@ -99,7 +99,7 @@ def to_be_continued() -> Iterator[None]:
 def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
     """Says that nothing is left to do, and what came out."""
     from elta_tune.cli.text import console
-    from elta_tune.studies.progress import is_exhausted, trials_wanted
+    from elta_tune.studies.completion import is_exhausted, trials_wanted
 
     told = f"study {folder.name} is finished: {folder.ended()} of {trials_wanted(plan)} trials"
     console.print(told, markup=False, soft_wrap=True)
@@ -147,7 +147,7 @@ def _watch(folder: StudyFolder, plan: StudyPlan, run: Run) -> None:
 
     from elta_tune.cli.live import Board, study_view
     from elta_tune.cli.text import console, this_command
-    from elta_tune.studies.supervisor import interruptible
+    from elta_tune.studies.optuna.supervisor import interruptible
 
     verb, supervisor = "goes on" if run.resumed else "starts", run.supervisor
     board = Board(plan, len(run.slots), folder.results(), seconds_before=supervisor.study.seconds_run)
@@ -169,8 +169,8 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     from rich.text import Text
 
     from elta_tune.cli.text import command, console, counts, metric, trial_table
-    from elta_tune.results.best import ranked
-    from elta_tune.studies.progress import is_exhausted
+    from elta_tune.results.ranking import ranked
+    from elta_tune.studies.completion import is_exhausted
 
     results, ranking = folder.results(), ranked(folder, plan)
     if not results:

@@ -27,7 +27,7 @@ def check(
     from elta_tune.cli.text import console, number, plain_table
     from elta_tune.config import load_recipe
     from elta_tune.documents import find_document
-    from elta_tune.space import load_space
+    from elta_tune.space.space import load_space
     from elta_tune.studies.plan import make_plan
 
     recipe_file = find_document(recipe, "trials")
@@ -55,8 +55,8 @@ def to_nni(space: SpaceFile, recipe: RecipeFile = "demo.yaml", overrides: Set = 
 
     from elta_tune.config import load_recipe
     from elta_tune.documents import find_document
-    from elta_tune.space import load_space
-    from elta_tune.studies import nni_space
+    from elta_tune.space.space import load_space
+    from elta_tune.studies.nni import space as nni_space
     from elta_tune.studies.plan import make_plan
 
     config = load_recipe(find_document(recipe, "trials"), overrides or ())
@@ -72,6 +72,6 @@ def from_nni(
     ],
 ) -> None:
     """Prints NNI's search_space as a space of ours, in YAML."""
-    from elta_tune.studies import nni_import
+    from elta_tune.studies.nni import space_import as nni_import
 
     print(nni_import.from_nni(file), end="")

@@ -21,7 +21,7 @@ def stop(study: Study = None, runs: Runs = Path("runs")) -> None:
     """Ends a study that runs in another terminal, or detached, as Ctrl-C does there."""
     from elta_tune.cli.text import console
     from elta_tune.records import open_study
-    from elta_tune.studies.backends import backend_of
+    from elta_tune.studies.backend import backend_of
 
     folder = open_study(study, runs, preparing=True)
     if folder.exists() and backend_of(folder) == "nni":  # what is not started has the command's process alone
@@ -68,9 +68,9 @@ def _stop_process(lock: Path, name: str) -> bool:
 def _stop_nni(folder: StudyFolder) -> bool:
     from elta_tune.cli.text import console
     from elta_tune.errors import StudyError
-    from elta_tune.studies.nni_folder import NniFolder
-    from elta_tune.studies.nni_node import end, members
-    from elta_tune.studies.nni_study import reconcile
+    from elta_tune.studies.nni.experiment import reconcile
+    from elta_tune.studies.nni.folder import NniFolder
+    from elta_tune.studies.nni.node import end, members
     from elta_tune.studies.plan import read_plan
 
     nni = NniFolder(folder)

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig, TrialConfig
-from elta_tune.data.cache import CachedImages, Progress, no_progress
+from elta_tune.data.cache.images import CachedImages, Progress, no_progress
+from elta_tune.data.cache.index import Shelf
 from elta_tune.data.demo import with_demo
-from elta_tune.data.found import Found, decode_files, find_files, left_out, look_up_files, too_few
+from elta_tune.data.images import Found, decode_files, find_files, left_out, look_up_files, too_few
 from elta_tune.data.overlap import Member, Shared, find_shared, leak
 from elta_tune.data.readers import Ratings
-from elta_tune.data.shelf import Shelf
 from elta_tune.data.splits import SPLITS, SplitName, read_splits
 from elta_tune.errors import ConfigError, DataError, EltaTuneError
 from elta_tune.method import metrics

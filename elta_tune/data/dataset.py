@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
 from elta_tune.data.batches import SplitImages
-from elta_tune.data.cache import CachedImages, Progress, no_progress
+from elta_tune.data.cache.images import CachedImages, Progress, no_progress
+from elta_tune.data.cache.index import Shelf
+from elta_tune.data.cache.snapshots import Snapshot, read_snapshot, write_snapshot
 from elta_tune.data.check import examine, other_ratings
 from elta_tune.data.demo import with_demo
-from elta_tune.data.found import (
+from elta_tune.data.images import (
     Found,
     decode_files,
     edges_of,
@@ -30,8 +32,6 @@ from elta_tune.data.found import (
 )
 from elta_tune.data.overlap import listing
 from elta_tune.data.readers import Ratings
-from elta_tune.data.shelf import Shelf
-from elta_tune.data.snapshots import Snapshot, read_snapshot, write_snapshot
 from elta_tune.data.splits import SplitName, passed_over, read_splits
 from elta_tune.errors import DataError
 from elta_tune.method.metrics import tail_cuts

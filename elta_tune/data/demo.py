@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from elta_tune.config import DataConfig
-from elta_tune.data.cache import Progress
+from elta_tune.data.cache.images import Progress
 from elta_tune.data.splits import SPLITS
 from elta_tune.errors import DataError
 from elta_tune.locks import make_once

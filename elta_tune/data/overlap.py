@@ -14,10 +14,10 @@ import scipy  # its parts load when first used
 from numpy.typing import NDArray
 
 from elta_tune.cores import available_cores
-from elta_tune.data.cache import CachedImages
-from elta_tune.data.decoding import careful, decode, read_content
-from elta_tune.data.packs import DIGEST, Bytes, Index, Previews
-from elta_tune.data.shelf import Shelf
+from elta_tune.data.cache.decoding import careful, decode, read_content
+from elta_tune.data.cache.images import CachedImages
+from elta_tune.data.cache.index import Shelf
+from elta_tune.data.cache.packs import DIGEST, Bytes, Index, Previews
 from elta_tune.errors import DataError
 
 NEAR = 1.0

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from elta_tune.config import ColumnsConfig, DataConfig, TrialConfig
-from elta_tune.data.cache import Progress, no_progress
+from elta_tune.data.cache.images import Progress, no_progress
 from elta_tune.data.dataset import Split, open_split
 from elta_tune.data.readers import Ratings
 from elta_tune.data.splits import SplitName, read_splits
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
-from elta_tune.results.checkpoint import Checkpoint
+from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.results.predictions import PredictionFile, read_predictions
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import Predictions, evaluate, from_method_scale, predict, to_method_scale

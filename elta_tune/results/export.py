@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from elta_tune.errors import StudyError
+from elta_tune.models.checkpoint import Checkpoint, save_checkpoint
+from elta_tune.models.formats.convert import write_model
+from elta_tune.models.formats.kinds import Kind
+from elta_tune.models.outputs import unwritable_told
 from elta_tune.records import StudyFolder, write_aside
-from elta_tune.results.checkpoint import Checkpoint, save_checkpoint
-from elta_tune.results.convert import write_model
-from elta_tune.results.kinds import Kind
-from elta_tune.results.outputs import unwritable_told
 from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.devices import available_devices
 from elta_tune.training.model import SCALE

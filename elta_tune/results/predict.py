@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from elta_tune.config import DataConfig
 from elta_tune.cores import available_cores
 from elta_tune.data.batches import Index, in_order, prefetch
-from elta_tune.data.builder import why_unreadable
-from elta_tune.data.cache import Progress, no_progress
-from elta_tune.data.decoding import careful, read_content, shrink
-from elta_tune.data.found import image_file
+from elta_tune.data.cache.builder import why_unreadable
+from elta_tune.data.cache.decoding import careful, read_content, shrink
+from elta_tune.data.cache.images import Progress, no_progress
+from elta_tune.data.images import image_file
 from elta_tune.data.readers import read_unlabelled
 from elta_tune.errors import ConfigError, DataError
-from elta_tune.results.checkpoint import Checkpoint
+from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import from_method_scale, predict_batch
 from elta_tune.training.model import place

@@ -24,10 +24,10 @@ from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
 from elta_tune.results.evaluate import KeptYardstick, yardstick_of_file
 from elta_tune.results.predictions import PredictionFile, read_predictions
-from elta_tune.space import SearchSpace, check_space
-from elta_tune.training.learner import Selection
+from elta_tune.space.space import SearchSpace, check_space
 from elta_tune.training.loop import Predictions
 from elta_tune.training.self_training import select_from
+from elta_tune.training.state import Selection
 
 SECTION = "sharpening."
 """What the fields of a recipe that are searched begin with."""

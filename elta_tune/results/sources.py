@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from elta_tune.config import load_recipe
 from elta_tune.errors import ConfigError, ModelError, StudyError
 from elta_tune.records import StudyFolder, TrialFolder, open_study
-from elta_tune.results.best import best_result
+from elta_tune.results.ranking import best_result
 from elta_tune.studies.plan import read_plan
 
 if TYPE_CHECKING:  # `train --from` looks for a trial long before it needs torch
-    from elta_tune.results.checkpoint import Checkpoint
-    from elta_tune.results.imported import Head
+    from elta_tune.models.checkpoint import Checkpoint
+    from elta_tune.models.released import Head
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def load_model(reference: str, runs: Path, head: Head | None = None) -> Checkpoi
 def _load(reference: str, runs: Path, head: Head | None) -> Checkpoint:
     path = Path(reference)
     if (path.is_file() and _trial_at(path) is None) or (path / "config.json").is_file():
-        from elta_tune.results.files import load_model_file
+        from elta_tune.models.load import load_model_file
 
         return load_model_file(path, head)
     trial = find_trial(reference, runs)
@@ -119,7 +119,7 @@ def checkpoint_of_trial(trial: TrialFolder, result: dict[str, Any], study: str |
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from elta_tune.results.checkpoint import Checkpoint, bins_of
+    from elta_tune.models.checkpoint import Checkpoint, bins_of
     from elta_tune.training.head import with_frozen_backbone
 
     name = "the trial" if result["trial"] is None else f"trial {result['trial']}"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from elta_tune.errors import ConfigError
+from elta_tune.models.outputs import unwritable_told
 from elta_tune.records import to_json, writing_aside
-from elta_tune.results.outputs import unwritable_told
 from elta_tune.results.predict import Prediction
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")

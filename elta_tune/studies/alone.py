@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.cache import Progress
+from elta_tune.data.cache.images import Progress
 from elta_tune.records import TrialFolder
 from elta_tune.studies.preflight import preflight
 from elta_tune.training.devices import choose_device

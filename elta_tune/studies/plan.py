@@ -13,7 +13,7 @@ from elta_tune.config import TrialConfig
 from elta_tune.documents import Document, parse, read_document, shown
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder
-from elta_tune.space import Budget, SearchSpace, hold_without_pool
+from elta_tune.space.space import Budget, SearchSpace, hold_without_pool
 
 
 @dataclass(frozen=True)

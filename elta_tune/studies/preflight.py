@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.cache import Progress
+from elta_tune.data.cache.images import Progress
 from elta_tune.data.dataset import Dataset, prepare
 from elta_tune.executors.local import Slot, plan_slots
 from elta_tune.studies.plan import StudyPlan

@@ -30,10 +30,10 @@ from torch import Tensor
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.batches import Index, in_order, prefetch
-from elta_tune.data.cache import Progress, no_progress
+from elta_tune.data.cache.decoding import RULE as DECODING
+from elta_tune.data.cache.images import Progress, no_progress
+from elta_tune.data.cache.packs import Images
 from elta_tune.data.dataset import Dataset, Split
-from elta_tune.data.decoding import RULE as DECODING
-from elta_tune.data.packs import Images
 from elta_tune.errors import DataError
 from elta_tune.locks import make_once
 from elta_tune.training.loop import exact_convolutions

@@ -13,23 +13,12 @@ import torch
 from torch import Tensor
 
 from elta_tune.config import SharpeningConfig, TrialConfig
-from elta_tune.data.cache import Progress
+from elta_tune.data.cache.images import Progress
 from elta_tune.data.check import unfit, unmeasurable
 from elta_tune.data.dataset import Dataset
 from elta_tune.method.scores import mean_score
 from elta_tune.method.sharpening import select, sharpen
 from elta_tune.training.features import frozen_dataset, tell
-from elta_tune.training.learner import (
-    Best,
-    Learner,
-    Selection,
-    checkpoint_of,
-    method_bins,
-    new_learner,
-    new_model,
-    next_round,
-    restored,
-)
 from elta_tune.training.loop import (
     Predictions,
     Samples,
@@ -40,6 +29,17 @@ from elta_tune.training.loop import (
     train_epoch,
 )
 from elta_tune.training.model import SCALE, check_images
+from elta_tune.training.state import (
+    Best,
+    Learner,
+    Selection,
+    checkpoint_of,
+    method_bins,
+    new_learner,
+    new_model,
+    next_round,
+    restored,
+)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from rich.console import Console
 from elta_tune.cli.live import Board, EpochLines, LiveView, View, place_of, study_view
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
-from elta_tune.space import SearchSpace
+from elta_tune.space.space import SearchSpace
+from elta_tune.studies.optuna.supervisor import Finished, Paused, Retried, Started, Stopping, Tick
 from elta_tune.studies.plan import StudyPlan, make_plan
-from elta_tune.studies.supervisor import Finished, Paused, Retried, Started, Stopping, Tick
 
 PARAMETERS: dict[str, Any] = {
     "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1},

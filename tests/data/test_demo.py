@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.stats import kurtosis, spearmanr
 
 from elta_tune.config import DataConfig, DemoConfig
-from elta_tune.data.cache import no_progress
+from elta_tune.data.cache.images import no_progress
 from elta_tune.data.demo import Grades, photograph, true_mos, with_demo, write_demo
 from elta_tune.errors import DataError
 

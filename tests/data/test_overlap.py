@@ -11,7 +11,7 @@ from PIL import Image
 
 from elta_tune.config import DataConfig
 from elta_tune.data import overlap
-from elta_tune.data.cache import no_progress
+from elta_tune.data.cache.images import no_progress
 from elta_tune.data.check import examine
 from elta_tune.data.dataset import prepare
 from elta_tune.errors import DataError

@@ -12,8 +12,8 @@ import pytest
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import open_dataset
 from elta_tune.errors import ModelError
+from elta_tune.models.checkpoint import save_checkpoint
 from elta_tune.records import TrialFolder
-from elta_tune.results.checkpoint import save_checkpoint
 from elta_tune.results.measure import measure_checkpoint
 from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.loop import from_method_scale, to_method_scale

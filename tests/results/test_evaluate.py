@@ -17,8 +17,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from elta_tune.config import DataConfig
 from elta_tune.errors import ConfigError, DataError, OutOfMemoryError
+from elta_tune.models.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.records import TrialFolder
-from elta_tune.results.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.results.evaluate import evaluate_model, evaluate_predictions, predictions_data, table_data
 from elta_tune.results.measure import measure_checkpoint
 from elta_tune.results.sources import checkpoint_of_trial, load_model

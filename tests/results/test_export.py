@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from elta_tune.config import TrialConfig, load_recipe
 from elta_tune.errors import StudyError
+from elta_tune.models.checkpoint import load_checkpoint
 from elta_tune.records import StudyFolder
-from elta_tune.results.checkpoint import load_checkpoint
 from elta_tune.results.export import export, measure_trial
 from elta_tune.trial import NoReporter, run_trial
 

@@ -18,8 +18,8 @@ from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from elta_tune.errors import ConfigError, DataError, OutOfMemoryError
+from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.records import TrialFolder
-from elta_tune.results.checkpoint import Checkpoint
 from elta_tune.results.evaluate import evaluate_model
 from elta_tune.results.predict import best_first, list_images, predict_images
 from elta_tune.results.sources import load_model

@@ -17,7 +17,7 @@ from elta_tune.documents import find_document
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.results.predictions import read_predictions
 from elta_tune.results.sharpen import Sharpened, load_sharpening, sharpen_predictions, spread
-from elta_tune.space import SearchSpace
+from elta_tune.space.space import SearchSpace
 
 BINS = np.arange(1, 11)
 

@@ -14,7 +14,7 @@ import sqlalchemy
 from elta_tune.config import TrialConfig
 from elta_tune.executors.local import start_forkserver
 from elta_tune.records import StudyFolder
-from elta_tune.space import SearchSpace
+from elta_tune.space.space import SearchSpace
 from elta_tune.studies.plan import StudyPlan, make_plan
 
 MakePlan = Callable[..., StudyPlan]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from elta_tune.data.cache import no_progress
+from elta_tune.data.cache.images import no_progress
 from elta_tune.errors import DataError, ModelError
 from elta_tune.studies.plan import StudyPlan
 from elta_tune.studies.preflight import configurations, preflight

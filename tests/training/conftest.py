@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.packs import Images
 from elta_tune.data.dataset import Dataset, Split
-from elta_tune.data.packs import Images
 from elta_tune.method.metrics import tail_cuts
 
 RESIZE, CROP = 36, 32

@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.inventory import list_entries, remove_entry
 from elta_tune.data.dataset import Dataset, open_dataset
-from elta_tune.data.inventory import list_entries, remove_entry
 from elta_tune.errors import ModelError
 from elta_tune.training.features import Features, frozen_dataset
-from elta_tune.training.learner import new_model
 from elta_tune.training.model import AestheticModel
 from elta_tune.training.self_training import compute_frozen
+from elta_tune.training.state import new_model
 
 CPU = torch.device("cpu")
 

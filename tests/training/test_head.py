@@ -17,13 +17,13 @@ from elta_tune.config import TrialConfig
 from elta_tune.data.batches import epoch_order
 from elta_tune.data.dataset import Dataset, open_dataset
 from elta_tune.errors import ConfigError, ModelError
+from elta_tune.models.checkpoint import save_checkpoint
 from elta_tune.records import TrialFolder
-from elta_tune.results.checkpoint import save_checkpoint
 from elta_tune.results.measure import measure_checkpoint
 from elta_tune.results.sources import checkpoint_of_trial
-from elta_tune.training.learner import new_model
 from elta_tune.training.seeding import stage_generator
 from elta_tune.training.self_training import Epoch, self_training_rounds
+from elta_tune.training.state import new_model
 from elta_tune.trial import NoReporter, run_trial
 
 CPU = torch.device("cpu")

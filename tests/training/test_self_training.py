@@ -18,9 +18,9 @@ from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import Dataset
 from elta_tune.errors import ConfigError, DataError, ModelError
 from elta_tune.training import self_training
-from elta_tune.training.learner import method_bins
 from elta_tune.training.model import build_model
 from elta_tune.training.self_training import Epoch, check_fits, self_training_rounds
+from elta_tune.training.state import method_bins
 
 MakeDataset = Callable[..., Dataset]
 CPU = torch.device("cpu")

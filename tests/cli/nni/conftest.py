@@ -107,7 +107,7 @@ class NniStudies:
             "": str(self.root),
             "node": "main.js",
             "tuner": "-m nni --exp_params",
-            "trial": "elta_tune.studies.nni_trial",
+            "trial": "elta_tune.studies.nni.trial",
         }
         found = []
         for process in psutil.process_iter():

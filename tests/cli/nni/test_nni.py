@@ -16,7 +16,7 @@ from PIL import Image
 
 from elta_tune.config import load_recipe
 from elta_tune.records import StudyFolder
-from elta_tune.studies.nni_space import decode
+from elta_tune.studies.nni.space import decode
 from elta_tune.studies.plan import read_plan
 
 # Trial 0 asks for its parameters after trial 1, trial 2 dies before it asks, trial 3 leaves time to be stopped early
@@ -24,7 +24,8 @@ from elta_tune.studies.plan import read_plan
 HOOKS = """
 if number == "2":
     os._exit(3)
-from elta_tune.studies import nni_channel, nni_trial
+from elta_tune.studies.nni import rest as nni_channel
+from elta_tune.studies.nni import trial as nni_trial
 ask, report = nni_channel.TrialChannel.parameters, nni_trial.NniReporter.report
 def asks(self):
     gate = Path("{root}") / {{"0": "asked-1", "4": "looked"}}.get(number, "")

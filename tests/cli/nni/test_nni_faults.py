@@ -15,7 +15,7 @@ if is_tuner and study == "cut" and not (root / "mended").exists():
     if (root / "again").exists():
         print("ImportError: no module named that", file=sys.stderr, flush=True)
         os._exit(3)
-    from elta_tune.studies import nni_tuner
+    from elta_tune.studies.nni import tuner as nni_tuner
     def make_tuner(**options):
         raise ValueError("no such tuner")
     nni_tuner.make_tuner = make_tuner
@@ -23,7 +23,7 @@ if number is not None and study == "burning":
     os.kill(os.getpid(), signal.SIGKILL) if int(number) % 2 else os._exit(3)
 if number is not None and study == "cut":
     from elta_tune.records import TrialFolder
-    from elta_tune.studies import nni_channel
+    from elta_tune.studies.nni import rest as nni_channel
     append, request, failures, naps = TrialFolder.append, nni_channel.request, ["any"] * 5, [60]
     def waits(self, record):
         if number == "1" and record["step"] == 8 and naps:

@@ -1,0 +1,1 @@
+"""The cache of decoded images; it knows nothing of ratings, splits or recipes."""

@@ -1,0 +1,134 @@
+"""A data set in numbers: what `elta-tune data check` tells, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from elta_tune.data.cache.images import CachedImages, free_bytes
+from elta_tune.data.check import Examined
+from elta_tune.data.images import Found, fingerprint, left_out
+from elta_tune.data.overlap import Shared
+from elta_tune.data.splits import SplitName
+from elta_tune.errors import EltaTuneError
+from elta_tune.method.metrics import tail_cuts
+
+BINS = 18
+"""Equal parts of the scale, as in the metric `bmae`: half a point each on 1…10."""
+
+
+def describe(examined: Examined) -> dict[str, Any]:
+    """Splits, labels, images and what speaks against a study, ready for JSON.
+
+    Labels are those of the images that can be used, and of all where no image was looked at.
+    """
+    train = examined.ratings["train"]
+    assert train.scale is not None
+    edges = np.linspace(*train.scale, BINS + 1)
+    scores = examined.used("train").scores
+    cuts = None if scores is None or not len(scores) else tail_cuts(scores)
+    return {
+        "ok": not examined.refusals,
+        "scale": list(train.scale),
+        "threshold": train.threshold,
+        "bins": None if train.bins is None else train.bins.tolist(),
+        "spread": train.is_spread,
+        "tail_cuts": None if cuts is None else list(cuts),
+        "histogram_edges": edges.tolist(),
+        "splits": {name: _split(examined, name, edges, cuts) for name in examined.ratings},
+        "shared": [_shared(item) for item in examined.shared],
+        "refusals": list(map(_refusal, examined.refusals)),
+    }
+
+
+def describe_refused(refusals: Sequence[EltaTuneError]) -> dict[str, Any]:
+    """The same where the files can't be read: there are no splits then."""
+    return {"ok": False, "splits": {}, "shared": [], "refusals": list(map(_refusal, refusals))}
+
+
+def _refusal(error: EltaTuneError) -> dict[str, Any]:
+    return {"message": _shown(error.message), "hint": error.hint}
+
+
+def describe_cache(
+    found: Mapping[SplitName, Found], cached: Mapping[SplitName, CachedImages], cache: Path
+) -> dict[str, Any]:
+    """What the cache has of each split's images, and what decoding the others takes, in bytes; what is no file."""
+    return {
+        "cache": str(cache),
+        "free": free_bytes(cache),
+        "missing": sum(part.missing_bytes for part in cached.values()),
+        "splits": {
+            name: {
+                "images": len(part.files),
+                "edges": list(part.images),
+                "decoded": len(part.decoded),
+                "unreadable": len(part.unreadable),
+                "not_found": len(found[name].missing),
+                "bytes": sum(edge**2 * 3 for edge in part.images) * len(part.files),
+                "missing": part.missing_bytes,
+            }
+            for name, part in cached.items()
+        },
+    }
+
+
+def _split(
+    examined: Examined, name: SplitName, edges: NDArray[np.float64], cuts: tuple[float, float] | None
+) -> dict[str, Any]:
+    ratings = examined.ratings[name]
+    used = examined.used(name)
+    scores = used.scores
+    return {
+        "file": str(ratings.file),
+        "origin": ratings.origin,
+        "format": ratings.format,
+        "rows": len(ratings.ids),
+        "images": _images(examined, name),
+        "twice": sum(item.first is item.second and item.first.name == name for item in examined.shared),
+        "votes": None if used.votes is None else _spread(used.votes, ("min", "median", "max")),
+        "mos": None if scores is None else _spread(scores, ("mean", "std", "min", "max")),
+        "histogram": None if scores is None else np.histogram(scores, edges)[0].tolist(),
+        "segments": None if scores is None or cuts is None else _segments(scores, cuts),
+        "hash": fingerprint(used.ids, scores),
+    }
+
+
+def _images(examined: Examined, name: SplitName) -> dict[str, Any] | None:
+    """How many images are there; `unreadable` and `used` are unknown where they were not decoded."""
+    if name not in examined.found:
+        return None
+    found, cached = examined.found[name], examined.cached.get(name)
+    return {
+        "found": len(found.files),
+        "missing": len(found.missing),
+        "unreadable": None if cached is None else len(cached.unreadable),
+        "used": None if cached is None else len(cached.decoded),
+        "left_out": [{"id": _shown(image), "reason": _shown(reason)} for image, reason in left_out(found, cached)],
+    }
+
+
+def _shown(text: str) -> str:
+    """Text that can be written: names of files need not be UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _spread(values: NDArray[np.float64], names: tuple[str, ...]) -> dict[str, float | None]:
+    return {name: float(getattr(np, name)(values)) if len(values) else None for name in names}
+
+
+def _segments(scores: NDArray[np.float64], cuts: tuple[float, float]) -> dict[str, int]:
+    low, high = int((scores <= cuts[0]).sum()), int((scores >= cuts[1]).sum())
+    return {"low": low, "mid": len(scores) - low - high, "high": high}
+
+
+def _shared(item: Shared) -> dict[str, Any]:
+    members = zip(("first", "second"), (item.first, item.second), item.ids, strict=True)
+    places = {
+        place: {"split": member.name, "file": str(member.file), "id": _shown(image)} for place, member, image in members
+    }
+    return {**places, "same": item.how, "refused": item.is_leak}

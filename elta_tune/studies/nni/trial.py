@@ -1,0 +1,225 @@
+"""One trial of NNI's: `python -m elta_tune.studies.nni.trial STUDY`, started by node in a process of its own.
+
+It runs the same `run_trial` in the same folder as a trial of Optuna's, and checks first that the parameters that it is
+given are those on record for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from elta_tune.config import TrialConfig
+from elta_tune.errors import StudyError, reason_of
+from elta_tune.records import StudyFolder, TrialFolder
+from elta_tune.studies.nni.folder import NniFolder
+from elta_tune.studies.nni.node import find_node
+from elta_tune.studies.nni.rest import NodeGone, TrialChannel
+from elta_tune.studies.nni.space import decode
+from elta_tune.studies.plan import read_plan
+
+
+class NniReporter:
+    """Reports to NNI the recorded epochs that it does not know yet. Its verdict, if any, comes as a signal.
+
+    Args:
+        folder: of the trial.
+        last: the step after which nothing is left to prune.
+    """
+
+    def __init__(
+        self, channel: TrialChannel, folder: TrialFolder, parameter_id: int, objective: str, last: int
+    ) -> None:
+        self._channel, self._folder, self._parameter_id = channel, folder, parameter_id
+        self._objective, self._last = objective, last
+        self._known = channel.reported()
+
+    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Sends what is recorded. What a node that lives does not take is sent with the next epoch."""
+        from elta_tune.trial import TrialStopped
+
+        if step >= self._last:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        try:
+            self._tell(self._tell_epochs)
+        except NodeGone as error:
+            raise TrialStopped from error  # the epoch is saved: the next start of the study goes on with it
+
+    def finish(self, metrics: Mapping[str, Any]) -> None:
+        """Sends the result.
+
+        Raises:
+            NodeGone: node ends; the next start sends it.
+        """
+
+        def tell() -> None:
+            self._tell_epochs()
+            self._channel.report("FINAL", self._parameter_id, 0, finite(metrics, self._objective))
+
+        self._tell(tell)
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except NodeGone as error:
+            if not self._channel.node_lives():
+                raise
+            say(f"not told: {error}")
+
+    def _tell_epochs(self) -> None:
+        """An epoch whose metric is not a number has nothing to send: NNI's JSON knows no NaN."""
+        for line in self._folder.epochs():
+            sequence, values = line["step"] - 1, finite(line, self._objective)
+            if sequence not in self._known and "default" in values:
+                self._channel.report("PERIODICAL", self._parameter_id, sequence, values)
+                self._known.add(sequence)
+
+
+SHOWN = ("srcc", "plcc", "accuracy", "mae", "mae_low", "mae_mid", "mae_high", "bmae")
+"""What NNI's web UI shows beside the objective: each is a column, and an axis of its parallel coordinates."""
+
+
+def finite(metrics: Mapping[str, Any], objective: str) -> dict[str, float]:
+    """Metrics for NNI, if they are numbers: the objective as `default`, which tuner and assessor see, and `SHOWN`."""
+    values = {"default": metrics.get(objective), **{name: metrics.get(name) for name in SHOWN}}
+    return {name: float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
+
+
+def say(what: str) -> None:
+    """Writes a line to the trial's log."""
+    print(f"{time.strftime('%F %T')} {what}", flush=True)
+
+
+def main() -> None:
+    """Runs the trial that the environment names; ends as NNI expects it to."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background has switched off
+    signal.signal(signal.SIGUSR1, _prune)
+    study, number = StudyFolder(Path(sys.argv[1])), int(os.environ["NNI_TRIAL_SEQ_ID"])
+    folder = study.trial(number)
+    _log_to(folder)
+    try:
+        state = _run(study, number, folder)
+    except KeyboardInterrupt:
+        say("stopped, to be resumed")
+        _end_by(signal.SIGINT)
+    except NodeGone as error:
+        say(f"{error}; to be resumed")
+        _end_by(signal.SIGINT)
+    if state == "pruned":
+        _end_by(signal.SIGINT)  # exit code 0 would count as a success
+    sys.exit(0 if state == "complete" else 1)
+
+
+def _prune(number: int, frame: FrameType | None) -> None:
+    from elta_tune.trial import TrialPruned
+
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # once is enough: the result is written now
+    raise TrialPruned
+
+
+def _end_by(number: signal.Signals) -> NoReturn:
+    """Ends the process by a signal, as if it had not been handled."""
+    sys.stdout.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise AssertionError(f"{number.name} did not end the process")
+
+
+def _log_to(folder: TrialFolder) -> None:
+    """Sends what is printed to the trial's log, which NNI's web UI shows, too."""
+    folder.log_output()
+    with contextlib.suppress(FileExistsError):
+        Path(os.environ["NNI_OUTPUT_DIR"], "trial.log").symlink_to(folder.log_file)
+    say(f"process {os.getpid()}, NNI's trial {os.environ['NNI_TRIAL_JOB_ID']}")
+
+
+def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
+    """Asks for the parameters, checks them, trains; returns the state of the result."""
+    trial = os.environ["NNI_TRIAL_JOB_ID"]
+    nni = NniFolder(study)
+    channel = TrialChannel.open(
+        os.environ["NNI_TRIAL_COMMAND_CHANNEL"], trial, number, lambda: find_node(nni) is not None
+    )
+    params: dict[str, Any] = {}
+    try:
+        plan = read_plan(study)
+        record = channel.parameters()
+        check(record, channel.recorded_parameters())
+        params = decode(plan.space, plan.recipe, record["parameters"])
+        config = plan.recipe.replace(params, source=f"trial {number}")
+        objective, last = plan.space.objective.metric, config.planned_epochs
+        reporter = NniReporter(channel, folder, record["parameter_id"], objective, last)
+        result = _train(nni, number, config, params, reporter, trial)
+    except NodeGone:
+        raise
+    except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
+        traceback.print_exc()
+        folder.fail(number, params, reason_of(error), nni_trial_id=trial)
+        return "failed"
+    say(f"{result['state']} {result['reason'] or ''}")
+    if result["state"] == "complete":
+        reporter.finish(result["metrics"])
+    return str(result["state"])
+
+
+def check(received: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Refuses parameters that are not the trial's own.
+
+    Raises:
+        StudyError: NNI sent those of another trial.
+    """
+    for key in ("parameter_id", "parameters"):
+        if received[key] != recorded[key]:
+            raise StudyError(
+                f"NNI sent the parameters of another trial: {key} {received[key]}, on record are {recorded[key]}"
+            )
+
+
+def _train(
+    nni: NniFolder, number: int, config: TrialConfig, params: dict[str, Any], reporter: NniReporter, trial: str
+) -> dict[str, Any]:
+    """Trains in a slot of its own.
+
+    Raises:
+        NodeGone: node ends; the epoch is saved.
+    """
+    import torch
+
+    from elta_tune.studies.nni.slots import take_slot
+    from elta_tune.trial import TrialPruned, TrialStopped, run_trial
+
+    workers = nni.workers()
+    if number == 0:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the recipe always runs to its end
+
+    def train(device: str) -> dict[str, Any]:
+        folder, facts = nni.study.trial(number), {"nni_trial_id": trial}
+        return run_trial(
+            config, folder, reporter, cache=workers.cache, device=device, number=number, params=params, facts=facts
+        )
+
+    with take_slot(nni.slots, workers.slots) as slot:
+        say(f"on {slot.device}, {slot.threads} threads")
+        torch.set_num_threads(slot.threads)
+        try:
+            try:
+                result = train(slot.device)
+                signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            except TrialPruned:  # it came when nothing was left to prune
+                result = train(slot.device)
+        except TrialStopped as stopped:
+            raise NodeGone("NNI's node is gone") from stopped
+        return result
+
+
+if __name__ == "__main__":
+    main()

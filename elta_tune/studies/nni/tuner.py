@@ -1,0 +1,241 @@
+"""What runs in NNI's dispatcher: its own tuners and assessor, each under a thin layer.
+
+NNI builds them by calling `make_tuner` and `make_assessor`. The layer proposes the recipe and the space's guesses
+first, draws each proposal from a generator of (seed, its number), so that a resumed study does not repeat itself, and
+keeps the dispatcher alive where an early or late message would let NNI's own code die.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from elta_tune.config import load_recipe
+from elta_tune.records import StudyFolder
+from elta_tune.studies.completion import first_guesses
+from elta_tune.studies.nni.space import decode, encode, encode_with_indices
+from elta_tune.studies.plan import StudyPlan, read_plan
+
+
+def make_tuner(study: str, optimize_mode: str, workers: int, tuner: str) -> Any:
+    """NNI's tuner for a study's space.
+
+    Args:
+        study: folder of the study.
+        optimize_mode: maximize or minimize; NNI's web UI reads it here.
+        workers: trials at a time.
+        tuner: NNI's name of it, for its web UI.
+    """
+    mend_nesting()
+    folder = StudyFolder(Path(study))
+    plan = read_plan(folder)
+    tuners = {"tpe": _tpe, "random": _random, "grid": _grid, "evolution": _evolution}
+    return tuners[plan.space.sampler.name](plan, optimize_mode, tried(folder, plan), workers)
+
+
+def mend_nesting() -> None:
+    """Lets NNI's tuners take a choice nested within a nested choice: they look for its parent, which may not exist."""
+    from nni.common.hpo_utils import ParameterSpec
+
+    def is_activated_in(self: Any, partial_parameters: Mapping[Any, Any]) -> bool:
+        return not self.is_nested() or partial_parameters.get(self.key[:-2]) == self.key[-2]
+
+    ParameterSpec.is_activated_in = is_activated_in
+
+
+def tried(folder: StudyFolder, plan: StudyPlan) -> list[dict[str, Any]]:
+    """The parameters of all trials that have a folder."""
+    configs = [load_recipe(trial.config_file) for _, trial in folder.trials() if trial.config_file.exists()]
+    return [plan.space.choose({name: c.get(name) for name in plan.space.parameters}, plan.recipe) for c in configs]
+
+
+def _guided(base: Any, plan: StudyPlan, tried: Sequence[Mapping[str, Any]]) -> Any:
+    """A tuner of NNI's that proposes the study's guesses first and repeats nothing that was tried."""
+    guesses = first_guesses(plan)
+
+    class Guided(base):  # type: ignore[misc]  # chosen at run time
+        """`propose`, `remember` and `seed` are what differs from tuner to tuner."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.lock = threading.RLock()  # NNI's two queues of commands call from two threads
+
+        def update_search_space(self, space: Mapping[str, Any]) -> None:
+            super().update_search_space(space)
+            for params in (*tried, *guesses):
+                self.remember(encode(plan.space, plan.recipe, params))
+
+        def generate_parameters(self, parameter_id: int, **kwargs: Any) -> Any:
+            with self.lock:
+                self.seed([plan.recipe.seed, parameter_id])
+                if parameter_id < len(guesses):
+                    return self.propose(parameter_id, guesses[parameter_id])
+                return super().generate_parameters(parameter_id, **kwargs)
+
+        def receive_trial_result(self, parameter_id: int, *args: Any, **kwargs: Any) -> None:
+            with self.lock:
+                super().receive_trial_result(parameter_id, *args, **kwargs)
+
+        def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:
+            with self.lock:
+                super().trial_end(parameter_id, success, **kwargs)
+
+        def propose(self, parameter_id: int, guess: Mapping[str, Any]) -> Any:
+            return encode(plan.space, plan.recipe, guess)
+
+        def remember(self, parameters: Mapping[str, Any]) -> None:
+            from nni.common.hpo_utils import format_parameters
+
+            self.dedup.add_history(format_parameters(dict(parameters), self.space))
+
+        def seed(self, numbers: Sequence[int]) -> None:
+            self.rng = np.random.default_rng(numbers)
+
+    return Guided
+
+
+def _tpe(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]], workers: int) -> Any:
+    from nni.algorithms.hpo.tpe_tuner import TpeTuner
+    from nni.common.hpo_utils import format_parameters
+
+    class Tpe(_guided(TpeTuner, plan, tried)):  # type: ignore[misc]
+        def propose(self, parameter_id: int, guess: Mapping[str, Any]) -> Any:
+            parameters = super().propose(parameter_id, guess)
+            own = format_parameters(parameters, self.space)
+            self._params[parameter_id] = self._running_params[parameter_id] = own
+            return parameters
+
+        def receive_trial_result(self, parameter_id: int, *args: Any, **kwargs: Any) -> None:
+            # The end of a trial may overtake its result, and has then struck it off the running ones.
+            self._running_params.setdefault(parameter_id, self._params[parameter_id])
+            super().receive_trial_result(parameter_id, *args, **kwargs)
+
+    return Tpe(optimize_mode, tpe_args={"n_startup_jobs": plan.sampler_startup})
+
+
+def _random(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]], workers: int) -> Any:
+    from nni.algorithms.hpo.random_tuner import RandomTuner
+
+    return _guided(RandomTuner, plan, tried)(optimize_mode=optimize_mode)
+
+
+def _grid(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]], workers: int) -> Any:
+    import nni
+    from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
+    from nni.common.hpo_utils import deformat_parameters, format_parameters
+
+    class Grid(_guided(GridSearchTuner, plan, tried)):  # type: ignore[misc]
+        def remember(self, parameters: Mapping[str, Any]) -> None:
+            own = deformat_parameters(format_parameters(dict(parameters), self.space), self.space)
+            self.history.add(nni.dump(own, sort_keys=True))
+
+    return Grid(optimize_mode)
+
+
+def _evolution(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]], workers: int) -> Any:
+    from nni.algorithms.hpo.evolution_tuner import EvolutionTuner, Individual
+
+    sign = 1 if optimize_mode == "maximize" else -1
+
+    class Evolution(_guided(EvolutionTuner, plan, tried)):  # type: ignore[misc]
+        population: list[Any]
+
+        def seed(self, numbers: Sequence[int]) -> None:
+            self.random_state.seed(np.random.default_rng(numbers).integers(2**32, size=4, dtype=np.uint32))
+            random.seed(repr(numbers))
+
+        def update_search_space(self, space: Mapping[str, Any]) -> None:
+            super().update_search_space(space)
+            self.seed([plan.recipe.seed])
+            self.population.clear()
+            for _ in range(self.population_size):
+                self._random_generate_individual()
+
+        def remember(self, parameters: Mapping[str, Any]) -> None:
+            """Evolution may come back to what it tried."""
+
+        def propose(self, parameter_id: int, guess: Mapping[str, Any]) -> Any:
+            self.population.insert(0, Individual(encode_with_indices(plan.space, plan.recipe, guess)))
+            return EvolutionTuner.generate_parameters(self, parameter_id)
+
+        def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
+            known = [decode(plan.space, plan.recipe, trial["parameter"]) for trial in data]
+            self.population = self.population[len(known) :] + [
+                Individual(
+                    encode_with_indices(plan.space, plan.recipe, params), result=sign * trial["value"]["default"]
+                )
+                for params, trial in zip(known, data, strict=True)
+            ]
+
+    # NNI has nothing to propose while as many trials run as the population counts.
+    return Evolution(optimize_mode, population_size=max(plan.sampler_startup, workers + 1))
+
+
+def make_assessor(study: str, optimize_mode: str) -> Any:
+    """NNI's Medianstop with the space's warm-up and start-up, which knows the complete trials of an earlier start."""
+    from nni.algorithms.hpo.medianstop_assessor import MedianstopAssessor
+    from nni.assessor import AssessResult
+
+    mend_resuming()
+    folder = StudyFolder(Path(study))
+    plan = read_plan(folder)
+    metric = plan.space.objective.metric
+
+    class Median(MedianstopAssessor):  # type: ignore[misc]
+        def recorded(self, number: int) -> dict[int, Any]:
+            """What a trial has reported so far, by NNI's sequence numbers."""
+            lines = folder.trial(number).epochs()
+            return {line["step"] - 1: {"default": line[metric]} for line in lines if line[metric] is not None}
+
+        def assess_trial(self, trial_job_id: str, trial_history: list[Any]) -> Any:
+            verdict = super().assess_trial(trial_job_id, trial_history)
+            return verdict if len(self._completed_avg_history) >= plan.pruner_startup else AssessResult.Good
+
+    assessor = Median(optimize_mode, start_step=plan.pruner_warmup + 1)
+    assessor._completed_avg_history.update(running_means(folder, metric))
+    return assessor
+
+
+@functools.cache  # it wraps what it mends
+def mend_resuming() -> None:
+    """Lets the assessor hear of trials that an earlier start began, of which NNI's dispatcher takes the end result
+    alone; what they reported to that start is in their folders.
+    """
+    import nni
+    from nni.runtime import msg_dispatcher
+
+    dispatcher, histories = msg_dispatcher.MsgDispatcher, msg_dispatcher._trial_history
+    report, end = dispatcher.handle_report_metric_data, dispatcher.handle_trial_end
+
+    def handle_report_metric_data(self: Any, data: dict[str, Any]) -> None:
+        if data["type"] != "PERIODICAL" or not self.is_created_in_previous_exp(data["parameter_id"]):
+            report(self, data)
+        elif self.assessor is not None:
+            histories[data["trial_job_id"]].update(self.assessor.recorded(data["number"]))
+            self._handle_intermediate_metric_data({**data, "value": nni.load(data["value"])})
+
+    def handle_trial_end(self: Any, data: dict[str, Any]) -> None:
+        end(self, data)
+        if histories.pop(data["trial_job_id"], None) is not None:  # else NNI has told the assessor
+            self.assessor.trial_end(data["trial_job_id"], data["event"] == "SUCCEEDED")
+        msg_dispatcher._ended_trials.add(data["trial_job_id"])
+
+    dispatcher.handle_report_metric_data, dispatcher.handle_trial_end = handle_report_metric_data, handle_trial_end
+
+
+def running_means(folder: StudyFolder, metric: str) -> dict[str, list[float]]:
+    """For each complete trial, the mean of its metric up to each epoch."""
+    means: dict[str, list[float]] = {}
+    for number, trial in folder.trials():
+        values = [line[metric] for line in trial.epochs()]
+        if (trial.result() or {}).get("state") == "complete" and None not in values:
+            sums = itertools.accumulate(values)
+            means[f"trial {number}"] = [total / count for count, total in enumerate(sums, start=1)]
+    return means

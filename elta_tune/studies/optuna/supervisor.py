@@ -1,0 +1,238 @@
+"""The supervisor: one process owns a study, asks, starts trials, hears their epochs, answers and tells."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from elta_tune.errors import StudyError
+from elta_tune.executors import Ended, Executor, Halted, Heard, Job, Reported
+from elta_tune.records import TrialFolder
+
+if TYPE_CHECKING:  # a view of the events needs no Optuna, whose import takes a second
+    from elta_tune.studies.optuna.study import OptunaStudy
+
+RETRIES = 2
+"""How often a trial whose process died is resumed without a new epoch in between."""
+FAILURES_IN_A_ROW = 3
+"""As many trials that failed alike stop the study: a bad node or a bad recipe would burn it."""
+ANY_FAILURES_IN_A_ROW = 10
+"""As many that failed for whatever reasons stop it, too: failed trials use no budget, so nothing else would."""
+TICK = 0.25
+"""Seconds between looks at the clock."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A trial began, or goes on."""
+
+    job: Job
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A trial has a result."""
+
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Retried:
+    """A trial's process died; it is resumed."""
+
+    number: int
+    fault: str
+
+
+@dataclass(frozen=True)
+class Paused:
+    """A trial saved its epoch and waits for the next start of the study."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Nothing happened for a moment."""
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """The study was asked to stop, its time is up, or it can't go on; running trials save their epoch first, unless
+    they stop now.
+    """
+
+    reason: Literal["interrupted", "timeout", "fault", "now"]
+
+
+Event = Started | Reported | Retried | Finished | Paused | Tick | Stopping
+
+
+@dataclass
+class Supervisor:
+    """Runs a study until its budget is used or somebody stops it; `events()` is the whole of it.
+
+    After it, `stopped` says why it ended early: None means that the budget is used (or the grid). Where it can't go on,
+    it raises why, once the running trials have saved their epoch.
+    """
+
+    study: OptunaStudy
+    executor: Executor
+    stopped: Literal["interrupted", "timeout", "fault"] | None = None
+    interrupted: bool = False
+    """Set from outside, by a signal's handler say, it asks for a stop after the running epochs."""
+    _queue: deque[Job] = field(default_factory=deque)
+    _deaths: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _failures: list[str] = field(default_factory=list)
+    _fault: StudyError | None = None
+
+    def events(self) -> Generator[Event, None, None]:
+        """Runs the study and yields what happens.
+
+        Raises:
+            StudyError: trials fail in a row, or the machine lets none go on.
+        """
+        before, started = self.study.seconds_run, time.monotonic()
+
+        def seconds() -> float:
+            return before + time.monotonic() - started
+
+        try:
+            self._queue.extend(self.study.unfinished())
+            while True:
+                if reason := self._reason_to_stop(seconds()):
+                    self.stopped = reason
+                    yield Stopping(reason)
+                yield from self._fill()
+                if not self.executor.running:
+                    self.study.seconds_run = seconds()
+                    if self._fault is not None:
+                        raise self._fault
+                    return
+                heard = self.executor.wait(TICK)
+                for event in heard:
+                    yield from self._answer(event)
+                if any(isinstance(event, Ended) for event in heard):
+                    self.study.seconds_run = seconds()  # a kill then loses the time of the running trials alone
+                if not heard:
+                    yield Tick()
+        finally:
+            self.executor.close()
+
+    def _reason_to_stop(self, seconds: float) -> Literal["interrupted", "timeout"] | None:
+        timeout = self.study.plan.budget.timeout
+        if self.stopped:
+            return None
+        if self.interrupted:
+            return "interrupted"
+        return "timeout" if timeout is not None and seconds >= timeout else None
+
+    def _fill(self) -> Iterator[Event]:
+        while self.executor.has_room and not self.stopped:
+            resumed = bool(self._queue)
+            job = self._queue.popleft() if resumed else self._ask()
+            if job is None:
+                return
+            self.executor.start(job)
+            yield Started(job, resumed)
+
+    def _ask(self) -> Job | None:
+        under_way = self.study.ended() + len(self.executor.running)
+        return self.study.ask() if under_way < self.study.plan.budget.trials else None
+
+    def _answer(self, event: Heard) -> Iterator[Event]:
+        if isinstance(event, Halted):
+            told = f"trial {event.number} can't go on: {event.reason}"
+            yield from self._halt(StudyError(told, "once that is mended, the same command goes on with the study"))
+            yield Paused(event.number)
+            return
+        if isinstance(event, Reported):
+            verdict = self.study.observe(event.number, event.step, event.metrics)
+            has_more = event.step < self.study.job(event.number).config.planned_epochs
+            self.executor.answer(event.number, "stop" if self.stopped and verdict == "go on" and has_more else verdict)
+            yield event
+            return
+        folder = self.study.folder.trial(event.number)
+        if folder.result() is None:
+            if self.stopped:
+                yield Paused(event.number)
+                return
+            fault = event.fault or "the process ended without a result"
+            if not self._give_up(event.number, folder):
+                self._queue.append(self.study.job(event.number))
+                yield Retried(event.number, fault)
+                return
+            folder.path.mkdir(parents=True, exist_ok=True)  # which the process may not have lived to do
+            folder.fail(event.number, self.study.job(event.number).params, f"{fault}, {RETRIES + 1} times")
+        result = self.study.tell(event.number)
+        yield Finished(result)
+        yield from self._watch_failures(result)
+
+    def _give_up(self, number: int, folder: TrialFolder) -> bool:
+        """Counts deaths without a new epoch in between."""
+        epochs = len(folder.epochs())
+        deaths, at = self._deaths.get(number, (0, -1))
+        deaths = deaths + 1 if epochs == at else 1
+        self._deaths[number] = (deaths, epochs)
+        return deaths > RETRIES
+
+    def _halt(self, fault: StudyError) -> Iterator[Event]:
+        """Starts no more trials; the running ones save their epoch."""
+        self._fault = self._fault or fault
+        if not self.stopped:
+            self.stopped = "fault"
+            yield Stopping("fault")
+
+    def _watch_failures(self, result: dict[str, Any]) -> Iterator[Event]:
+        """Stops a study that burns: trials that fail alike, or ever so many with none between them that does not."""
+        if result["state"] != "failed":
+            self._failures.clear()
+            return
+        self._failures.append(_cause(result["reason"]))
+        count = len(self._failures)
+        alike = self._failures[-FAILURES_IN_A_ROW:] == [self._failures[-1]] * FAILURES_IN_A_ROW
+        if alike or count == ANY_FAILURES_IN_A_ROW:
+            log = self.study.folder.trial(result["trial"]).log_file
+            told = f"{FAILURES_IN_A_ROW} trials in a row failed alike" if alike else f"{count} trials in a row failed"
+            hint = f"look into {log}; `elta-tune run` goes on with the study"
+            yield from self._halt(StudyError(f"{told}: {result['reason']}", hint))
+
+
+def _cause(reason: str) -> str:
+    """What comes before the details: the same fault in another epoch, or of another size, is the same cause."""
+    return re.sub(r"\b(nan|inf)\b", "", re.split(r"[:\d]", reason, maxsplit=1)[0])
+
+
+class Interruptible(Protocol):
+    """What a signal asks to stop."""
+
+    interrupted: bool
+
+
+class interruptible:  # noqa: N801 - a context manager, named like contextlib's
+    """Ctrl-C and SIGTERM, and what else is named, ask for a stop; a second one raises KeyboardInterrupt."""
+
+    def __init__(self, asked: Interruptible, *more: signal.Signals) -> None:
+        self._asked = asked
+        self._signals = (signal.SIGINT, signal.SIGTERM, *more)
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in self._signals:
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._asked.interrupted:
+            raise KeyboardInterrupt
+        self._asked.interrupted = True

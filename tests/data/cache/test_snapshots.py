@@ -1,0 +1,172 @@
+"""A trial takes the images that its study began with, without a look at their files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from elta_tune.config import DataConfig
+from elta_tune.data.cache import builder
+from elta_tune.data.cache.inventory import list_entries, remove_entry
+from elta_tune.data.dataset import Dataset, Split, open_dataset, prepare
+from elta_tune.errors import DataError
+
+
+def write_root(root: Path, count: int = 6) -> DataConfig:
+    """Images each of another grey, of which one is missing and one is none."""
+    (root / "images").mkdir(parents=True)
+    for number, split in enumerate(("train", "val")):
+        names = [f"{split}{index}.png" for index in range(count)]
+        for index, name in enumerate(names):
+            Image.new("RGB", (20, 20), (100 * number + index, 5, 5)).save(root / "images" / name)
+        (root / f"{split}.csv").write_text("image_id,count_1,count_2\n" + "".join(f"{name},1,2\n" for name in names))
+    (root / "images" / "train1.png").unlink()
+    (root / "images" / "train2.png").write_bytes(b"")
+    return DataConfig.model_validate({"root": root, "resize": 16, "crop": 12, "max_missing": 0.5})
+
+
+def reds(split: Split, edge: int = 12) -> list[int]:
+    """The red of each image."""
+    images = split.images[edge]
+    return [int(image[0, 0, 0]) for image in images.gather(np.arange(len(images)))]
+
+
+def redden(file: Path) -> None:
+    """Another image under the name of one, of which the file system can tell that it is another."""
+    before = file.stat().st_mtime
+    Image.new("RGB", (20, 20), (250, 5, 5)).save(file)
+    os.utime(file, (before + 2, before + 2))
+
+
+def assert_as_begun(dataset: Dataset) -> None:
+    """The images and labels of `write_root`."""
+    assert dataset.train.ids.tolist() == ["train0.png", "train3.png", "train4.png", "train5.png"]
+    assert reds(dataset.train) == reds(dataset.train, 16) == [0, 3, 4, 5]
+    assert reds(dataset.val) == [100, 101, 102, 103, 104, 105]
+    assert dataset.train.left_out == (("train1.png", "there is no such file"), ("train2.png", "it is no image"))
+
+
+def test_a_trial_needs_no_file_of_an_image(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    assert_as_begun(prepare(config, tmp_path / "cache"))
+    for file in (tmp_path / "images").iterdir():
+        file.unlink()
+    assert_as_begun(open_dataset(config, tmp_path / "cache"))
+
+
+def test_a_trial_sees_no_image_that_changed_after_its_study_began(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    prepare(config, tmp_path / "cache")
+    redden(tmp_path / "images" / "val0.png")
+    assert_as_begun(open_dataset(config, tmp_path / "cache"))
+    assert reds(prepare(config, tmp_path / "cache").val)[0] == 250
+    assert reds(open_dataset(config, tmp_path / "cache").val)[0] == 250
+
+
+STUDY = """
+import sys
+from pathlib import Path
+from elta_tune.config import DataConfig
+from elta_tune.data.dataset import prepare
+prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+print("goes on", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_other_study_changes_the_images_of_one_that_goes_on(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    command = [sys.executable, "-c", STUDY, config.model_dump_json(), str(tmp_path / "cache")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "goes on\n"
+        assert_as_begun(prepare(config, tmp_path / "cache"))  # the same images may be shared
+        redden(tmp_path / "images" / "val0.png")
+        with pytest.raises(DataError, match="have changed since a run that still goes on") as refused:
+            prepare(config, tmp_path / "cache")
+        assert "--cache" in str(refused.value.hint)
+        assert_as_begun(open_dataset(config, tmp_path / "cache"))
+        running.communicate("")
+    assert reds(prepare(config, tmp_path / "cache").val)[0] == 250
+
+
+def test_a_study_that_allows_less_to_be_missing_does_not_take_anothers_snapshot(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    prepare(config, tmp_path / "cache")
+    with pytest.raises(DataError, match=r"2 of 6 images are missing .* data\.max_missing"):
+        open_dataset(config.model_copy(update={"max_missing": 0.1}), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, -1], ids=["empty", "a byte", "the start", "all but a byte"])
+@pytest.mark.parametrize("kind", ["snapshots/*.npz", "pictures/*.npy"])
+def test_what_was_torn_by_a_loss_of_power_is_found_again(tmp_path: Path, kind: str, kept: int) -> None:
+    config = write_root(tmp_path)
+    prepare(config, tmp_path / "cache")
+    files = list((tmp_path / "cache").glob(f"pixels-*/{kind}"))
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:kept])
+    assert_as_begun(open_dataset(config, tmp_path / "cache"))
+    assert_as_begun(prepare(config, tmp_path / "cache"))
+    for file in files:
+        np.load(file)
+
+
+def test_names_of_images_need_not_be_utf8(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    (tmp_path / "pool").mkdir()
+    name = os.fsdecode(b"fot\xf6.png")
+    Image.new("RGB", (20, 20), (200, 5, 5)).save(tmp_path / "pool" / name)
+    (tmp_path / "pool" / os.fsdecode(b"tom\xe9.jpg")).write_bytes(b"none")
+    config = config.model_copy(update={"pool": tmp_path / "pool"})
+    prepare(config, tmp_path / "cache")
+    pool = open_dataset(config, tmp_path / "cache").pool
+    assert pool is not None
+    assert pool.ids.tolist() == [name]
+    assert reds(pool) == [200]
+    assert len(pool.fingerprint) == 16
+
+
+def test_other_ids_or_sizes_are_another_snapshot(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    prepare(config, tmp_path / "cache")
+    larger = config.model_copy(update={"crop": 14})
+    assert reds(open_dataset(larger, tmp_path / "cache").val, 14) == [100, 101, 102, 103, 104, 105]
+    lines = (tmp_path / "val.csv").read_text().splitlines()
+    (tmp_path / "val.csv").write_text("\n".join([lines[0], *lines[:3:-1]]) + "\n")
+    assert reds(open_dataset(config, tmp_path / "cache").val) == [105, 104, 103]
+
+
+def test_images_that_were_removed_are_decoded_again(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    prepare(config, tmp_path / "cache")
+    opened = open_dataset(config, tmp_path / "cache")
+    for entry in list_entries(tmp_path / "cache"):
+        remove_entry(tmp_path / "cache", entry.key)
+    assert_as_begun(opened)  # what is open stays
+    # Another order of images under the same name: the snapshot must not take rows of the removed pack for it.
+    rows = (tmp_path / "train.csv").read_text().splitlines()
+    (tmp_path / "other.csv").write_text("\n".join([rows[0], *rows[:0:-1]]) + "\n")
+    open_dataset(config.model_copy(update={"train": tmp_path / "other.csv"}), tmp_path / "cache")
+    assert_as_begun(open_dataset(config, tmp_path / "cache"))
+
+
+def test_a_cache_that_is_complete_need_not_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = write_root(tmp_path)
+    prepare(config, tmp_path / "cache")
+    shutil.rmtree(next((tmp_path / "cache").glob("*/snapshots")))
+    (next((tmp_path / "cache").glob("pixels-*")) / "snapshots").write_text("no folder")
+
+    def refuse(content: bytes, sizes: object) -> None:
+        raise AssertionError("nothing is left to decode")
+
+    monkeypatch.setattr(builder, "shrink", refuse)
+    assert_as_begun(prepare(config, tmp_path / "cache"))
+    assert_as_begun(open_dataset(config, tmp_path / "cache"))

@@ -1,0 +1,154 @@
+"""What the back end holds to, whatever node does: trials check their parameters, processes are found and ended."""
+
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from elta_tune.errors import StudyError
+from elta_tune.executors.local import Slot
+from elta_tune.records import StudyFolder
+from elta_tune.studies.completion import is_finished
+from elta_tune.studies.nni import node as nni_node
+from elta_tune.studies.nni.experiment import NniWatcher, has_experiment, recorded_jobs, start
+from elta_tune.studies.nni.folder import NniFolder, Workers
+from elta_tune.studies.nni.node import end, kill, members
+from elta_tune.studies.optuna.supervisor import Finished
+from elta_tune.studies.plan import record_plan
+
+pytest.importorskip("nni_node", reason="NNI is not installed")
+
+LR = {"optim.lr": {"type": "float", "low": 3e-4, "high": 3e-2, "log": True}}
+# Trial 0 asks after trial 1 has got an answer, and those that come in their places never.
+HOOKS = """
+import os, time
+from pathlib import Path
+if os.environ.get("NNI_TRIAL_SEQ_ID") is not None:
+    from elta_tune.studies.nni.rest import TrialChannel
+    ask, number = TrialChannel.parameters, os.environ["NNI_TRIAL_SEQ_ID"]
+    first = {{"0": "1", "1": None}}.get(number, "never")
+    def asks(self):
+        while first is not None and not Path(f"{root}/asked-{{first}}").exists():
+            time.sleep(0.05)
+        received = ask(self)
+        Path(f"{root}/asked-{{number}}").touch()
+        return received
+    TrialChannel.parameters = asks
+"""
+
+
+@pytest.fixture
+def without(tmp_path, monkeypatch):
+    """Takes a part of what mends NNI away."""
+
+    def without(part, instead=""):
+        mends = nni_node.MENDS.read_text()
+        assert part in mends
+        (tmp_path / "mends.js").write_text(mends.replace(part, instead))
+        monkeypatch.setattr(nni_node, "MENDS", tmp_path / "mends.js")
+
+    return without
+
+
+def test_nni_that_is_not_mended_is_ended_before_a_trial_starts(without, study_folder, make_plan_of, cache):
+    without("V3asV1: mendBinding, ")
+    plan = make_plan_of(LR)
+    record_plan(study_folder, plan, {"backend": "nni"})
+    with study_folder.lock() as lock, pytest.raises(StudyError, match=r"not mended V3asV1$"):
+        start(study_folder, plan, Workers([Slot("cpu", 1)], cache), None, lock)
+    assert members(NniFolder(study_folder)) == [] and study_folder.trials() == []
+
+
+def test_a_trial_that_is_given_the_parameters_of_another_does_not_train(
+    without, tmp_path, monkeypatch, study_folder, make_plan_of, cache
+):
+    without("if (index >= 0) {", "if (false) {")  # parameters are not bound to trials: NNI swaps them
+    (tmp_path / "hooks").mkdir()
+    (tmp_path / "hooks" / "sitecustomize.py").write_text(HOOKS.format(root=tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hooks"))
+
+    plan = make_plan_of(LR, budget={"trials": 2}, sampler={"name": "random"}, enqueue=[{"optim.lr": 0.02}])
+    record_plan(study_folder, plan, {"backend": "nni"})
+    results = []
+    with study_folder.lock() as lock:
+        node = start(study_folder, plan, Workers([Slot("cpu", 1), Slot("cpu", 1)], cache), None, lock)
+        watcher = NniWatcher(study_folder, plan, node, cache)
+        for event in watcher.events():
+            results += [event.result] if isinstance(event, Finished) else []
+            watcher.interrupted |= len(results) == 2
+    assert members(NniFolder(study_folder)) == []
+    told = {result["trial"]: result["reason"] for result in results}
+    assert sorted(told) == [0, 1]
+    for number, reason in told.items():
+        wrong = f"parameter_id {1 - number}, on record are {number}"
+        assert reason == f"NNI sent the parameters of another trial: {wrong}"
+        assert study_folder.trial(number).epochs() == []
+
+
+def test_every_process_of_a_study_is_found_and_ended_and_no_other(study_folder, tmp_path):
+    folder = NniFolder(study_folder)
+    stubborn = (
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(60)"
+    )
+    meek = "import time\nprint(1, flush=True)\ntime.sleep(60)"
+
+    def process(code, study):
+        environment = {**os.environ, nni_node.STUDY_VARIABLE: str(study)}
+        begun = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        begun.stdout.readline()
+        return begun
+
+    own = [process(meek, study_folder.path), process(stubborn, study_folder.path)]
+    other = process(meek, tmp_path / "another")
+    try:
+        assert {member.pid for member in members(folder)} == {each.pid for each in own}
+        began = time.monotonic()
+        end(folder)
+        assert [psutil.pid_exists(each.pid) for each in own] == [False, False]
+        assert time.monotonic() - began >= nni_node.PATIENCE  # it was given time to end by itself
+        assert other.poll() is None
+        kill(NniFolder(StudyFolder(tmp_path / "another")))
+        assert not psutil.pid_exists(other.pid)
+    finally:
+        for each in [*own, other]:
+            each.kill()
+            each.communicate()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+def test_how_a_study_ended_is_no_error_for_another_user_and_only_unknown(study_folder, make_plan_of):
+    folder = NniFolder(study_folder)
+    folder.create()
+    folder.ended_file.write_text('{"reason": "exhausted"}')
+    assert is_finished(study_folder, make_plan_of(LR))
+    os.seteuid(65534)
+    try:
+        assert folder.ended() is None
+    finally:
+        os.seteuid(0)
+
+
+def test_a_write_that_a_kill_cut_off_is_taken_back(study_folder):
+    folder = NniFolder(study_folder)
+    folder.database.parent.mkdir(parents=True)
+    half_written = """
+import os, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("create table ExperimentProfile (id)")
+database.execute("create table TrialJobEvent (trialJobId, event, data, sequenceId, message)")
+database.execute("insert into ExperimentProfile values ('experiment')")
+database.execute("insert into TrialJobEvent values ('abc', 'RUNNING', '{\\"parameters\\": {}}', 0, null)")
+database.execute("pragma cache_size = 1")
+database.execute("begin")
+for _ in range(2000):
+    database.execute("insert into TrialJobEvent values ('abc', 'FAILED', null, 0, null)")
+os.kill(os.getpid(), 9)
+"""
+    killed = subprocess.run([sys.executable, "-c", half_written, str(folder.database)], check=False)
+    assert killed.returncode == -9
+    assert folder.database.with_name("nni.sqlite-journal").exists()
+    assert has_experiment(folder)
+    assert [(job.id, job.status) for job in recorded_jobs(folder)] == [("abc", "RUNNING")]
