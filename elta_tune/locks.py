@@ -10,7 +10,6 @@ import fcntl
 import os
 import platform
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,29 +79,6 @@ def waiting(path: Path, wait: Callable[[], None] = lambda: None) -> Iterator[Non
 def lock_of(folder: Path) -> Path:
     """The lock file of who makes or removes a folder."""
     return folder.with_name(f".{folder.name}.lock")
-
-
-def make_once(folder: Path, write: Callable[[Path], object]) -> None:
-    """Makes a folder that is not there: of processes that ask at once the first one writes it, and the others wait.
-
-    It is written under another name. What a killed process left there goes when the folder is asked for again.
-
-    Args:
-        write: fills an empty folder.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with waiting(lock_of(folder)):
-        if folder.exists():
-            return
-        aside = folder.with_name(f".{folder.name}.aside")
-        if aside.exists():
-            shutil.rmtree(aside)
-        aside.mkdir()
-        try:
-            write(aside)
-            aside.rename(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 def is_held(path: Path) -> bool:

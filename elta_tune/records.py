@@ -13,8 +13,8 @@
         ├── log.txt  trial.lock      the lock where no study's holds the trial
         └── result.json              written last; its absence means unfinished
 
-Files are written aside and renamed; `metrics.jsonl` is appended, and a torn last line dropped. What a killed process
-left aside is removed by the next one.
+`metrics.jsonl` is appended, and a torn last line dropped; the other files are written under a temporary name and then
+renamed.
 """
 
 from __future__ import annotations
@@ -22,110 +22,21 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
-import math
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from elta_tune.errors import DamagedError, StudyError, did_you_mean
+from elta_tune.files import damage_errors, remove_leftovers, to_json, write_atomic, write_json, write_text
 from elta_tune.locks import Held, hold, is_held, owner
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
     from elta_tune.training.loop import Predictions
     from elta_tune.training.self_training import Epoch
     from elta_tune.training.state import Selection
-
-
-UMASK = os.umask(0)
-os.umask(UMASK)  # it can only be read by setting it
-ASIDE = ".aside"
-"""Ends the name of a file that is being written."""
-
-
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under another name, makes it durable and renames it: readers see the old file or the new.
-
-    Raises:
-        OSError: it can't be written; the old file is untouched.
-    """
-    with writing_aside(path) as aside, full_disk_told(path):
-        write(aside)
-
-
-@contextlib.contextmanager
-def writing_aside(path: Path) -> Iterator[Path]:
-    """Another name, under which the block writes a file, or a folder of files, and may look at it again.
-
-    Where the block ends well it is made durable and renamed, and a folder that was there is gone; else nothing is left.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}{ASIDE}")
-    try:
-        yield aside
-        for written in aside.iterdir() if aside.is_dir() else (aside,):
-            written.chmod(0o666 & ~UMASK)  # safetensors writes for the owner alone
-            with written.open("rb") as file:
-                os.fsync(file.fileno())
-        if aside.is_dir() and path.is_dir():
-            shutil.rmtree(path)  # a rename replaces empty folders alone
-        aside.replace(path)
-    finally:
-        _remove(aside)
-
-
-@contextlib.contextmanager
-def full_disk_told(path: Path) -> Iterator[None]:
-    """Makes an OSError of what torch and safetensors raise where a disk is full."""
-    try:
-        yield
-    except (RuntimeError, SafetensorError) as error:
-        free = shutil.disk_usage(path.parent).free // 2**20
-        raise OSError(f"{path}: can't be written, with {free} MiB free there: {error}") from error
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes were writing aside in a folder and below; none may be writing there now."""
-    for aside in list(folder.rglob(f".*{ASIDE}")):
-        _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def unreadable_told(path: Path) -> Iterator[None]:
-    """Makes a DamagedError, which names the file, of what keeps a study or a trial from being read."""
-    try:
-        yield
-    except OSError as error:
-        raise DamagedError(f"{error.filename or path}: {error.strerror or error}") from error
-
-
-def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON: null for what is not a finite number, text for paths, escapes for names that are not UTF-8."""
-    text = json.dumps(_finite(value), indent=indent, allow_nan=False, default=str, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file aside and renames it."""
-    write_aside(path, lambda aside: aside.write_text(to_json(value, indent=2) + "\n", encoding="utf-8"))
 
 
 class TrialFolder:
@@ -156,7 +67,7 @@ class TrialFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
         if not self.config_file.exists():
-            write_aside(self.config_file, lambda aside: aside.write_text(config_yaml, encoding="utf-8"))
+            write_text(self.config_file, config_yaml)
         elif self.config_file.read_text(encoding="utf-8") != config_yaml:
             raise StudyError(f"{self.config_file}: another configuration was trained here", "choose another --out")
         if not (self.best_file.exists() or self._next_best.exists()):
@@ -185,7 +96,7 @@ class TrialFolder:
         Raises:
             StudyError: it is damaged, or can't be read.
         """
-        with unreadable_told(self.result_file):
+        with damage_errors(self.result_file):
             if not self.result_file.exists():
                 return None
             return _json_object(self.result_file.read_bytes(), f"{self.result_file}", state=str, trial=int | None)
@@ -196,7 +107,7 @@ class TrialFolder:
         Raises:
             StudyError: a line is damaged, other than by a kill, or the file can't be read.
         """
-        with unreadable_told(self.metrics_file):
+        with damage_errors(self.metrics_file):
             whole = self._whole_lines()
         return self._parsed(whole)
 
@@ -226,9 +137,9 @@ class TrialFolder:
             write_selection(self._selection_file(epoch.selection.round), epoch.selection)
         if epoch.is_best:
             metadata = {"step": str(epoch.step)}
-            write_aside(self._next_best, lambda aside: save_file(epoch.weights, aside, metadata=metadata))
+            write_atomic(self._next_best, lambda temporary: save_file(epoch.weights, temporary, metadata=metadata))
         checkpoint = {**epoch.checkpoint, "record": record}
-        write_aside(self.last_file, lambda aside: torch.save(checkpoint, aside))
+        write_atomic(self.last_file, lambda temporary: torch.save(checkpoint, temporary))
         if epoch.is_best:
             self._next_best.replace(self.best_file)
 
@@ -280,7 +191,7 @@ class TrialFolder:
             from elta_tune.training.state import from_plain
 
             predictions = from_plain(Predictions, checkpoint["best"]["predictions"])
-            write_aside(self.predictions_file, lambda aside: write_predictions(aside, predictions))
+            write_atomic(self.predictions_file, lambda temporary: write_predictions(temporary, predictions))
         write_json(self.result_file, result)
         self.clear()
 
@@ -335,7 +246,7 @@ def write_selection(path: Path, selection: Selection) -> None:
         columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
     table = pd.DataFrame(columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, lambda aside: table.to_csv(aside, index=False, errors="backslashreplace"))
+    write_atomic(path, lambda temporary: table.to_csv(temporary, index=False, errors="backslashreplace"))
 
 
 def outcome(checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -394,13 +305,13 @@ class StudyFolder:
         Raises:
             StudyError: its folder can't be looked into.
         """
-        with unreadable_told(self.study_file):
+        with damage_errors(self.study_file):
             return self.study_file.exists()
 
     def create(self, study_yaml: str) -> None:
         """Makes the folder with its `study.yaml`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_aside(self.study_file, lambda aside: aside.write_text(study_yaml, encoding="utf-8"))
+        write_text(self.study_file, study_yaml)
 
     def trial(self, number: int) -> TrialFolder:
         """The folder of a trial, whether it is there or not."""
@@ -435,7 +346,7 @@ class StudyFolder:
         Raises:
             StudyError: its lock can't be read.
         """
-        with unreadable_told(self.lock_file):
+        with damage_errors(self.lock_file):
             return is_held(self.lock_file)
 
     def is_preparing(self) -> bool:
@@ -458,7 +369,7 @@ def preparing_studies(runs: Path) -> list[StudyFolder]:
 
 
 def _folders_with(file: str, runs: Path) -> list[StudyFolder]:
-    with unreadable_told(runs):
+    with damage_errors(runs):
         return [StudyFolder(path.parent) for path in sorted(runs.glob(f"*/{file}"))]
 
 

@@ -16,7 +16,7 @@ import yaml
 
 import elta_tune
 from elta_tune.errors import ConfigError, StudyError
-from elta_tune.records import to_json
+from elta_tune.files import to_json
 from elta_tune.results.tables import json_line
 from elta_tune.studies.optuna.supervisor import Finished
 

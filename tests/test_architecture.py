@@ -14,6 +14,7 @@ ROOMS = (
     "errors",
     "cores",
     "locks",
+    "files",
     "documents",
     "method",
     "config",

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from elta_tune.locks import Held, Owner, hold, is_held, make_once, owner, waiting
+from elta_tune.locks import Held, Owner, hold, is_held, owner, waiting
 
 HOLD = """
 import sys, time
@@ -18,16 +18,6 @@ from elta_tune.locks import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
-"""
-MAKE = """
-import sys, time
-from pathlib import Path
-from elta_tune.locks import make_once
-def write(folder):
-    (folder / sys.argv[2]).touch()
-    print("writes", flush=True)
-    sys.stdin.readline()
-make_once(Path(sys.argv[1]), write)
 """
 
 
@@ -69,29 +59,6 @@ def test_a_child_that_inherits_a_lock_holds_it_for_its_own_life(tmp_path):
     assert not is_held(lock)
 
 
-def test_a_folder_is_made_once_and_whole_by_who_comes_after_a_killed_one(tmp_path):
-    folder = tmp_path / "deep" / "made"
-
-    def start(name):
-        command = [sys.executable, "-c", MAKE, str(folder), name]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    with start("killed") as first:
-        assert first.stdout.readline() == "writes\n"
-        first.kill()
-    assert not folder.exists()
-    with start("second") as second:
-        assert second.stdout.readline() == "writes\n"
-        with start("third") as third:
-            second.communicate("\n")
-            assert third.communicate()[0] == ""  # it waited, and had nothing to write
-    assert (second.returncode, third.returncode) == (0, 0)
-    assert [path.name for path in folder.iterdir()] == ["second"]
-    with pytest.raises(OSError, match="full"):
-        make_once(tmp_path / "deep" / "failed", full)
-    assert {path.name for path in folder.parent.iterdir()} == {"made", ".made.lock", ".failed.lock"}
-
-
 def test_who_waits_for_a_lock_that_its_holder_removes_takes_the_next_one(tmp_path):
     lock, order = tmp_path / "lock", []
 
@@ -111,8 +78,3 @@ def test_who_waits_for_a_lock_that_its_holder_removes_takes_the_next_one(tmp_pat
     for thread in threads:
         thread.join()
     assert [line.split()[1] for line in order] == ["begins", "ends"] * 2
-
-
-def full(folder):
-    (folder / "part").touch()
-    raise OSError("the disk is full")

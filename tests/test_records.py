@@ -2,118 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import open_dataset
 from elta_tune.errors import StudyError
-from elta_tune.records import StudyFolder, TrialFolder, find_studies, open_study, to_json, write_aside, write_json
+from elta_tune.files import write_json
+from elta_tune.records import StudyFolder, TrialFolder, find_studies, open_study
 from elta_tune.training.self_training import Epoch, self_training_rounds
 from elta_tune.trial import NoReporter, TrialStopped, run_trial
 
 
-def test_json_has_null_for_what_is_not_finite() -> None:
-    value = {"a": math.nan, "b": [1.5, -math.inf, (math.inf, 2)], "c": {"d": np.float64("nan")}, "e": Path("x/ü")}
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is no JSON")
-
-    read = json.loads(to_json(value), parse_constant=refuse)
-    assert read == {"a": None, "b": [1.5, None, [None, 2]], "c": {"d": None}, "e": "x/ü"}
-
-
-# Files written aside
-
-
 class Killed(BaseException):
     """Stands for a kill, where the test goes on in the same process."""
-
-
-def test_a_write_that_ends_early_leaves_the_old_file_alone(tmp_path: Path) -> None:
-    file = tmp_path / "result.json"
-    write_json(file, {"old": 1})
-
-    def torn(aside: Path) -> None:
-        aside.write_text('{"new"')
-        raise Killed
-
-    with pytest.raises(Killed):
-        write_aside(file, torn)
-    assert json.loads(file.read_text()) == {"old": 1}
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_files_have_the_user_s_permissions(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_text("")
-    file = tmp_path / "best.safetensors"
-    write_aside(file, lambda aside: save_file({"a": torch.zeros(1)}, aside))  # which writes for the owner alone
-    assert file.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-KILLED_WHILE_WRITING = """
-import os, signal, sys
-from pathlib import Path
-from elta_tune.records import write_aside
-def write(aside):
-    aside.write_bytes(b"x" * 1000)
-    os.kill(os.getpid(), signal.SIGKILL)
-write_aside(Path(sys.argv[1]), write)
-"""
-
-
-def test_what_killed_processes_left_aside_is_removed_by_the_next(tmp_path: Path) -> None:
-    folder = TrialFolder(tmp_path / "trial")
-    folder.create("seed: 0\n")
-    (folder.path / "pseudo_labels").mkdir()
-    kept = [folder.config_file, folder.path / ".mine", folder.path / "pseudo_labels" / "round_1.csv"]
-    for file in kept[1:]:
-        file.write_text("kept")
-    for file in (folder.last_file, folder.path / "pseudo_labels" / "round_2.csv"):
-        done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(file)], check=False)
-        assert done.returncode == -signal.SIGKILL
-        assert not file.exists()
-    assert sum(path.stat().st_size == 1000 for path in folder.path.rglob("*")) == 2
-    exported = folder.path / ".best.hf.123.aside"  # a folder of files
-    exported.mkdir()
-    (exported / "model.safetensors").write_bytes(b"x" * 1000)
-    TrialFolder(folder.path).create("seed: 0\n")
-    assert sorted(path for path in folder.path.rglob("*") if path.is_file()) == sorted(kept)
-    assert not exported.exists()
-
-
-WRITERS: list[Callable[[Path], object]] = [
-    lambda aside: torch.save({"a": torch.zeros(10_000)}, aside),
-    lambda aside: save_file({"a": torch.zeros(10_000)}, aside),
-    lambda aside: aside.write_bytes(bytes(40_000)),
-]
-
-
-@pytest.mark.parametrize("write", WRITERS, ids=["torch", "safetensors", "plain"])
-def test_a_full_disk_is_an_os_error_that_names_the_file(
-    write: Callable[[Path], object], tmp_path: Path, full_disk: Callable[[], None]
-) -> None:
-    file = tmp_path / "last.ckpt"
-    file.write_text("old")
-    full_disk()
-    with pytest.raises(OSError, match=r"last\.ckpt: can't be written, with \d+ MiB free there: .+|File too large"):
-        write_aside(file, write)
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
 
 
 # metrics.jsonl
@@ -458,9 +371,3 @@ def test_a_study_of_another_user_is_named(tmp_path: Path) -> None:
             StudyFolder(tmp_path / "runs" / "theirs").exists()
     finally:
         os.seteuid(0)
-
-
-def test_names_that_are_not_utf_8_survive_json() -> None:
-    name = os.fsdecode(b"fot\xf6.jpg")
-    text = to_json({"image_id": name, "city": "Köln"})
-    assert json.loads(text.encode("utf-8")) == {"image_id": name, "city": "Köln"}

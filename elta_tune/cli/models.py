@@ -41,8 +41,9 @@ def evaluate(
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
+    from elta_tune.files import write_atomic
     from elta_tune.models.outputs import check_output, unwritable_told
-    from elta_tune.records import write_aside, write_predictions
+    from elta_tune.records import write_predictions
 
     if predictions is not None:
         check_output(predictions, force, "--predictions")
@@ -63,7 +64,7 @@ def evaluate(
     _tell_note(model, found.note)
     if predictions is not None:
         with unwritable_told(predictions):
-            write_aside(predictions, lambda aside: write_predictions(aside, found.predictions))
+            write_atomic(predictions, lambda aside: write_predictions(aside, found.predictions))
     told = {"model": model, "split": None if csv or from_predictions else split or "val", "data": found.data}
     told |= {name: getattr(found.yardstick, name) for name in ("scale", "threshold", "tail_cuts")}
     _tell_metrics({**told, "metrics": found.metrics}, as_json)
@@ -247,7 +248,8 @@ def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) ->
 
 def _line(prediction: Prediction, as_json: bool) -> str:
     from elta_tune.cli.text import metric
-    from elta_tune.results.tables import as_utf8, json_line
+    from elta_tune.files import as_utf8
+    from elta_tune.results.tables import json_line
 
     if as_json:
         return json_line(prediction)

@@ -33,6 +33,6 @@ Device = Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU
 
 def print_json(value: Any) -> None:
     """Prints a value as JSON; what is not a finite number is null."""
-    from elta_tune.records import to_json
+    from elta_tune.files import to_json
 
     print(to_json(value, indent=2))

@@ -30,7 +30,7 @@ from elta_tune.config import DataConfig
 from elta_tune.data.cache.images import Progress
 from elta_tune.data.splits import SPLITS
 from elta_tune.errors import DataError
-from elta_tune.locks import make_once
+from elta_tune.files import make_once
 
 VERSION = 1
 """Another number makes the images anew: raise it when others are drawn."""

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from elta_tune.errors import StudyError
+from elta_tune.files import write_atomic
 from elta_tune.models.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.models.formats.convert import write_model
 from elta_tune.models.formats.kinds import Kind
 from elta_tune.models.outputs import unwritable_told
-from elta_tune.records import StudyFolder, write_aside
+from elta_tune.records import StudyFolder
 from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.devices import available_devices
 from elta_tune.training.model import SCALE
@@ -58,7 +59,7 @@ def _measured(checkpoint: Checkpoint, split: str, *, cache: Path, like: dict[str
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trial.ckpt"  # which tells where its data are, as other formats do not
         with unwritable_told(file):
-            write_aside(file, lambda aside: save_checkpoint(checkpoint, aside, "ckpt"))
+            write_atomic(file, lambda aside: save_checkpoint(checkpoint, aside, "ckpt"))
         return measure(file, split, cache=cache, like=like)
 
 

@@ -13,8 +13,8 @@ import torch
 
 from elta_tune.data.dataset import open_dataset
 from elta_tune.errors import DataError, EltaTuneError
+from elta_tune.files import write_json
 from elta_tune.models.checkpoint import load_checkpoint
-from elta_tune.records import write_json
 from elta_tune.training.devices import device_of
 from elta_tune.training.loop import evaluate, predict
 from elta_tune.training.model import place

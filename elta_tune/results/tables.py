@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from elta_tune.errors import ConfigError
+from elta_tune.files import as_utf8, atomic_path, to_json
 from elta_tune.models.outputs import unwritable_told
-from elta_tune.records import to_json, writing_aside
 from elta_tune.results.predict import Prediction
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -43,18 +43,13 @@ def write_table(path: Path, predictions: Iterable[Prediction], bins: int) -> Non
         StudyError: it can't be written.
     """
     write = {".csv": _write_csv, ".jsonl": _write_json_lines, ".parquet": _write_parquet}[path.suffix]
-    with unwritable_told(path), writing_aside(path) as aside:
+    with unwritable_told(path), atomic_path(path) as aside:
         write(aside, predictions, bins)
 
 
 def json_line(prediction: Prediction) -> str:
     """One prediction as a JSON object."""
     return to_json(_record(prediction))
-
-
-def as_utf8(text: str) -> str:
-    """Text that can be written: names of files need not be UTF-8, and have escapes for what is not."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _record(prediction: Prediction) -> dict[str, Any]:

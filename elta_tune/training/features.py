@@ -35,7 +35,7 @@ from elta_tune.data.cache.images import Progress, no_progress
 from elta_tune.data.cache.packs import Images
 from elta_tune.data.dataset import Dataset, Split
 from elta_tune.errors import DataError
-from elta_tune.locks import make_once
+from elta_tune.files import make_once
 from elta_tune.training.loop import exact_convolutions
 from elta_tune.training.model import AestheticModel, check_backbone, place
 

@@ -17,11 +17,12 @@ from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.errors import ModelError
+from elta_tune.files import write_json
 from elta_tune.models.checkpoint import load_checkpoint, save_checkpoint
 from elta_tune.models.formats.convert import write_model
 from elta_tune.models.formats.kinds import DEFAULT_NAMES, Kind
 from elta_tune.models.load import load_model_file
-from elta_tune.records import StudyFolder, TrialFolder, write_json
+from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.results.export import trial_checkpoint
 from elta_tune.results.sources import load_model
 from elta_tune.trial import NoReporter, run_trial

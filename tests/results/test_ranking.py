@@ -9,7 +9,8 @@ import pytest
 
 from elta_tune.config import TrialConfig
 from elta_tune.errors import StudyError
-from elta_tune.records import StudyFolder, write_json
+from elta_tune.files import write_json
+from elta_tune.records import StudyFolder
 from elta_tune.results.ranking import best_result, ranked
 from elta_tune.space.space import SearchSpace
 from elta_tune.studies.plan import StudyPlan, make_plan

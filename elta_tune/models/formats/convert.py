@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.errors import StudyError
+from elta_tune.files import atomic_path, disk_errors, write_atomic
 from elta_tune.models.card import model_card
 from elta_tune.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from elta_tune.models.formats.kinds import Kind, card_file
 from elta_tune.models.formats.onnx import run_onnx, write_onnx
 from elta_tune.models.formats.timm import HEAD_FILE, check_weights, read_folder, read_timm, write_folder, write_timm
 from elta_tune.models.outputs import unwritable_told
-from elta_tune.records import full_disk_told, write_aside, writing_aside
 from elta_tune.training.loop import to_method_scale
 from elta_tune.training.model import AestheticModel
 
@@ -45,8 +45,8 @@ def write_model(checkpoint: Checkpoint, path: Path, kind: Kind) -> float:
         raise StudyError(f"{path}: is a folder that was not exported here; it is left as it is")
     with unwritable_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with writing_aside(path) as aside:
-            with full_disk_told(path):
+        with atomic_path(path) as aside:
+            with disk_errors(path):
                 write(checkpoint, aside)
             difference = _largest_difference(checkpoint, lambda images: read_back(checkpoint, aside, images), kind)
             if not difference <= TOLERANCE:
@@ -56,7 +56,7 @@ def write_model(checkpoint: Checkpoint, path: Path, kind: Kind) -> float:
                 )
         if kind == "safetensors":
             card = model_card(checkpoint, f"elta-tune predict {path.name} PHOTOS --sort")
-            write_aside(card_file(path), lambda file: file.write_text(card, encoding="utf-8"))
+            write_atomic(card_file(path), lambda file: file.write_text(card, encoding="utf-8"))
     return difference
 
 

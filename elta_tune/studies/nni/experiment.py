@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Reported
-from elta_tune.records import StudyFolder, TrialFolder, write_json
+from elta_tune.files import write_json
+from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import Node, end, kill, start_node, verify_mends
 from elta_tune.studies.nni.rest import NodeGone

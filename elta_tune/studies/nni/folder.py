@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from elta_tune.executors.local import Slot
-from elta_tune.records import StudyFolder, write_json
+from elta_tune.files import write_json
+from elta_tune.records import StudyFolder
 
 EXPERIMENT = "experiment"
 """NNI's id of the experiment, and its folder's name: each study has a place of its own."""

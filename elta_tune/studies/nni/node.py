@@ -20,7 +20,8 @@ from typing import Literal
 import psutil
 
 from elta_tune.errors import ConfigError, StudyError
-from elta_tune.records import StudyFolder, write_json
+from elta_tune.files import write_json
+from elta_tune.records import StudyFolder
 from elta_tune.studies.nni.folder import EXPERIMENT, NniFolder
 from elta_tune.studies.nni.rest import HOST, NodeGone, Rest, request
 
