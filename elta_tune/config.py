@@ -5,28 +5,32 @@ The defaults are those of ELTA's released code (METHOD.md §6); `trials/*.yaml` 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from elta_tune.documents import (
+    NULLS,
     Document,
     NotYaml,
     Section,
     field_error,
     field_names,
+    option_error,
     parse,
     read_document,
     read_value,
     shown,
+    takes_text,
 )
-from elta_tune.errors import ConfigError, did_you_mean
+from elta_tune.errors import ConfigError
 from elta_tune.method.metrics import DIRECTIONS
 
 
@@ -298,7 +302,7 @@ class Objective(Section):
     def _known(cls, metric: str) -> str:
         known = (*DIRECTIONS, *UNDIRECTED)
         if metric not in known:
-            raise ValueError(f"should be a metric of the validation{did_you_mean(metric, known)}: {', '.join(known)}")
+            raise option_error("a metric of the validation split", known)
         return metric
 
     @field_validator("direction", mode="before")
@@ -442,7 +446,8 @@ def load_recipe(path: Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -
     values = dict(overrides) if isinstance(overrides, Mapping) else read_overrides(overrides)
     # The whole is checked at once, so that --set may mend the file.
     content = _with(document.content, values, "--set")
-    return parse(TrialConfig, replace(document, content=content, overridden=frozenset(values)))
+    own = {key: text for key, text in document.texts.items() if not any(f"{key}.".startswith(f"{n}.") for n in values)}
+    return parse(TrialConfig, replace(document, content=content, texts=own, overridden=frozenset(values)))
 
 
 def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
@@ -456,12 +461,28 @@ def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
+    name = key.strip()
+    if not equals or not name:
         raise ConfigError(f"--set {text}: should look like section.field=value")
+    if name in FIELDS and takes_text(FIELDS[name]):
+        return name, _typed_text(name, value if key == key.rstrip() else value.strip())
     try:
-        return key.strip(), read_value(value)
+        return name, read_value(value)
     except NotYaml as error:
         raise ConfigError(f"--set {text}: the value is not YAML: {error}", "quote it: --set 'key=\"value\"'") from error
+
+
+def _typed_text(name: str, text: str) -> str | None:
+    """The text that was typed, `#` and `: ` included; within quotes what they enclose; null of an optional field.
+
+    A file that is called null, or that has quotes at both ends of its name, is `./null`.
+    """
+    if text.strip() in NULLS and type(None) in get_args(FIELDS[name].annotation):
+        return None
+    if text[:1] in ("'", '"') and text[:1] == text[-1:]:
+        with contextlib.suppress(NotYaml):
+            return str(read_value(text))
+    return text
 
 
 def _with(content: Mapping[str, Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:

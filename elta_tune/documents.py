@@ -7,8 +7,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, get_args
+from pathlib import Path, PurePath
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -16,6 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from elta_tune.errors import ConfigError
+from elta_tune.suggestions import did_you_mean, suggest_field
 
 Model = TypeVar("Model", bound="Section")
 
@@ -62,6 +64,14 @@ def field_error(name: str, text: str) -> PydanticCustomError:
     return PydanticCustomError("field", "{text}", {"field": name, "text": text})
 
 
+def option_error(what: str, options: Iterable[str]) -> PydanticCustomError:
+    """What a check raises about a value that is none of the known ones."""
+    known = list(options)
+    return PydanticCustomError(
+        "option", "should be {what}: {known}", {"what": what, "known": ", ".join(known), "options": known}
+    )
+
+
 class NotYaml(ValueError):
     """A text can't be read as YAML; `line` counts from 1, None where it is not known."""
 
@@ -98,11 +108,12 @@ Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Document:
-    """The content of a YAML file, where each of its dotted keys stands, and which of them `--set` overrode."""
+    """The content of a YAML file, the line and plain text of each dotted key, and the keys that were overridden."""
 
     name: str
     content: dict[str, Any]
     lines: Mapping[str, int] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
     overridden: frozenset[str] = frozenset()
 
     def place(self, key: str) -> str:
@@ -160,13 +171,14 @@ def read_document(path: Path) -> Document:
         raise ConfigError(f"{path}: should hold `key: value` lines")
     lines: dict[str, int] = {}
     problems = []
-    for key, line in keys:
+    for key, line, _ in keys:
         if key in lines:
-            problems.append(f"{path}:{line}: {key} stands here twice (first in line {lines[key]})")
+            problems.append(f"{path}:{line}: {key} is a duplicate of line {lines[key]}")
         lines.setdefault(key, line)
     if problems:
         raise ConfigError("\n".join(problems))
-    return Document(str(path), content or {}, lines)
+    texts = {key: text for key, _, text in keys if text is not None}
+    return Document(str(path), content or {}, lines, texts)
 
 
 def read_value(text: str) -> Any:
@@ -178,8 +190,12 @@ def read_value(text: str) -> Any:
     return _read_yaml(text)[0]
 
 
-def _read_yaml(text: str) -> tuple[Any, list[tuple[str, int]]]:
-    """The content of a YAML text, and its dotted keys with their lines."""
+Key = tuple[str, int, str | None]
+"""A dotted key, its line, and its value as it was typed if that is one unquoted word or number."""
+
+
+def _read_yaml(text: str) -> tuple[Any, list[Key]]:
+    """The content of a YAML text, and its keys."""
     try:
         loader = Loader(text)
         node = loader.get_single_node()
@@ -189,15 +205,35 @@ def _read_yaml(text: str) -> tuple[Any, list[tuple[str, int]]]:
         return loader.construct_document(node), keys
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        problem = ", ".join(filter(None, (error.context, error.problem)))
-        raise NotYaml(problem, mark.line + 1 if mark else None) from error
+        said = ", ".join(filter(None, (error.context, error.problem)))
+        raise NotYaml(_yaml_problem(said), mark.line + 1 if mark else None) from error
     except yaml.YAMLError as error:
-        raise NotYaml(" ".join(str(error).split())) from error
+        raise NotYaml(_yaml_problem(" ".join(str(error).split()))) from error
     except RecursionError as error:
-        raise NotYaml("it is nested too deeply, or an alias (*name) stands within what it names") from error
+        raise NotYaml("it is nested too deeply, or an alias (*name) is inside the value that it names") from error
 
 
-def _keys(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
+YAML_PROBLEMS = {
+    r"character '\\t'": "a tab is used for indentation or before a value; use spaces",
+    r"character '[@`%]'": "text that begins with @, ` or % needs quotes",
+    r"mapping values are not allowed": "a second `: ` in a line, or wrong indentation; text with `: ` needs quotes",
+    r"could not find expected ':'": "a line without `: ` after its key, or a quote or bracket that is not closed",
+    r"expected ',' or '[]}]'": "a bracket is not closed, or a comma is missing",
+    r"unexpected end of stream": "a quote is not closed",
+    r"expected <block end>|did not find expected": "this line does not fit the indentation of the lines above it",
+    r"undefined alias": "an alias (*name) has no anchor (&name) above it",
+    r"but found another document": "there is a second document (`---`); a file should hold one",
+    r"could not determine a constructor": "YAML tags (!name) are not supported",
+    r"special characters are not allowed": "it contains a control character",
+}
+"""What PyYAML says, as a pattern, and what that means to the author of a file."""
+
+
+def _yaml_problem(said: str) -> str:
+    return next((meaning for pattern, meaning in YAML_PROBLEMS.items() if re.search(pattern, said)), said)
+
+
+def _keys(node: yaml.Node, prefix: str = "") -> Iterator[Key]:
     if isinstance(node, yaml.MappingNode):
         children = [(f"{prefix}{key.value}", key, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
@@ -205,7 +241,8 @@ def _keys(node: yaml.Node, prefix: str = "") -> Iterator[tuple[str, int]]:
     else:
         return
     for name, key, value in children:
-        yield name, key.start_mark.line + 1
+        is_plain = isinstance(value, yaml.ScalarNode) and value.style is None
+        yield name, key.start_mark.line + 1, value.value if is_plain else None
         yield from _keys(value, f"{name}.")
 
 
@@ -216,12 +253,49 @@ def parse(model: type[Model], document: Document) -> Model:
         ConfigError: names every wrong field at once, each with its place, its rule and a suggestion.
     """
     try:
-        return model.model_validate(document.content)
+        return model.model_validate(_with_texts(model, document))
     except ValidationError as error:
         # Where a field takes several types pydantic tells of each: the last, which is the widest, is shown.
         problems = {_key(document.content, detail): detail for detail in error.errors()}
         ordered = sorted(problems.items(), key=lambda item: document.line(item[0]))
         raise ConfigError("\n".join(_sentence(model, document, key, detail) for key, detail in ordered)) from None
+
+
+NULLS = ("", "~", "null", "Null", "NULL")
+"""How YAML spells null."""
+
+
+def _with_texts(model: type[Model], document: Document) -> dict[str, Any]:
+    """The content, in which fields that take text or a path have what was typed: the folder `2024`, not the number."""
+    content = document.content
+    for name, info in field_names(model).items() if document.texts else ():
+        text = document.texts.get(name)
+        if text is not None and text not in NULLS and takes_text(info):
+            content = _with_value(content, name, text)
+    return content
+
+
+def _with_value(content: Mapping[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with another value of one dotted key."""
+    first, _, rest = name.partition(".")
+    return {**content, first: _with_value(content[first], rest, value) if rest else value}
+
+
+def takes_text(info: Any) -> bool:
+    """Whether a field takes text or a path, and nothing else (but perhaps null)."""
+    kinds = {kind for kind in _kinds(info.annotation) if kind is not NoneType}
+    return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, str | PurePath) for kind in kinds)
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The members of a union, without what annotates them."""
+    if get_origin(annotation) is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, UnionType):
+        for item in get_args(annotation):
+            yield from _kinds(item)
+    else:
+        yield annotation
 
 
 def field_names(model: type[BaseModel]) -> dict[str, Any]:
@@ -245,14 +319,31 @@ def _sections(annotation: Any) -> Iterator[type[Section]]:
 
 
 def _sentence(model: type[BaseModel], document: Document, key: str, detail: ErrorDetails) -> str:
-    rule = RULES.get(detail["type"]) or detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
-    given = detail["input"]
-    if detail["type"] == "extra_forbidden":
-        rule += _suggestion(model, key, detail)
-    elif isinstance(given, str | int | float | None) and not isinstance(given, bool) and detail["type"] != "missing":
+    """``place: key: rule, not value — did you mean …?``"""
+    kind, given = detail["type"], detail["input"]
+    rule = RULES.get(kind) or detail["msg"].removeprefix("Input ").removeprefix("Value error, ")
+    question = ""
+    if kind == "kind" and isinstance(given, Mapping):
+        given = given.get("type")
+    if kind == "extra_forbidden":
+        is_flow = ":" in key and given is None  # {val:0.1}, which YAML reads as one key
+        rule, question = (NO_BLANK, "") if is_flow else (rule, _suggestion(model, key, detail))
+    elif isinstance(given, str | int | float | None) and not isinstance(given, bool) and kind != "missing":
         rule += f", not {shown(given)}"
+        question = did_you_mean(given, _options(detail)) if isinstance(given, str) else ""
     name = key if key and key.isprintable() else repr(key)
-    return f"{document.place(key)}: {name}: {rule}" if detail["loc"] or key else f"{document.place(key)}: {rule}"
+    return (
+        f"{document.place(key)}: {name}: {rule}{question}" if detail["loc"] or key else f"{document.place(key)}: {rule}"
+    )
+
+
+NO_BLANK = "a blank is missing after the colon, as in {val: 0.1}"
+
+
+def _options(detail: ErrorDetails) -> list[str]:
+    """The values that a field takes, where they can be listed."""
+    context = detail.get("ctx", {})
+    return context.get("options") or re.findall(r"'([^']*)'", str(context.get("expected", "")))
 
 
 def shown(value: Any, *, limit: int = 60) -> str:
@@ -274,8 +365,7 @@ def _key(content: Any, detail: ErrorDetails) -> str:
             parts.append(str(part))
     if detail["type"] == "missing":
         parts.append(str(detail["loc"][-1]))
-    if detail["type"] == "field":
-        parts.append(detail["ctx"]["field"])
+    parts += [detail["ctx"]["field"]] if "field" in detail.get("ctx", {}) else []
     return ".".join(parts)
 
 
@@ -294,12 +384,3 @@ def _suggestion(model: type[BaseModel], key: str, detail: ErrorDetails) -> str:
         return f": it belongs below `{leaf.rpartition('.')[0]}:`"
     section = key.removesuffix(leaf)
     return suggest_field(key, [*known, *(f"{section}{name}" for each in models for name in each.model_fields)])
-
-
-def suggest_field(key: str, known: Iterable[str]) -> str:
-    """`did_you_mean` for dotted names: their last parts are compared, then where they stand."""
-    places: dict[str, list[str]] = {}
-    for name in known:
-        places.setdefault(name.rpartition(".")[2], []).append(name)
-    near = difflib.get_close_matches(key.rpartition(".")[2], places, n=1)
-    return f" — did you mean {difflib.get_close_matches(key, places[near[0]], n=1, cutoff=0)[0]!r}?" if near else ""

@@ -15,9 +15,6 @@ Anything else that is raised is a fault of the program and keeps its traceback.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 
 class EltaTuneError(Exception):
     """What the user has to know, and how to go on.
@@ -71,9 +68,3 @@ class DivergedError(TrialError):
 
 class OutOfMemoryError(TrialError):
     """The device has no memory left."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``" — did you mean 'x'?"``, or nothing where no known name is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" — did you mean {near[0]!r}?" if near else ""

@@ -29,9 +29,10 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any
 
-from elta_tune.errors import DamagedError, StudyError, did_you_mean
+from elta_tune.errors import DamagedError, StudyError
 from elta_tune.files import damage_errors, remove_leftovers, to_json, write_atomic, write_json, write_text
 from elta_tune.locks import Held, hold, is_held, owner
+from elta_tune.suggestions import did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
     from elta_tune.training.loop import Predictions

@@ -12,6 +12,7 @@ import elta_tune
 
 ROOMS = (
     "errors",
+    "suggestions",
     "cores",
     "locks",
     "files",

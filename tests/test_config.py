@@ -116,7 +116,7 @@ def test_set_mends_the_file_and_what_it_breaks_is_put_on_it(write):
         "--set: mixup.tau_1: should be a number, not 'x'",
         "--set: mixup.tau_3: there is no such field — did you mean 'mixup.tau_2'?",
         "--set: optim.lr: should be greater than 0, not -2",
-        f"{file}:3: optim.name: should be 'adam', 'adamw' or 'sgd', not 'sgdd'",
+        f"{file}:3: optim.name: should be 'adam', 'adamw' or 'sgd', not 'sgdd' — did you mean 'sgd'?",
     ]
 
 
@@ -166,6 +166,27 @@ def test_a_wrong_set_is_one_line(override, message, write):
     assert "\n" not in found
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["set #2", "2024-05-01", "yes", "a: b", "[1, 2]", "{a", "*x", "1e5", "007", " x", "x ", "it's", "\\", "é"],
+)
+@pytest.mark.parametrize("field", ["data.root", "model.weights", "data.columns.id"])
+def test_set_takes_text_as_it_was_typed(field, text, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value = load_recipe(write(""), [f"{field}={text}"]).get(field)
+    assert value == (text if field == "data.columns.id" else str(tmp_path / text))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("null", None), ("", None), ("~", None), ("./null", "null"), ('"set #2"', "set #2"), ("'n'", "n")],
+)
+def test_set_reads_null_and_quotes_of_a_text_field(text, expected, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(write("data: {root: /elsewhere}\n"), [f"data.root={text}"])
+    assert recipe.get("data.root") == (expected and str(tmp_path / expected))
+
+
 def test_set_does_not_hide_that_a_section_is_none(write):
     message = refusal(load_recipe, write("optim: 3\n"), ["optim.lr=1"])
     assert message == "--set: optim.lr: there are no fields below optim, which is 3"
@@ -212,7 +233,7 @@ def test_the_demo_takes_no_files_of_ones_own(name):
         ({"data.scale": [1, 1]}, "data.scale: should rise, not [1.0, 1.0]"),
         (
             {"evaluation.metric": "srrc"},
-            "evaluation.metric: should be a metric of the validation — did you mean 'srcc'",
+            "evaluation.metric: should be a metric of the validation split: srcc, plcc, ",
         ),
         ({"evaluation.metric": "n_low"}, "evaluation.metric: should be a metric of the validation"),
         ({"evaluation.direction": "up"}, "evaluation.direction: should be 'maximize' or 'minimize', not 'up'"),

@@ -268,7 +268,12 @@ Parameter = Annotated[
     Annotated[FloatParameter, Tag("float")]
     | Annotated[IntParameter, Tag("int")]
     | Annotated[CategoricalParameter, Tag("categorical")],
-    Discriminator(_kind, custom_error_type="kind", custom_error_message="type should be float, int or categorical"),
+    Discriminator(
+        _kind,
+        custom_error_type="kind",
+        custom_error_message="type should be float, int or categorical",
+        custom_error_context={"options": ["float", "int", "categorical"]},
+    ),
 ]
 
 

@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from elta_tune.config import FIELDS, Objective, TrialConfig, switch_of
-from elta_tune.documents import Document, Section, field_error, parse, read_document, shown, suggest_field
+from elta_tune.documents import Document, Section, field_error, parse, read_document, shown
 from elta_tune.errors import ConfigError
 from elta_tune.space.parameters import CategoricalParameter, Choice, Condition, Parameter, Suggester
+from elta_tune.suggestions import suggest_field
 
 FIXED_SECTIONS = ("seed", "data", "evaluation")
 """What is measured, and with which random numbers, is the same for all trials of a study."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from elta_tune.errors import ConfigError, StudyError, did_you_mean
+from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder
 from elta_tune.studies.nni.space import to_nni
 from elta_tune.studies.plan import StudyPlan, read_facts
+from elta_tune.suggestions import did_you_mean
 
 BACKENDS = ("optuna", "nni")
 SAMPLERS = {

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from elta_tune.errors import ModelError, did_you_mean
+from elta_tune.errors import ModelError
+from elta_tune.suggestions import did_you_mean
 
 KINDS = ("cpu", "cuda", "mps")
 """Kinds of devices that trainings run on; torch knows more, of which some compute nothing."""

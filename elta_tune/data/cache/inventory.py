@@ -13,8 +13,9 @@ import numpy as np
 
 from elta_tune.data.cache.index import Shelf
 from elta_tune.data.cache.packs import DIGEST
-from elta_tune.errors import DataError, did_you_mean
+from elta_tune.errors import DataError
 from elta_tune.locks import lock_of, waiting
+from elta_tune.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from elta_tune.config import DataConfig
 from elta_tune.data.readers.formats import FORMATS, PARA_ID, Format, fitting, read_labels
 from elta_tune.data.readers.tables import Sheet
 from elta_tune.data.readers.text import ID_COLUMNS
-from elta_tune.errors import ConfigError, DataError, did_you_mean
+from elta_tune.errors import ConfigError, DataError
+from elta_tune.suggestions import did_you_mean
 
 SCORE_COLUMNS = ("score", "MOS", "mos", "gt_score", "gt", "aestheticScore_mean", "mos_quality", "Score")
 SPLIT_COLUMNS = ("official_split", "split", "set")

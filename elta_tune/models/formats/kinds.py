@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from elta_tune.errors import ConfigError, did_you_mean
+from elta_tune.errors import ConfigError
 from elta_tune.models.outputs import refuse_existing
+from elta_tune.suggestions import did_you_mean
 
 Kind = Literal["ckpt", "safetensors", "onnx", "timm", "hf"]
 DEFAULT_NAMES: dict[Kind, str] = {

@@ -15,8 +15,9 @@ import yaml
 
 from elta_tune.config import FIELDS
 from elta_tune.documents import Document, parse, read_document, shown
-from elta_tune.errors import ConfigError, did_you_mean
+from elta_tune.errors import ConfigError
 from elta_tune.space.space import FIXED_SECTIONS, SearchSpace
+from elta_tune.suggestions import did_you_mean
 
 MOST_VALUES = 1000
 """Values that a rounded range of NNI may have and still be written out."""

@@ -243,7 +243,7 @@ def test_what_a_space_does_not_say_as_the_experiment_did_stands_above_it(tmp_pat
         ("a.py", "def f(:", r"a\.py:1: not a Python script"),
         ("a.json", "{", "not JSON"),
         ("a.json", "[]", "holds no search space"),
-        ("a.yaml", "lr: 1\nlr: 2", "stands here twice"),
+        ("a.yaml", "lr: 1\nlr: 2", "is a duplicate of line 1"),
         ("a.yaml", "searchSpaceFile: space.json\ntuner: {name: TPE}", r"is in space\.json: give that file"),
         ("a.json", '{"searchSpace": [1]}', "searchSpace: should be a mapping"),
         ("a.yaml", "maxTrialNumber: x\nsearchSpace: {lr: {_type: uniform, _value: [1, 2]}}", "budget.trials: should"),
