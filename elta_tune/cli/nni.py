@@ -146,7 +146,7 @@ def watch(folder: StudyFolder, plan: StudyPlan, node: Node, workers: Workers) ->
     from elta_tune.cli.live import Board, study_view
     from elta_tune.cli.run import tell_outcome
     from elta_tune.cli.text import console, this_command
-    from elta_tune.studies.nni.experiment import NniWatcher
+    from elta_tune.studies.nni.watcher import NniWatcher
     from elta_tune.studies.optuna.supervisor import interruptible
 
     watcher = NniWatcher(folder, plan, node, workers.cache)

@@ -68,9 +68,9 @@ def _stop_process(lock: Path, name: str) -> bool:
 def _stop_nni(folder: StudyFolder) -> bool:
     from elta_tune.cli.text import console
     from elta_tune.errors import StudyError
-    from elta_tune.studies.nni.experiment import reconcile
     from elta_tune.studies.nni.folder import NniFolder
     from elta_tune.studies.nni.node import end, members
+    from elta_tune.studies.nni.watcher import reconcile
     from elta_tune.studies.plan import read_plan
 
     nni = NniFolder(folder)

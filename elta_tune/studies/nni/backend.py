@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from elta_tune.records import locked
 from elta_tune.studies.completion import is_finished
 from elta_tune.studies.launch import Asked, claimed, prepared
-from elta_tune.studies.nni.experiment import fault, reconcile, start
+from elta_tune.studies.nni.experiment import start
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import Node, end, find_node, kill, status
 from elta_tune.studies.nni.rest import NodeGone
+from elta_tune.studies.nni.watcher import fault, reconcile
 from elta_tune.studies.plan import StudyPlan, record_plan
 
 if TYPE_CHECKING:

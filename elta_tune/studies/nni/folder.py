@@ -44,7 +44,7 @@ class NniFolder:
         self.config_file = self.path / "config.json"
         self.workers_file = self.path / "workers.json"
         self.connection_file = self.path / "connection.json"
-        self.mended_file = self.path / "mended.json"
+        self.patched_file = self.path / "patched.json"
         self.ended_file = self.path / "ended.json"
         self.attached_lock = self.path / "attached.lock"
         self.slots = self.path / "slots"

@@ -26,9 +26,9 @@ from elta_tune.studies.nni.folder import EXPERIMENT, NniFolder
 from elta_tune.studies.nni.rest import HOST, NodeGone, Rest, request
 
 GUARD = Path(__file__).with_name("guard.js")
-MENDS = Path(__file__).with_name("patches.js")
-MENDED = {"NNIManager", "NNIDataStore", "V3asV1", "TrialProcess"}
-"""Classes of NNI's that have to be mended before a trial may start."""
+PATCHES = Path(__file__).with_name("patches.js")
+PATCHED = {"NNIManager", "NNIDataStore", "V3asV1", "TrialProcess"}
+"""Classes of NNI that have to be patched before a trial may start."""
 STUDY_VARIABLE, PREFIX_VARIABLE = "ELTA_TUNE_NNI_STUDY", "ELTA_TUNE_NNI_PREFIX"
 """In the environment of node and of all that it starts: the study that they belong to, and the start's secret."""
 FIRST_PORT, LAST_PORT = 8080, 8179
@@ -129,11 +129,11 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int | None) 
     folder.create()
     if action != "view":
         folder.ended_file.unlink(missing_ok=True)
-    folder.mended_file.unlink(missing_ok=True)
+    folder.patched_file.unlink(missing_ok=True)
     prefix = secrets.token_hex(16)
     command = [
         *(str(node_folder / "node"), "--max-old-space-size=4096"),
-        *("--require", str(GUARD), "--require", str(MENDS), str(node_folder / "main.js")),
+        *("--require", str(GUARD), "--require", str(PATCHES), str(node_folder / "main.js")),
         *("--port", str(port), "--experiment-id", EXPERIMENT, "--action", action),
         *("--experiments-directory", str(folder.path), "--log-level", "info"),
         *("--python-interpreter", shlex.quote(sys.executable), "--mode", "local"),
@@ -232,16 +232,16 @@ def verify(node: Node) -> None:
         raise StudyError(f"NNI's guard is not in force, and nothing was started: open to {'; '.join(is_open)}")
 
 
-def verify_mends(folder: NniFolder) -> None:
-    """Makes sure that all of NNI is mended that has to be, once the experiment is set up and before a trial starts.
+def verify_patches(folder: NniFolder) -> None:
+    """Checks that all of `PATCHED` is patched, once the experiment is set up and before a trial starts.
 
     Raises:
         StudyError: names what is not.
     """
-    mended = json.loads(folder.mended_file.read_text(encoding="utf-8")) if folder.mended_file.exists() else []
-    if missing := MENDED - set(mended):
+    patched = json.loads(folder.patched_file.read_text(encoding="utf-8")) if folder.patched_file.exists() else []
+    if missing := PATCHED - set(patched):
         raise StudyError(
-            f"NNI's mends are not in force, and nothing was started: not mended {', '.join(sorted(missing))}"
+            f"NNI's patches are not in force, and nothing was started; not patched: {', '.join(sorted(missing))}"
         )
 
 

@@ -44,7 +44,7 @@ function finish(reason, detail) {
 }
 
 /** A parameter belongs to the trial that it was submitted for, not to the one that asks first (microsoft/nni#5726). */
-function mendBinding(prototype) {
+function patchBinding(prototype) {
     const { submitTrialJob, cancelTrialJob, getTrialJob } = prototype;
     prototype.submitTrialJob = async function (form) {
         service = this;
@@ -78,7 +78,7 @@ function mendBinding(prototype) {
 const CODES = { complete: 0, pruned: null, failed: 1 }; // exit codes, as NNI reads them
 
 /** A trial ended as its folder says; one that left no result failed, whatever its exit code. */
-function mendEnds(prototype) {
+function patchEnds(prototype) {
     const { spawn, kill, resolveStop } = prototype;
     prototype.spawn = function (options) {
         this.number = options.sequenceId;
@@ -112,13 +112,13 @@ function mendEnds(prototype) {
     };
 }
 
-function mendManager(prototype) {
-    mendBudget(prototype);
-    mendStart(prototype);
+function patchManager(prototype) {
+    patchBudget(prototype);
+    patchStart(prototype);
 }
 
 /** The budget counts trials that did not fail; those in a row and a used-up space end the experiment. */
-function mendBudget(prototype) {
+function patchBudget(prototype) {
     const { setStatus, requestTrialJobsStatus, updateExperimentProfile } = prototype;
     const watchFailures = failureWatch();
 
@@ -189,7 +189,7 @@ function causeOf(reason) {
 }
 
 /** A resumed experiment counts on; a tuner that dies ends it, also before it has connected. */
-function mendStart(prototype) {
+function patchStart(prototype) {
     const { setupTuner, addRecoveredTrialJob } = prototype;
 
     // NNI forgets a trial that it was about to resume when it was stopped. And it counts on from the trials that it
@@ -229,7 +229,7 @@ function isAlive(pid) {
 }
 
 /** A resumed experiment takes the configuration of this start, not that of the first. */
-function mendStore(prototype) {
+function patchStore(prototype) {
     const { getExperimentProfile } = prototype;
     prototype.getExperimentProfile = async function (id) {
         const profile = await getExperimentProfile.call(this, id);
@@ -237,16 +237,16 @@ function mendStore(prototype) {
     };
 }
 
-const MENDS = { V3asV1: mendBinding, TrialProcess: mendEnds, NNIManager: mendManager, NNIDataStore: mendStore };
-const mended = new Set();
+const PATCHES = { V3asV1: patchBinding, TrialProcess: patchEnds, NNIManager: patchManager, NNIDataStore: patchStore };
+const patched = new Set();
 const load = Module._load;
 Module._load = function (...args) {
     const loaded = load.apply(this, args);
-    for (const [name, mend] of Object.entries(MENDS)) {
-        if (!mended.has(name) && typeof loaded?.[name] === 'function') {
-            mended.add(name);
-            mend(loaded[name].prototype);
-            fs.writeFileSync(path.join(STUDY, 'nni', 'mended.json'), JSON.stringify([...mended]));
+    for (const [name, patch] of Object.entries(PATCHES)) {
+        if (!patched.has(name) && typeof loaded?.[name] === 'function') {
+            patched.add(name);
+            patch(loaded[name].prototype);
+            fs.writeFileSync(path.join(STUDY, 'nni', 'patched.json'), JSON.stringify([...patched]));
         }
     }
     return loaded;

@@ -33,14 +33,14 @@ def make_tuner(study: str, optimize_mode: str, workers: int, tuner: str) -> Any:
         workers: trials at a time.
         tuner: NNI's name of it, for its web UI.
     """
-    mend_nesting()
+    patch_nesting()
     folder = StudyFolder(Path(study))
     plan = read_plan(folder)
     tuners = {"tpe": _tpe, "random": _random, "grid": _grid, "evolution": _evolution}
     return tuners[plan.space.sampler.name](plan, optimize_mode, tried(folder, plan), workers)
 
 
-def mend_nesting() -> None:
+def patch_nesting() -> None:
     """Lets NNI's tuners take a choice nested within a nested choice: they look for its parent, which may not exist."""
     from nni.common.hpo_utils import ParameterSpec
 
@@ -183,7 +183,7 @@ def make_assessor(study: str, optimize_mode: str) -> Any:
     from nni.algorithms.hpo.medianstop_assessor import MedianstopAssessor
     from nni.assessor import AssessResult
 
-    mend_resuming()
+    patch_resuming()
     folder = StudyFolder(Path(study))
     plan = read_plan(folder)
     metric = plan.space.objective.metric
@@ -203,8 +203,8 @@ def make_assessor(study: str, optimize_mode: str) -> Any:
     return assessor
 
 
-@functools.cache  # it wraps what it mends
-def mend_resuming() -> None:
+@functools.cache  # it wraps what it patches
+def patch_resuming() -> None:
     """Lets the assessor hear of trials that an earlier start began, of which NNI's dispatcher takes the end result
     alone; what they reported to that start is in their folders.
     """

@@ -13,9 +13,10 @@ from elta_tune.executors.local import Slot
 from elta_tune.records import StudyFolder
 from elta_tune.studies.completion import is_finished
 from elta_tune.studies.nni import node as nni_node
-from elta_tune.studies.nni.experiment import NniWatcher, has_experiment, recorded_jobs, start
+from elta_tune.studies.nni.experiment import has_experiment, recorded_jobs, start
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import end, kill, members
+from elta_tune.studies.nni.watcher import NniWatcher
 from elta_tune.studies.optuna.supervisor import Finished
 from elta_tune.studies.plan import record_plan
 
@@ -42,22 +43,22 @@ if os.environ.get("NNI_TRIAL_SEQ_ID") is not None:
 
 @pytest.fixture
 def without(tmp_path, monkeypatch):
-    """Takes a part of what mends NNI away."""
+    """Removes a part of the patches of NNI."""
 
     def without(part, instead=""):
-        mends = nni_node.MENDS.read_text()
-        assert part in mends
-        (tmp_path / "mends.js").write_text(mends.replace(part, instead))
-        monkeypatch.setattr(nni_node, "MENDS", tmp_path / "mends.js")
+        patches = nni_node.PATCHES.read_text()
+        assert part in patches
+        (tmp_path / "patches.js").write_text(patches.replace(part, instead))
+        monkeypatch.setattr(nni_node, "PATCHES", tmp_path / "patches.js")
 
     return without
 
 
-def test_nni_that_is_not_mended_is_ended_before_a_trial_starts(without, study_folder, make_plan_of, cache):
-    without("V3asV1: mendBinding, ")
+def test_unpatched_nni_is_ended_before_a_trial_starts(without, study_folder, make_plan_of, cache):
+    without("V3asV1: patchBinding, ")
     plan = make_plan_of(LR)
     record_plan(study_folder, plan, {"backend": "nni"})
-    with study_folder.lock() as lock, pytest.raises(StudyError, match=r"not mended V3asV1$"):
+    with study_folder.lock() as lock, pytest.raises(StudyError, match=r"not patched: V3asV1$"):
         start(study_folder, plan, Workers([Slot("cpu", 1)], cache), None, lock)
     assert members(NniFolder(study_folder)) == [] and study_folder.trials() == []
 

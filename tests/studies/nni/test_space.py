@@ -9,7 +9,7 @@ from elta_tune.config import TrialConfig
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.space.space import SearchSpace
 from elta_tune.studies.nni.space import decode, encode, encode_with_indices, to_nni
-from elta_tune.studies.nni.tuner import mend_nesting
+from elta_tune.studies.nni.tuner import patch_nesting
 
 nni_node = pytest.importorskip("nni_node", reason="NNI is not installed")
 
@@ -18,7 +18,7 @@ RECIPE = TrialConfig()
 
 @pytest.fixture(scope="module", autouse=True)
 def _nesting():
-    mend_nesting()
+    patch_nesting()
 
 
 def space_of(**parameters):
