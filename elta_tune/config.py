@@ -317,7 +317,7 @@ class Objective(Section):
         return self
 
     @property
-    def towards(self) -> Literal["maximize", "minimize"]:
+    def resolved_direction(self) -> Literal["maximize", "minimize"]:
         """The direction, which is never null once all is checked."""
         return "maximize" if self.direction == "maximize" else "minimize"
 

@@ -250,13 +250,13 @@ def test_the_best_epoch_is_the_metrics_own_better_side_unless_said(metric, direc
     assert load_recipe(write(f"evaluation: {{metric: {metric}}}")).evaluation.direction == direction
     other = "minimize" if direction == "maximize" else "maximize"
     said = load_recipe(write(f"evaluation: {{metric: {metric}, direction: {other}}}"))
-    assert said.evaluation.direction == said.evaluation.towards == other
+    assert said.evaluation.direction == said.evaluation.resolved_direction == other
 
 
 def test_a_metric_without_a_better_side_needs_a_direction(write):
     file = write("evaluation:\n  metric: bias_low\n")
     assert refusal(load_recipe, file).startswith(f"{file}:1: evaluation.direction: bias_low has no better side")
-    assert load_recipe(file, ["evaluation.direction=minimize"]).evaluation.towards == "minimize"
+    assert load_recipe(file, ["evaluation.direction=minimize"]).evaluation.resolved_direction == "minimize"
 
 
 def test_a_written_recipe_is_complete_and_reads_as_itself(write, recipe, tmp_path):

@@ -11,7 +11,7 @@ import yaml
 from elta_tune.config import FIELDS, TrialConfig, load_recipe
 from elta_tune.documents import NotYaml, find_document, read_document, read_value
 from elta_tune.errors import ConfigError
-from elta_tune.space.space import load_space
+from elta_tune.space.check import load_space
 from elta_tune.suggestions import suggest_field
 
 DEMO = Path(__file__).parents[1] / "trials" / "demo.yaml"

@@ -19,7 +19,7 @@ from elta_tune.config import FIELDS, TrialConfig, load_recipe
 from elta_tune.method.losses import emd_loss, similarity_loss
 from elta_tune.method.mixup import mix
 from elta_tune.method.sharpening import sharpen
-from elta_tune.space.space import load_space
+from elta_tune.space.check import load_space
 from elta_tune.studies.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +120,7 @@ def test_the_papers_space_is_the_published_grid():
         "mixup.tau_1": (0.05, 0.1, 0.2, 0.3, 0.4, 0.5),
         "mixup.tau_2": (2, 3, 4, 5, 6, 7, 10),
     }
-    assert (space.sampler.name, space.objective.towards, space.budget.trials) == ("tpe", "maximize", 8)
+    assert (space.sampler.name, space.objective.resolved_direction, space.budget.trials) == ("tpe", "maximize", 8)
     assert space.pruner.name == "none"
 
 

@@ -89,7 +89,7 @@ class Board:
             running.best = value
 
     def _beats(self, value: float, other: float) -> bool:
-        return value > other if self.plan.space.objective.towards == "maximize" else value < other
+        return value > other if self.plan.space.objective.resolved_direction == "maximize" else value < other
 
     def count(self, state: str) -> int:
         """How many trials ended so."""

@@ -190,7 +190,9 @@ def _show_study(folder: StudyFolder, plan: StudyPlan, as_json: bool) -> None:
 
     row, objective = _study_row(folder), plan.space.objective
     told = f"{row['ended']} of {row['budget']} trials, {row['pruned']} pruned, {row['failed']} failed; {row['state']}"
-    console.print(Text(f"study {folder.name}: {objective.towards} {objective.metric}; {told}"), soft_wrap=True)
+    console.print(
+        Text(f"study {folder.name}: {objective.resolved_direction} {objective.metric}; {told}"), soft_wrap=True
+    )
     if results:
         console.print(trial_table(results, objective.metric))
     for number, epochs in unfinished:

@@ -27,7 +27,7 @@ def check(
     from elta_tune.cli.text import console, number, plain_table
     from elta_tune.config import load_recipe
     from elta_tune.documents import find_document
-    from elta_tune.space.space import load_space
+    from elta_tune.space.check import load_space
     from elta_tune.studies.plan import make_plan
 
     recipe_file = find_document(recipe, "trials")
@@ -42,8 +42,8 @@ def check(
         console.print(Text(f"note: {plan.note}"))
     objective, budget = plan.space.objective, plan.space.budget
     console.print(
-        f"{objective.towards} {objective.metric}; {budget.trials} trials; {plan.space.sampler.name} sampler; "
-        f"{plan.space.pruner.name.replace('none', 'no')} pruner"
+        f"{objective.resolved_direction} {objective.metric}; {budget.trials} trials; "
+        f"{plan.space.sampler.name} sampler; {plan.space.pruner.name.replace('none', 'no')} pruner"
     )
     console.print(Text(f"{space_file} fits {recipe_file}"), soft_wrap=True)
 
@@ -55,7 +55,7 @@ def to_nni(space: SpaceFile, recipe: RecipeFile = "demo.yaml", overrides: Set = 
 
     from elta_tune.config import load_recipe
     from elta_tune.documents import find_document
-    from elta_tune.space.space import load_space
+    from elta_tune.space.check import load_space
     from elta_tune.studies.nni import space as nni_space
     from elta_tune.studies.plan import make_plan
 

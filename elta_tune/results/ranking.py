@@ -12,7 +12,7 @@ from elta_tune.studies.plan import StudyPlan
 def ranked(folder: StudyFolder, plan: StudyPlan) -> list[dict[str, Any]]:
     """The results of all complete trials, the best first; of equals the earlier one."""
     complete = [result for result in folder.results() if result["state"] == "complete"]
-    sign = -1 if plan.space.objective.towards == "maximize" else 1
+    sign = -1 if plan.space.objective.resolved_direction == "maximize" else 1
     return sorted(complete, key=lambda result: (sign * result["value"], result["trial"]))
 
 

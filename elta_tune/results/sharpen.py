@@ -24,7 +24,8 @@ from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
 from elta_tune.results.evaluate import KeptYardstick, yardstick_of_file
 from elta_tune.results.predictions import PredictionFile, read_predictions
-from elta_tune.space.space import SearchSpace, check_space
+from elta_tune.space.check import check_space
+from elta_tune.space.space import SearchSpace
 from elta_tune.training.loop import Predictions
 from elta_tune.training.self_training import select_from
 from elta_tune.training.state import Selection

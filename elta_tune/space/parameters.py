@@ -151,7 +151,7 @@ class FloatParameter(Conditional):
         between = self.step or 0.382 * (self.high - self.low)
         return list(dict.fromkeys([self.low, self.low + between, self.high]))
 
-    def telling(self, marks: Iterable[Any]) -> list[Any]:
+    def boundary_values(self, marks: Iterable[Any]) -> list[Any]:
         """Values of which at least one is on either side of each mark, and between any two."""
         points = sorted({self.low, self.high, *(mark for mark in marks if self.contains(mark))})
         return points + [(low + high) / 2 for low, high in itertools.pairwise(points)]
@@ -201,7 +201,7 @@ class IntParameter(Conditional):
         """Values that show whether the field takes all of the range."""
         return [self.low, self.high]
 
-    def telling(self, marks: Iterable[Any]) -> range:
+    def boundary_values(self, marks: Iterable[Any]) -> range:
         """All values."""
         return self.grid()
 
@@ -237,7 +237,7 @@ class CategoricalParameter(Conditional):
         """Values that show whether the field takes all of the range."""
         return list(self.choices)
 
-    def telling(self, marks: Iterable[Any]) -> list[Any]:
+    def boundary_values(self, marks: Iterable[Any]) -> list[Any]:
         """All values."""
         return list(self.choices)
 

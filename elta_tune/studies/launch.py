@@ -12,7 +12,7 @@ from elta_tune.config import load_recipe
 from elta_tune.documents import find_document, shown
 from elta_tune.errors import ConfigError
 from elta_tune.records import StudyFolder
-from elta_tune.space.space import load_space
+from elta_tune.space.check import load_space
 from elta_tune.studies.backend import check_plan
 from elta_tune.studies.completion import is_finished
 from elta_tune.studies.plan import StudyPlan, make_plan, record_plan, settle

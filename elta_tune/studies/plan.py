@@ -52,7 +52,7 @@ class StudyPlan:
 
 def make_plan(space: SearchSpace, recipe: TrialConfig) -> StudyPlan:
     """Joins a space and a recipe: the objective chooses each trial's best epoch; no pseudo-labels, no self-training."""
-    return StudyPlan(*hold_without_pool(space, space.measured(recipe)))
+    return StudyPlan(*hold_without_pool(space, space.with_objective(recipe)))
 
 
 def raise_budget(own: Budget, trials: int | None, timeout: float | None) -> Budget:

@@ -161,7 +161,7 @@ def _finish_epoch(learner: Learner, config: TrialConfig, dataset: Dataset, train
     metrics = evaluate(predictions, dataset.val, dataset)
     weights = learner.weights
     value = metrics[config.evaluation.metric]
-    if learner.best is None or _is_better(value, learner.best.value, config.evaluation.towards):
+    if learner.best is None or _is_better(value, learner.best.value, config.evaluation.resolved_direction):
         learner.best = Best(learner.step, round, epoch, value, metrics, predictions)
         learner.best_weights = weights
     selection = None

@@ -7,7 +7,7 @@ import yaml
 
 from elta_tune.config import load_recipe
 from elta_tune.records import StudyFolder
-from elta_tune.space.space import load_space
+from elta_tune.space.check import load_space
 from elta_tune.studies.plan import make_plan, record_plan
 
 LR = "  optim.lr: {type: float, low: 0.1x, high: 10x, log: true}\n"

@@ -8,8 +8,9 @@ import yaml
 
 from elta_tune.config import SWITCHES, TrialConfig
 from elta_tune.errors import ConfigError
+from elta_tune.space.check import load_space
 from elta_tune.space.parameters import Condition
-from elta_tune.space.space import SearchSpace, hold_without_pool, load_space, parse_duration
+from elta_tune.space.space import SearchSpace, hold_without_pool, parse_duration
 
 LR = "parameters:\n  optim.lr: {type: float, low: 0.1x, high: 10x, log: true}\n"
 
@@ -628,8 +629,10 @@ def test_a_sampler_that_can_not_learn_from_pruned_trials_is_refused_with_a_prune
 )
 def test_the_objective_chooses_the_best_epoch(objective, direction, check):
     space = check("optim.lr: {type: float, low: 0.1x, high: 10x}", top=f"objective: {objective}\n")
-    assert space.objective.towards == direction
-    recipe = space.measured(TrialConfig().replace({"evaluation.metric": "rmse", "evaluation.direction": "minimize"}))
+    assert space.objective.resolved_direction == direction
+    recipe = space.with_objective(
+        TrialConfig().replace({"evaluation.metric": "rmse", "evaluation.direction": "minimize"})
+    )
     assert (recipe.evaluation.metric, recipe.evaluation.direction) == (space.objective.metric, direction)
 
 

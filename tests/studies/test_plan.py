@@ -5,7 +5,8 @@ import yaml
 
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder
-from elta_tune.space.space import Budget, load_space
+from elta_tune.space.check import load_space
+from elta_tune.space.space import Budget
 from elta_tune.studies.plan import make_plan, raise_budget, read_plan, record_plan, settle
 
 SPACE = """

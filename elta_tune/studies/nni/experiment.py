@@ -28,7 +28,7 @@ TUNERS = {"tpe": "TPE", "random": "Random", "grid": "GridSearch", "evolution": "
 def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[str, Any]:
     """NNI's configuration of a study."""
     nni, objective = NniFolder(folder), plan.space.objective
-    own = {"study": str(folder.path), "optimize_mode": objective.towards}
+    own = {"study": str(folder.path), "optimize_mode": objective.resolved_direction}
     trial = {
         # `exec`: NNI stops a trial by a signal to the shell's process alone.
         "trialCommand": f"exec {shlex.join([sys.executable, '-m', 'elta_tune.studies.nni.trial', str(folder.path)])}",

@@ -16,7 +16,8 @@ import yaml
 from elta_tune.config import FIELDS
 from elta_tune.documents import Document, parse, read_document, shown
 from elta_tune.errors import ConfigError
-from elta_tune.space.space import FIXED_SECTIONS, SearchSpace
+from elta_tune.space.check import FIXED_SECTIONS
+from elta_tune.space.space import SearchSpace
 from elta_tune.suggestions import did_you_mean
 
 MOST_VALUES = 1000

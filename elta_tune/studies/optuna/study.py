@@ -49,7 +49,7 @@ class OptunaStudy:
             self._study = optuna.create_study(
                 study_name=folder.name,
                 storage=_storage(folder.database.absolute()),
-                direction=plan.space.objective.towards,
+                direction=plan.space.objective.resolved_direction,
                 sampler=ReplayableSampler(plan),
                 pruner=build_pruner(plan),
                 load_if_exists=True,

@@ -8,7 +8,8 @@ import yaml
 
 from elta_tune.config import TrialConfig
 from elta_tune.errors import ConfigError
-from elta_tune.space.space import SearchSpace, load_space
+from elta_tune.space.check import load_space
+from elta_tune.space.space import SearchSpace
 from elta_tune.studies.nni.space import to_nni
 from elta_tune.studies.nni.space_import import from_nni, parameters_of
 

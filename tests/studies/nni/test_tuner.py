@@ -38,7 +38,7 @@ def study(study_folder, make_plan_of):
 
 
 def ready(folder, plan, workers=2):
-    tuner = make_tuner(str(folder.path), plan.space.objective.towards, workers, "")
+    tuner = make_tuner(str(folder.path), plan.space.objective.resolved_direction, workers, "")
     tuner.update_search_space(json.loads(json.dumps(to_nni(plan.space, plan.recipe))))
     return tuner
 
