@@ -1,6 +1,6 @@
 """A recipe: the frozen tree that is schema, defaults and documentation of what one trial trains.
 
-The defaults are those of ELTA's released code (METHOD.md §6); `trials/*.yaml` are complete recipes.
+The defaults are those of ELTA's released code (docs/method.md §6); `trials/*.yaml` are complete recipes.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ class OptimConfig(Section):
 
 
 class MixupConfig(Section):
-    """Tail feature augmentation (METHOD.md §1)."""
+    """Tail feature augmentation (docs/method.md §1)."""
 
     pairs: int | float = 1
     """Mixed rows per batch: a count, or a fraction of the batch; 0 switches it off."""
@@ -243,14 +243,14 @@ class MixupConfig(Section):
 
 
 class SimlossConfig(Section):
-    """Feature-label similarity alignment (METHOD.md §2)."""
+    """Feature-label similarity alignment (docs/method.md §2)."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """w in L = L_task + w · L_sim."""
 
 
 class SharpeningConfig(Section):
-    """Adaptive sharpening of pseudo-labels (METHOD.md §4)."""
+    """Adaptive sharpening of pseudo-labels (docs/method.md §4)."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.25
     """β: how much further logits far from the mean score are sharpened."""
@@ -261,7 +261,7 @@ class SharpeningConfig(Section):
 
 
 class SelfTrainingConfig(Section):
-    """Rounds of training on labels and pseudo-labels (METHOD.md §4)."""
+    """Rounds of training on labels and pseudo-labels (docs/method.md §4)."""
 
     rounds: Count = 0
     """R: rounds after the one on labels alone."""

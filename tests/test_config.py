@@ -85,7 +85,7 @@ def test_every_number_of_a_recipe_is_in_the_table_above():
 
 
 def test_the_defaults_are_the_released_codes():
-    """METHOD.md §6."""
+    """docs/method.md §6."""
     config = TrialConfig()
     model = config.model
     assert (model.backbone, model.hidden_size, model.head, model.dropout) == (

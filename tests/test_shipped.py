@@ -95,7 +95,7 @@ def test_the_default_space_varies_what_users_come_for():
     space = load_space(ROOT / "search_spaces" / "default.yaml", config)
     four = {"mixup.alpha", "simloss.weight", "sharpening.temperature", "self_training.rounds"}
     assert space.parameters.keys() == four | {"optim.lr", "mixup.tau_1", "mixup.tau_2", "sharpening.threshold"}
-    assert space.parameters["mixup.alpha"].choices == (0.2, 0.5, 1, 2, 8, None)  # METHOD.md §1
+    assert space.parameters["mixup.alpha"].choices == (0.2, 0.5, 1, 2, 8, None)  # docs/method.md §1
     assert space.budget.trials >= 12
     assert make_plan(space, config).note is None  # the demo has a pool
 
@@ -111,7 +111,7 @@ def test_a_space_for_each_head_varies_what_is_alive_there():
 
 
 def test_the_papers_space_is_the_published_grid():
-    """METHOD.md §6."""
+    """docs/method.md §6."""
     space = load_space(ROOT / "search_spaces" / "elta_paper.yaml", load_recipe(ROOT / "trials" / "ava.yaml"))
     assert {name: parameter.choices for name, parameter in space.parameters.items()} == {
         "training.batch_size": (16, 48),
@@ -125,7 +125,7 @@ def test_the_papers_space_is_the_published_grid():
 
 
 def test_ava_is_the_released_readmes_training():
-    """METHOD.md §6: the released defaults, with TFA on and the similarity loss at 1."""
+    """docs/method.md §6: the released defaults, with TFA on and the similarity loss at 1."""
     released = {
         "model.backbone": "swinv2_base_window8_256",
         "model.pretrained": True,

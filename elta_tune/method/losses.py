@@ -1,4 +1,4 @@
-"""The task losses (METHOD.md §3) and FLSA, feature-label similarity alignment (METHOD.md §2)."""
+"""The task losses (docs/method.md §3) and FLSA, feature-label similarity alignment (docs/method.md §2)."""
 
 from __future__ import annotations
 

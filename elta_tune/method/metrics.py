@@ -1,4 +1,4 @@
-"""What is measured on a split (METHOD.md §7): NumPy float64, on the data set's own scale.
+"""What is measured on a split (docs/method.md §7): NumPy float64, on the data set's own scale.
 
 Nothing here crashes or warns over a diverged or constant prediction: a metric that is not defined is NaN.
 """

@@ -1,4 +1,4 @@
-"""TFA, tail feature augmentation: mixes rows of a batch in feature space, rare scores first (METHOD.md §1).
+"""TFA, tail feature augmentation: mixes rows of a batch in feature space, rare scores first (docs/method.md §1).
 
     P(i)   = softmax_i ( |s̄ − s_i| / τ1 )                  the anchor: far from the batch's mean score
     P(j|i) = softmax_{j≠i} ( τ2 / (|s_i − s_j| + 0.01) )    its partner: of a like score
@@ -158,7 +158,7 @@ def _append_mixed(rows: Tensor, anchors: Tensor, partners: Tensor, weights: Tens
 
 
 def _pair_count(pairs: float, batch_size: int) -> int:
-    """n of METHOD.md §1, at most B."""
+    """n of docs/method.md §1, at most B."""
     if not pairs >= 0 or (isinstance(pairs, float) and pairs >= 1):
         raise ValueError(f"pairs must be an integer of at least 0 or a fraction below 1, not {pairs}")
     if pairs == 0 or batch_size < 2:

@@ -1,4 +1,4 @@
-"""APDS, adaptive sharpening of pseudo-labels (METHOD.md §4).
+"""APDS, adaptive sharpening of pseudo-labels (docs/method.md §4).
 
     z'_i = z_i · exp( β · |s̄ − ŝ_i| )      p_i = softmax(z'_i)      keep i  iff  max_k p_ik > θ
 

@@ -42,7 +42,7 @@ class KeptYardstick:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of METHOD.md §7, what they were taken of, by what, and on which data; `note` is of the model."""
+    """The metrics of docs/method.md §7, what they were taken of, by what, and on which data; `note` is of the model."""
 
     metrics: dict[str, float]
     predictions: Predictions

@@ -1,4 +1,4 @@
-"""Sharpening without training: temperature and threshold searched on predictions that exist (METHOD.md §4).
+"""Sharpening without training: temperature and threshold searched on predictions that exist (docs/method.md §4).
 
 They are judged by pseudo-labels of images whose scores are known, the hold-out, and then applied to a pool. The pool's
 own scores, if it has any, are looked at afterwards only, to tell how good its pseudo-labels are.
@@ -121,7 +121,7 @@ def search_sharpening(
     Args:
         holdout: with `truth` and `logits`.
         space: of fields of sharpening.
-        metric: of the selected images' pseudo-labels: `balanced`, or one of METHOD.md §7.
+        metric: of the selected images' pseudo-labels: `balanced`, or one of docs/method.md §7.
 
     Returns:
         The choices, the best first.

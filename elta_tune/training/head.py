@@ -1,4 +1,4 @@
-"""Training the head alone, on features that are there: with a frozen backbone, or afterwards (METHOD.md §5).
+"""Training the head alone, on features that are there: with a frozen backbone, or afterwards (docs/method.md §5).
 
 The similarity loss acts on the backbone and so has no gradient here; mixing acts on features as always.
 """

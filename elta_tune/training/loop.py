@@ -250,7 +250,7 @@ class Yardstick(Protocol):
 
 
 def evaluate(predictions: Predictions, split: Split, yardstick: Yardstick) -> dict[str, float]:
-    """All metrics of METHOD.md §7; those of distributions only where people gave them."""
+    """All metrics of docs/method.md §7; those of distributions only where people gave them."""
     both = predictions.distributions is not None and split.distributions is not None and not yardstick.is_spread
     return metrics.evaluate(
         predictions.scores,
@@ -264,7 +264,7 @@ def evaluate(predictions: Predictions, split: Split, yardstick: Yardstick) -> di
 
 
 def to_method_scale(scores: Scores, scale: tuple[float, float]) -> Scores:
-    """Scores of a data set, mapped linearly onto 1…10 (METHOD.md §1)."""
+    """Scores of a data set, mapped linearly onto 1…10 (docs/method.md §1)."""
     low, high = scale
     return SCALE[0] + (SCALE[1] - SCALE[0]) * (scores - low) / (high - low)
 

@@ -1,4 +1,4 @@
-"""The model: any timm backbone, and a head that predicts a distribution or a score (METHOD.md §3, §6)."""
+"""The model: any timm backbone, and a head that predicts a distribution or a score (docs/method.md §3, §6)."""
 
 from __future__ import annotations
 

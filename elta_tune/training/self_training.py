@@ -1,4 +1,4 @@
-"""Self-training: round 0 trains on the labels, each further one on labels and pseudo-labels (METHOD.md §4)."""
+"""Self-training: round 0 trains on the labels, each further one on labels and pseudo-labels (docs/method.md §4)."""
 
 from __future__ import annotations
 

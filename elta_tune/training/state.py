@@ -130,7 +130,7 @@ def next_round(
 
 
 def _head_alone(learner: Learner, config: TrialConfig, dataset: Dataset) -> tuple[Learner, Dataset]:
-    """From here on the head alone is trained, on features of the model as it stands (METHOD.md §5)."""
+    """From here on the head alone is trained, on features of the model as it stands (docs/method.md §5)."""
     pool = None if learner.selection is None else dataset.pool
     data = with_features(
         replace(dataset, pool=pool), config, lambda split: compute_features(learner.model, split, config)

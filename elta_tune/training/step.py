@@ -1,4 +1,4 @@
-"""One training step: forward, mixup, losses (METHOD.md §1-§3)."""
+"""One training step: forward, mixup, losses (docs/method.md §1-§3)."""
 
 from __future__ import annotations
 

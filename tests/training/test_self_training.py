@@ -1,4 +1,4 @@
-"""Rounds of training on labels and pseudo-labels: METHOD.md §4 by hand, and going on after a stop at any epoch."""
+"""Rounds of training on labels and pseudo-labels: docs/method.md §4 by hand, and going on after a stop at any epoch."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_the_recipe_s_metric_and_direction_choose_the_best(
 
 
 def by_hand(logits: Any, temperature: float) -> tuple[list[Any], list[Any], list[float]]:
-    """Raw and sharpened distributions and scores on 1…10 of a pool: METHOD.md §4, an image at a time."""
+    """Raw and sharpened distributions and scores on 1…10 of a pool: docs/method.md §4, an image at a time."""
     raw = [np.exp(row) / np.exp(row).sum() for row in logits]
     scores = [float(share @ np.linspace(1, 10, 5)) for share in raw]
     stretched = [

@@ -1,4 +1,4 @@
-"""The loss of a batch against a slow, literal transcription of METHOD.md §1-§3 in float64."""
+"""The loss of a batch against a slow, literal transcription of docs/method.md §1-§3 in float64."""
 
 from __future__ import annotations
 
