@@ -68,3 +68,8 @@ class DivergedError(TrialError):
 
 class OutOfMemoryError(TrialError):
     """The device has no memory left."""
+
+
+def plural(count: int, noun: str) -> str:
+    """``"1 image"``, ``"2,000 images"``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -160,10 +160,10 @@ def test_what_would_have_no_effect_is_refused(
 def test_the_column_of_ids_may_be_named(
     trial: TrialFolder, photos: Path, command: Callable[..., Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "list.csv").write_text("photo,place\ntest_000,Rome\n")
+    (tmp_path / "list.csv").write_text("shot,place\ntest_000,Rome\n")
     arguments = ("predict", trial.path, "list.csv", "--images", photos)
     assert command(*arguments).returncode == 2
-    assert command(*arguments, "--set", "data.columns.id=photo").stdout.endswith("  test_000\n")
+    assert command(*arguments, "--set", "data.columns.id=shot").stdout.endswith("  test_000\n")
 
 
 def test_what_is_predicted_is_what_evaluation_predicts_to_the_bit(
@@ -298,7 +298,7 @@ def test_images_may_be_listed_in_an_excel_sheet(data_root: Path, tmp_path: Path)
     found = list_images([tmp_path / "sheet.xlsx"], data_root / "images")
     assert [one.image_id for one in found] == ["val_000.png", "val_001.png"]
     (tmp_path / "old.xls").write_bytes(b"\xd0\xcf\x11\xe0")
-    with pytest.raises(DataError, match="Excel's old format is not read"):
+    with pytest.raises(DataError, match="an Excel file of the old format"):
         list_images([tmp_path / "old.xls"])
 
 

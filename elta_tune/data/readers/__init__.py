@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
 from elta_tune.data.readers.choice import Choice, choose, choose_ids
+from elta_tune.data.readers.columns import simplified
 from elta_tune.data.readers.formats import Labels
 from elta_tune.data.readers.spread import spread_scores
-from elta_tune.data.readers.tables import Table, load, open_sheet
+from elta_tune.data.readers.tables import Formula, Table, load, open_sheet
 from elta_tune.data.readers.text import IMAGE_SUFFIXES
 from elta_tune.errors import DataError
 
@@ -128,7 +129,8 @@ def _ids(table: Table, choice: Choice) -> pd.Series[str]:
         table.refuse(part.str.contains("\0", regex=False).to_numpy(bool), name, "has a character that no id has: NUL")
         cells = table.frame[name]
         if cells.dtype == object:
-            odd = [isinstance(cell, bool) or not isinstance(cell, str | int | float) for cell in cells]
+            no_ids = (bool, Formula)
+            odd = [isinstance(cell, no_ids) or not isinstance(cell, str | int | float) for cell in cells]
             table.refuse(np.array(odd, dtype=bool), name, "is no id: neither text nor a number")
     *folders, last = choice.id
     ids = table.text(last)
@@ -141,12 +143,13 @@ def _ids(table: Table, choice: Choice) -> pd.Series[str]:
 def _refuse_repeated(table: Table, choice: Choice, ids: pd.Series[str]) -> None:
     repeated = ids.duplicated().to_numpy()
     if repeated.any():
-        rule = f"{ids[repeated].iloc[0]!r} stands in an earlier row too"
+        name = ids[repeated].iloc[0]
+        rule = f"{name!r} is a duplicate of line {table.line(int((ids == name).argmax()))}"
         table.refuse(repeated, "/".join(choice.id), rule, quoted=False)
 
 
 def _splits(table: Table, column: str, config: DataConfig) -> NDArray[np.object_]:
-    takes_numbers = column in ("official_split", config.columns.split)
+    takes_numbers = config.columns.split is not None or simplified(column) == "officialsplit"
     words = table.text(column).str.lower()
     splits = words.map(SPLIT_WORDS | SPLIT_NUMBERS if takes_numbers else SPLIT_WORDS)
     wrong = splits.isna().to_numpy()

@@ -1,4 +1,4 @@
-"""Which form a table is of, and which of its columns say what."""
+"""The format of a table, and which of its columns hold ids, ratings and splits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from elta_tune.config import DataConfig
+from elta_tune.data.readers.columns import (
+    ID_COLUMNS,
+    OTHER_ID_COLUMNS,
+    OTHER_SCORE_COLUMNS,
+    SCORE_COLUMNS,
+    SPLIT_COLUMNS,
+    find_column,
+    known_columns,
+)
 from elta_tune.data.readers.formats import FORMATS, PARA_ID, Format, fitting, read_labels
 from elta_tune.data.readers.tables import Sheet
-from elta_tune.data.readers.text import ID_COLUMNS
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.suggestions import did_you_mean
 
-SCORE_COLUMNS = ("score", "MOS", "mos", "gt_score", "gt", "aestheticScore_mean", "mos_quality", "Score")
-SPLIT_COLUMNS = ("official_split", "split", "set")
 PLAIN = "plain"
 """What `data.format` calls any other table: a column of ids and one of scores, on a scale that the recipe states."""
 
@@ -39,8 +45,8 @@ def choose(sheet: Sheet, config: DataConfig) -> Choice:
     """
     name, form = _form(sheet, config)
     columns = sheet.columns if form.header else form.columns
-    if form.score is not None and form.score not in columns:
-        raise DataError(_no_column(sheet.path, "score", form.score, columns))
+    if form.score is not None:
+        form = replace(form, score=_given_column(sheet.path, "score", form.score, columns))
     split = _split_column(sheet.path, columns, config.columns.split)
     taken = {*form.votes, form.score, split}
     others = [column for column in columns if column not in taken]
@@ -57,7 +63,7 @@ def choose_ids(sheet: Sheet, config: DataConfig) -> Choice:
     form = forms[0] if len(forms) == 1 else Format(())
     columns = sheet.columns if form.header else form.columns
     others = [column for column in columns if column not in {*form.votes, form.score}]
-    given = config.columns.id if config.columns.id in others else None  # it may be of the rated images' file alone
+    given = config.columns.id and find_column(others, config.columns.id)  # it may be of the rated images' file alone
     return Choice("list", form, columns, _id_columns(sheet.path, others, form, given), None)
 
 
@@ -70,14 +76,15 @@ def _form(sheet: Sheet, config: DataConfig) -> tuple[str, Format]:
         return name, replace(form, votes=(), bins=(), score=config.columns.score, read=read_labels)
     if len(found) == 1:
         return found.popitem()
-    hint = "name the columns: --set data.columns.id=… --set data.columns.score=…; or the form: --set data.format=…"
+    hint = "name the columns: --set data.columns.id=… --set data.columns.score=…; or the format: --set data.format=…"
     if found:
-        raise DataError(f"{sheet.path}: this may be {' or '.join(found)}", hint)
-    scores = [column for column in sheet.columns if column in SCORE_COLUMNS]
+        raise DataError(f"{sheet.path}: the format may be {' or '.join(found)}", hint)
+    scores = known_columns(sheet.columns, SCORE_COLUMNS, OTHER_SCORE_COLUMNS)
     if not scores:
-        raise DataError(f"{sheet.path}: columns {', '.join(sheet.columns)}: none is known to hold ratings", hint)
+        listed = ", ".join(sheet.columns)
+        raise DataError(f"{sheet.path}: no column has a common name of a score; its columns are {listed}", hint)
     if len(scores) > 1:
-        raise DataError(f"{sheet.path}: more than one column may be the score: {', '.join(scores)}", hint)
+        raise DataError(f"{sheet.path}: several columns may be the score: {', '.join(scores)}", hint)
     return PLAIN, Format((), score=scores[0])
 
 
@@ -98,18 +105,15 @@ def _named(sheet: Sheet, config: DataConfig, found: dict[str, Format]) -> dict[s
 
 def _id_columns(path: Path, others: Sequence[str], form: Format, given: str | None) -> tuple[str, ...]:
     if given is not None:
-        if given not in others:
-            raise DataError(_no_column(path, "id", given, others))
-        return (given,)
+        return (_given_column(path, "id", given, others),)
     for known in (form.id, PARA_ID):
         if known and set(known) <= set(others):
             return known
-    candidates = [name for name in others if name in ID_COLUMNS] or list(others if len(others) == 1 else ())
+    candidates = known_columns(others, ID_COLUMNS, OTHER_ID_COLUMNS) or list(others if len(others) == 1 else ())
     if len(candidates) != 1:
-        found = (
-            f"more than one column may name the image: {', '.join(candidates)}" if candidates else "no column of ids"
-        )
-        raise DataError(f"{path}: {found}", f"name it: --set data.columns.id=…, one of {', '.join(others)}")
+        several = f"several columns may name the image: {', '.join(candidates)}"
+        problem = several if candidates else "no column of ids: none has a common name of one"
+        raise DataError(f"{path}: {problem}", f"name it: --set data.columns.id=…, one of {', '.join(others)}")
     return (candidates[0],)
 
 
@@ -117,17 +121,18 @@ def _split_column(path: Path, columns: Sequence[str], given: str | None) -> str 
     if given == "none":
         return None
     if given is not None:
-        if given not in columns:
-            raise DataError(_no_column(path, "split", given, columns))
-        return given
-    found = [name for name in columns if name in SPLIT_COLUMNS]
+        return _given_column(path, "split", given, columns)
+    found = known_columns(columns, SPLIT_COLUMNS)
     if len(found) > 1:
         raise DataError(
-            f"{path}: more than one column may name the split: {', '.join(found)}",
+            f"{path}: several columns may name the split: {', '.join(found)}",
             "name it: --set data.columns.split=…, or none",
         )
     return found[0] if found else None
 
 
-def _no_column(path: Path, field: str, name: str, columns: Sequence[str]) -> str:
-    return f"{path}: data.columns.{field}: there is no column {name!r}{did_you_mean(name, columns)}"
+def _given_column(path: Path, field: str, name: str, columns: Sequence[str]) -> str:
+    """The column that the recipe names."""
+    if (found := find_column(columns, name)) is None:
+        raise DataError(f"{path}: data.columns.{field}: there is no column {name!r}{did_you_mean(name, columns)}")
+    return found

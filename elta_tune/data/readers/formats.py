@@ -1,10 +1,10 @@
-"""The forms in which rating files are found, as data. To read another one, add it to `FORMATS`."""
+"""The formats in which rating files are found, as data. To read another one, add it to `FORMATS`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,13 +12,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from elta_tune.data.readers.columns import simplified
 from elta_tune.data.readers.tables import Sheet, Table
 from elta_tune.data.readers.text import SPACES
 from elta_tune.errors import DataError
 
 
 class Labels(NamedTuple):
-    """What a table says of N images: `votes` (N, K), of which each row has some, or `scores` (N,).
+    """What a table contains about N images: `votes` (N, K), of which each row has some, or `scores` (N,).
 
     `rows` (N,) of the table name the images; None: all rows do.
     """
@@ -89,8 +90,8 @@ class Format:
         unless: columns that make it another form.
         only: whether a table of this form has no other columns.
         header: whether the first line names the columns.
-        separator, kind: of the file, where they tell the form.
-        id: columns that name the image, joined by "/"; if they are not there, one that is called like an id.
+        separator, kind: of the file, where the form needs one.
+        id: columns that name the image, joined by "/"; if they are not there, one with the name of an id.
         votes: columns that count votes, or give their shares.
         bins: the rating of each, and with that the scale.
         score: column of scores, where there are no votes.
@@ -125,6 +126,16 @@ class Format:
             found >= set(self.columns) and not found & set(self.unless) and (not self.only or found == {*self.columns})
         )
 
+    def respelled(self, columns: Sequence[str]) -> Format:
+        """The form with the names of columns as a file spells them, where these differ in case, blanks, `_`, `-`."""
+        spelled = {simplified(name): name for name in columns}
+
+        def named(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(spelled.get(simplified(name), name) for name in names)
+
+        votes = named(self.votes)
+        return replace(self, columns=named(self.columns), unless=named(self.unless), id=named(self.id), votes=votes)
+
 
 def in_a_row(columns: Sequence[str], stem: str, first: int) -> tuple[list[str], str | None]:
     """The columns of a stem and a number, in its order; and what is wrong if they do not count from `first` on."""
@@ -137,14 +148,14 @@ def in_a_row(columns: Sequence[str], stem: str, first: int) -> tuple[list[str], 
     return found, f"there is no column {missing}, but {other} is there"
 
 
-def counts(sheet: Sheet) -> Format | None:
+def counts(columns: Sequence[str]) -> Format | None:
     """`count_1, …, count_K` of any K."""
-    votes, wrong = in_a_row(sheet.columns, "count_", 1)
+    votes, wrong = in_a_row(columns, "count_", 1)
     if len(votes) < 2:
         return None
 
     def refuse(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
-        hint = "count_1 is of the lowest rating; if scores are what counts: --set data.columns.score=…"
+        hint = "count_1 counts the lowest rating; to read scores instead: --set data.columns.score=…"
         raise DataError(f"{table.path}: {wrong}", hint)
 
     bins = tuple(float(number) for number in range(1, len(votes) + 1))
@@ -162,7 +173,7 @@ PARA_ID = ("sessionId", "imageName")
 """Names of images repeat in each session, in PARA's tables of scores as in those of votes."""
 KONIQ_VOTES = ("c1", "c2", "c3", "c4", "c5")
 
-FORMATS: Mapping[str, Format | Callable[[Sheet], Format | None]] = {
+FORMATS: Mapping[str, Format | Callable[[Sequence[str]], Format | None]] = {
     "ava": Format(AVA_VOTES, unless=("gt", *NOT_AVA), id=("image_id",), votes=AVA_VOTES, bins=AVA_BINS, threshold=5.0),
     "ava_txt": Format(
         ("row", "image_id", *AVA_VOTES, "tag1", "tag2", "challenge_id"),
@@ -220,14 +231,27 @@ FORMATS: Mapping[str, Format | Callable[[Sheet], Format | None]] = {
     "pyiqa": Format(("mos", "official_split"), score="mos"),
     "counts": counts,
 }
-"""Each form by the name that `data.format` gives it; a function where the columns are not always the same."""
+"""Each form by the name that `data.format` gives it; a function of the columns where these are not always the same."""
 
 
 def fitting(sheet: Sheet) -> dict[str, Format]:
-    """The forms that a sheet may be of."""
-    found: dict[str, Format] = {}
-    for name, entry in FORMATS.items():
-        form = (entry if entry.fits(sheet) else None) if isinstance(entry, Format) else entry(sheet)
-        if form is not None:
-            found[name] = form
-    return found
+    """The forms that a sheet may be of.
+
+    Where its columns are those of none, they may be spelled another way: of such forms only those count whose columns
+    are votes, because the votes themselves show the scale.
+    """
+    found = {name: form for name in FORMATS if (form := _form(name, sheet.columns)) and form.fits(sheet)}
+    if found or not sheet.has_header:
+        return found
+    keys = [simplified(name) for name in sheet.columns]
+    if len({*keys}) < len(keys):
+        return {}
+    numbered = [re.sub(r"^count(?=\d)", "count_", key) for key in keys]
+    forms = {name: form for name in FORMATS if (form := _form(name, numbered)) and form.votes}
+    respelled = {name: form.respelled(sheet.columns) for name, form in forms.items()}
+    return {name: form for name, form in respelled.items() if form.fits(sheet)}
+
+
+def _form(name: str, columns: Sequence[str]) -> Format | None:
+    entry = FORMATS[name]
+    return entry if isinstance(entry, Format) else entry(columns)

@@ -1,7 +1,7 @@
-"""Tables as they are found: text with any delimiter, with a header or without, JSON lists, Excel sheets.
+"""Tables as they are found: text with any separator, with a header or without, JSON, Excel sheets, Parquet.
 
-`open_sheet` looks at the first line alone, which tells the form; `load` then reads the cells, numbers as numbers. Only
-when a cell is refused is the file read again, to name its line.
+`open_sheet` looks at the first rows, which show the form; `load` then reads the cells, numbers as numbers. Only when a
+cell is refused is the file read again, to name its line.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +18,30 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from elta_tune.data.readers.text import SPACES, encoding_of, is_header, not_utf8, records, separator_of
-from elta_tune.errors import DataError
+from elta_tune.data.readers.kinds import kind_of
+from elta_tune.data.readers.text import (
+    DECIMAL_COMMA,
+    SPACES,
+    encoding_of,
+    is_header,
+    not_utf8,
+    records,
+    sample,
+    separator_of,
+)
+from elta_tune.errors import DataError, plural
+
+
+class Formula(str):
+    """A cell of an Excel sheet whose value was never computed."""
 
 
 @dataclass(frozen=True)
 class Sheet:
     """A file of which the columns are known; without a header they are called 1, 2, ….
 
-    `rows` holds the cells of a file that had to be read as a whole; `lines` where each stands in an Excel sheet. Each
-    line of a text may end in `blanks` empty cells that are no column.
+    `rows` holds the cells of a file that had to be read as a whole, `lines` the line or row of the file of each. In a
+    text, `empty` columns, counted from 0, have neither a name nor a value in any row; they are not in `columns`.
     """
 
     path: Path
@@ -36,7 +49,7 @@ class Sheet:
     columns: tuple[str, ...]
     separator: str = ","
     has_header: bool = True
-    blanks: int = 0
+    empty: tuple[int, ...] = ()
     rows: Sequence[Sequence[Any]] = field(default=(), repr=False)
     lines: Sequence[int] = field(default=(), repr=False)
 
@@ -66,22 +79,32 @@ class Table:
         """
         values = np.empty((len(self.frame), len(names)))
         for position, name in enumerate(names):
-            column = self.frame[name]
-            if column.dtype == bool or not pd.api.types.is_numeric_dtype(column.dtype):
-                column = pd.to_numeric(self.text(name), errors="coerce")
-            values[:, position] = column
-            wrong = ~np.isfinite(values[:, position])
-            commas = wrong.any() and re.fullmatch(r"[-+]?\d*,\d+", self.text(name).iloc[int(wrong.argmax())])
-            self.refuse(wrong, name, "is not a number" + (": write a decimal point for the comma" if commas else ""))
+            values[:, position] = self._numbers(name)
+            self.refuse(~np.isfinite(values[:, position]), name, "is not a number")
         return values
+
+    def _numbers(self, name: str) -> pd.Series[float]:
+        """A column as numbers, NaN where a cell is none. Where commas separate no cells, they may be decimal ones."""
+        column = self.frame[name]
+        if column.dtype != bool and pd.api.types.is_numeric_dtype(column.dtype):
+            return column
+        text = self.text(name)
+        numbers = pd.to_numeric(text, errors="coerce")
+        commas = text[text.str.fullmatch(DECIMAL_COMMA)]
+        if commas.empty or text.str.contains(".", regex=False).any():
+            return numbers
+        if commas.str.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}").all():
+            rule = "may be 1.234 or 1234: write a decimal point for the comma, or nothing"
+            self.refuse(text.isin(commas).to_numpy(bool), name, rule)
+        return numbers.where(~text.isin(commas), pd.to_numeric(text.str.replace(",", "."), errors="coerce"))
 
     def refuse(self, wrong: NDArray[np.bool_], name: str, rule: str, *, quoted: bool = True) -> None:
         """Refuses the first wrong row, if there is one.
 
         Args:
             wrong: (N,).
-            name: the column that is told.
-            rule: what is wrong, said of the `quoted` cell or, without it, of the row.
+            name: the column that the message names.
+            rule: what is wrong with the `quoted` cell or, without it, with the row.
 
         Raises:
             DataError: file, line, column, rule.
@@ -89,9 +112,12 @@ class Table:
         if wrong.any():
             row = int(wrong.argmax())
             cell = self.text(name).iloc[row] if quoted else ""
-            told = f"{cell!r} {rule}" if cell else "is empty" if quoted else rule
-            more = f" (and {wrong.sum() - 1} more rows like it)" if wrong.sum() > 1 else ""
-            raise DataError(f"{self.path}:{self.line(row)}: {name}: {told}{more}")
+            problem = f"{cell!r} {rule}" if cell else "is empty" if quoted else rule
+            if cell and isinstance(self.frame[name].iloc[row], Formula):
+                problem = f"{cell!r} is a formula without a value: open the file in Excel or LibreOffice and save it"
+            others = int(wrong.sum()) - 1
+            more = f" (and {plural(others, 'more row')} like it)" if others else ""
+            raise DataError(f"{self.path}:{self.line(row)}: {name}: {problem}{more}")
 
     def line(self, row: int) -> int:
         """The line of the file in which a row begins, counted from 1."""
@@ -101,22 +127,19 @@ class Table:
 
 
 def open_sheet(path: Path, id_column: str | None = None) -> Sheet:
-    """What the head of a file tells.
+    """The columns of a file.
 
     Args:
-        id_column: what the column of ids is called, beside the names that are known.
+        id_column: the name of the column of ids, where it is not a common one.
 
     Raises:
         DataError: there is no such file, or it is no table.
     """
     try:
-        if path.suffix.lower() == ".json":
-            return _open_json(path)
-        if path.suffix.lower() in (".xlsx", ".xlsm"):
-            return _open_xlsx(path)
-        if path.suffix.lower() == ".xls" and path.exists():
-            raise DataError(f"{path}: Excel's old format is not read", "save it as .xlsx or CSV")
-        return _open_text(path, id_column)
+        kind = kind_of(path)
+        if kind == "text":
+            return _open_text(path, id_column)
+        return {"json": _open_json, "jsonl": _open_json_lines, "xlsx": _open_xlsx, "parquet": _open_parquet}[kind](path)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -147,23 +170,29 @@ def load(sheet: Sheet, columns: Sequence[str], text: Collection[str]) -> Table:
 
 
 def _open_text(path: Path, id_column: str | None) -> Sheet:
-    with path.open(encoding=encoding_of(path), newline="") as file:
-        lines = list(itertools.islice((line.strip("\r\n") for line in file if line.strip()), 2))
-    if not lines:
+    separator = separator_of(path)
+    rows = [[cell.strip() for cell in cells] for cells in sample(path, separator)]
+    if not rows:
         raise DataError(f"{path}: the file is empty")
-    separator = separator_of(*lines)
-    _, cells = next(records(path, separator))
-    cells = [cell.strip() for cell in cells]
-    blanks = _blanks(path, separator, len(cells)) if len(cells) > 1 and not cells[-1] else 0
-    cells = cells[: len(cells) - blanks]
-    has_header = is_header(cells, id_column)
+    has_header = is_header(rows, id_column)
+    first = [*rows[0], *[""] * (len(rows[1]) - len(rows[0]) if has_header and len(rows) > 1 else 0)]
+    empty = _empty(path, separator, first, has_header=has_header)
+    if not {*range(len(rows[0]), len(first))} <= {*empty}:  # a row is longer than the header, which `load` refuses
+        first, empty = rows[0], tuple(number for number in empty if number < len(rows[0]))
+    cells = [cell for number, cell in enumerate(first) if number not in empty]
     columns = _names(path, cells) if has_header else _numbered(cells)
-    return Sheet(path, "text", columns, separator, has_header, blanks)
+    return Sheet(path, "text", columns, separator, has_header, empty)
 
 
-def _blanks(path: Path, separator: str, width: int) -> int:
-    """1 where the last of so many cells is empty in all rows, as where each line ends in a separator; else 0."""
-    return int(all(len(cells) < width or not cells[width - 1].strip() for _, cells in records(path, separator)))
+def _empty(path: Path, separator: str, first: Sequence[str], *, has_header: bool) -> tuple[int, ...]:
+    """The columns, counted from 0, of which all cells are empty; without a header only those after all others."""
+    filled = [number for number, cell in enumerate(first) if cell]
+    start = 0 if has_header else filled[-1] + 1 if filled else len(first)
+    empty = {number for number in range(start, len(first)) if not first[number]}
+    if empty:
+        for _, cells in records(path, separator):
+            empty -= {number for number in empty if number < len(cells) and cells[number].strip()}
+    return tuple(sorted(empty))
 
 
 def _numbered(cells: Sequence[Any]) -> tuple[str, ...]:
@@ -185,7 +214,7 @@ def _records(sheet: Sheet) -> Iterator[tuple[int, list[str]]]:
 
 
 def _load_text(sheet: Sheet, columns: Sequence[str], text: Collection[str]) -> pd.DataFrame:
-    # pandas takes what the first row has too much for an index, without a word
+    # pandas silently takes cells beyond the header in the first row for an index
     _refuse_long_row(sheet, columns, itertools.islice(_records(sheet), 1))
     spaces = sheet.separator == SPACES
     try:
@@ -193,7 +222,7 @@ def _load_text(sheet: Sheet, columns: Sequence[str], text: Collection[str]) -> p
             sheet.path,
             sep=r"\s+" if spaces else sheet.separator,
             header=0 if sheet.has_header else None,
-            names=[*columns, *(f"blank {number}" for number in range(sheet.blanks))],
+            names=_with_empty(sheet, columns),
             dtype=dict.fromkeys(text, "str"),
             na_filter=False,
             low_memory=False,
@@ -210,12 +239,19 @@ def _load_text(sheet: Sheet, columns: Sequence[str], text: Collection[str]) -> p
         raise not_utf8(sheet.path, error) from error
     except OSError as error:
         raise DataError(f"{sheet.path}: can't be read as a table: {error}") from error
-    return frame[list(columns)] if sheet.blanks else frame
+    return frame[list(columns)] if sheet.empty else frame
+
+
+def _with_empty(sheet: Sheet, columns: Sequence[str]) -> list[str]:
+    """Names of all columns of a text, of the empty ones too."""
+    names = iter(columns)
+    total = len(columns) + len(sheet.empty)
+    return [f"empty {number}" if number in sheet.empty else next(names) for number in range(total)]
 
 
 def _refuse_long_row(sheet: Sheet, columns: Sequence[str], rows: Iterable[tuple[int, list[str]]]) -> None:
     for line, cells in rows:
-        if len(cells) > len(columns) + sheet.blanks:
+        if len(cells) > len(columns) + len(sheet.empty):
             raise DataError(
                 f"{sheet.path}:{line}: {len(cells)} cells in a table of {len(columns)} columns: {', '.join(columns)}"
             )
@@ -224,17 +260,56 @@ def _refuse_long_row(sheet: Sheet, columns: Sequence[str], rows: Iterable[tuple[
 def _open_json(path: Path) -> Sheet:
     text = path.read_text(encoding=encoding_of(path))
     try:
-        content = json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
+        return _records_sheet(path, _parse(text))
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+            return _open_json_lines(path)
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except RecursionError:
         raise DataError(f"{path}: should be a list of objects, but is nested too deeply to be read") from None
-    if not isinstance(content, list) or not content or not all(isinstance(item, dict) for item in content):
+
+
+def _open_json_lines(path: Path) -> Sheet:
+    lines, content = [], []
+    with path.open(encoding=encoding_of(path)) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    content.append(_parse(line))
+                except (json.JSONDecodeError, RecursionError) as error:
+                    raise DataError(f"{path}:{number}: this line is not JSON: {error}") from None
+                lines.append(number)
+    return _records_sheet(path, content, lines)
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text, parse_constant=lambda name: None if name == "NaN" else float(name))
+
+
+def _records_sheet(path: Path, content: Any, lines: Sequence[int] = ()) -> Sheet:
+    """The sheet of a list of objects, one for each image."""
+    if not isinstance(content, list) or not content or not all(isinstance(item, Mapping) for item in content):
         raise DataError(f"{path}: should be a list of objects, one for each image")
     columns = _names(path, list(content[0]))
     cells = ([item.get(name) for name in content[0]] for item in content)
     rows = [["" if cell is None else cell for cell in row] for row in cells]
-    return Sheet(path, "json", columns, rows=rows)
+    return Sheet(path, "json", columns, rows=rows, lines=lines)
+
+
+def _open_parquet(path: Path) -> Sheet:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        hint = "install it: uv sync --extra parquet, or pip install 'elta-tune[parquet]'; or save the table as CSV"
+        raise DataError(f"{path}: Parquet files need pyarrow", hint) from None
+    try:
+        content = parquet.read_table(path).to_pylist()
+    except (ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: can't be read as a Parquet file: {reason}") from error
+    if not content:
+        raise DataError(f"{path}: the table has no rows")
+    return _records_sheet(path, content, range(1, len(content) + 1))
 
 
 def _item_line(path: Path, row: int) -> int:
@@ -256,22 +331,44 @@ def _open_xlsx(path: Path) -> Sheet:
             "install it: uv sync --extra xlsx, or pip install 'elta-tune[xlsx]'; or save the sheet as CSV",
         ) from None
     try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        cells = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
-        book.close()
+        cells = _excel_cells(path, openpyxl)
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken archive may raise anything; that it is no sheet is all that counts
         raise DataError(f"{path}: can't be read as an Excel sheet: {type(error).__name__}: {error}") from error
-    filled = [(line, row) for line, row in enumerate(cells, start=1) if any(cell is not None for cell in row)]
+    filled = [(line, row) for line, row in enumerate(cells, start=1) if any(cell not in (None, "") for cell in row)]
     if not filled:
         raise DataError(f"{path}: the file is empty")
-    (_, header), *rows = filled
-    columns = _names(path, ["" if cell is None else cell for cell in header])
-    content = [["" if cell is None else cell for cell in row] for _, row in rows]
-    return Sheet(path, "xlsx", columns, rows=content, lines=[line for line, _ in rows])
+    columns = itertools.zip_longest(*(row for _, row in filled))
+    used = [column for column in columns if any(cell not in (None, "") for cell in column)]
+    header, *rows = [["" if cell is None else cell for cell in row] for row in zip(*used, strict=True)]
+    return Sheet(path, "xlsx", _names(path, header), rows=rows, lines=[line for line, _ in filled[1:]])
+
+
+def _excel_cells(path: Path, openpyxl: Any) -> list[list[Any]]:
+    """The values of the first worksheet that has any; a formula whose value is not stored is a `Formula`."""
+    stored = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    typed = openpyxl.load_workbook(path, read_only=True)
+    try:
+        for sheet, formulas in zip(stored.worksheets, typed.worksheets, strict=True):
+            rows = [list(row) for row in sheet.iter_rows(values_only=True)]
+            if any(cell is None for row in rows for cell in row):
+                for row, source in zip(rows, formulas.iter_rows(values_only=True), strict=True):
+                    row[:] = [_computed(*pair) for pair in zip(row, source, strict=True)]
+            if any(cell is not None for row in rows for cell in row):
+                return rows
+        return []
+    finally:
+        stored.close()
+        typed.close()
+
+
+def _computed(value: Any, source: Any) -> Any:
+    if value is not None or source is None:
+        return value
+    return Formula(source if isinstance(source, str) else getattr(source, "text", "=…"))
 
 
 def _as_text(cell: Any) -> str:
-    """A cell as one would type it: Excel keeps the id 17 as 17.0."""
+    """A cell as one would type it: Excel stores the id 17 as 17.0."""
     return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

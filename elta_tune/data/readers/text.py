@@ -1,78 +1,131 @@
-"""What the first lines of a text tell of it, and its rows: any delimiter, with a header or without."""
+"""Text files of ratings: their encoding, what separates their cells, whether a header is there, and their rows."""
 
 from __future__ import annotations
 
 import codecs
 import csv
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from elta_tune.data.readers.columns import ID_NAMES, simplified
 from elta_tune.errors import DataError
 
-ID_COLUMNS = (
-    *("image_id", "image", "image_name", "Image name", "imageName", "ImageFile", "ID", "name", "Image", "file"),
-    *("img_name", "filename", "file_name"),
-)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SPACES = " "
 """As a separator: any run of spaces or tabs."""
+SEPARATORS = (",", "\t", ";", "|", "=", SPACES)
+"""In the order in which they are preferred where several fit equally well."""
+SAMPLE = 50
+"""Rows that a separator is judged by."""
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
 
 
 def encoding_of(path: Path) -> str:
-    """UTF-8, or UTF-16 where a byte order mark says so."""
+    """UTF-8, or UTF-16 or UTF-32 where a byte order mark or the zeros of Latin letters show it."""
     with path.open("rb") as file:
-        start = file.read(2)
-    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+        start = file.read(64)
+    marked = (name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark))
+    if (encoding := next(marked, None)) is not None:
+        return encoding
+    even, odd = start[::2], start[1::2]
+    if len(odd) > 1 and b"\0" not in even and not odd.strip(b"\0"):
+        return "utf-16-le"
+    return "utf-16-be" if len(odd) > 1 and b"\0" not in odd and not even.strip(b"\0") else "utf-8-sig"
 
 
 def not_utf8(path: Path, error: UnicodeDecodeError) -> DataError:
     """Names the first line that is not UTF-8."""
+    hint = "save it as UTF-8 (Excel calls that: CSV UTF-8)"
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode()
             except UnicodeDecodeError as wrong:
                 byte = line[wrong.start]
-                return DataError(f"{path}:{number}: can't be read: the byte {byte:#x} is not UTF-8", "save it as UTF-8")
-    return DataError(f"{path}: can't be read: {error}", "save it as UTF-8")
+                return DataError(f"{path}:{number}: can't be read: the byte {byte:#x} is not UTF-8", hint)
+    return DataError(f"{path}: can't be read: {error}", hint)
 
 
-def separator_of(first: str, second: str = "") -> str:
-    """What separates the cells of the first two lines."""
-    for separator in (",", "\t", ";"):
-        if separator in first:
-            return separator
-    if "=" in first and first.partition("=")[0].strip().strip('"') in ID_COLUMNS:
-        return "="
-    words = first.split()
-    if len(words) < 2:
-        return ","
-    if _is_number(words[-1]):
-        return SPACES
-    # `name score` is a header if numbers stand below; `Image name` is one column, and `my cat.png` an image
-    below = second.split()
-    return SPACES if words[0] in ID_COLUMNS and len(below) == len(words) and _is_number(below[-1]) else ","
+def separator_of(path: Path) -> str:
+    """What separates the cells: the one that makes most of the first rows as wide as the first one.
 
-
-def is_header(cells: Sequence[str], id_column: str | None = None) -> bool:
-    """Whether cells name columns: a row has an image in front, or after a number, or numbers in all cells after its id.
-
-    A lone cell looks like an id whatever it is: it is a header only if it is a known one, or `id_column`.
+    Raises:
+        DataError: the file is empty.
     """
-    first, rest = cells[0], cells[1:]
-    if first in ID_COLUMNS or (first == id_column and not first.isdecimal()):  # 1 is the first column of no header
+    samples = {separator: sample(path, separator) for separator in SEPARATORS}
+    if not samples[SPACES]:
+        raise DataError(f"{path}: the file is empty")
+    if path.suffix.lower() in (".tsv", ".tab") and len(samples["\t"][0]) > 1:
+        return "\t"
+    fits = {separator: _fit(separator, rows) for separator, rows in samples.items()}
+    best = max(fits, key=fits.__getitem__)  # the first one of equals
+    return best if fits[best][0] > 0 else ","
+
+
+def sample(path: Path, separator: str) -> list[list[str]]:
+    """The first rows, as far as they can be read."""
+    rows: list[list[str]] = []
+    try:
+        rows.extend(cells for _, cells in itertools.islice(records(path, separator), SAMPLE))
+    except DataError:  # what is wrong is reported once the separator is known
+        pass
+    return rows
+
+
+def _fit(separator: str, rows: Sequence[Sequence[str]]) -> tuple[float, int]:
+    """The share of rows that are as wide as the first one, and minus the number of cells that look divisible."""
+    first, *others = rows or [[]]
+    if len(first) < 2 or (separator == "=" and not is_id_name(first[0])):  # EVA's; elsewhere it is part of a name
+        return 0.0, 0
+    if separator == SPACES and not all(_is_number(cells[-1]) for cells in others or [first]):
+        return 0.0, 0  # `Image name` is one column, and `my cat.png` one image
+    width = len(_filled(first))
+    as_wide = [len(cells) > 1 and width in (len(cells), len(_filled(cells))) for cells in rows]
+    rivals = {*",\t;|"} - {separator}
+    cells = (cell for row in rows for cell in row if not DECIMAL_COMMA.fullmatch(cell.strip()))
+    return sum(as_wide) / len(rows), -sum(not rivals.isdisjoint(cell) for cell in cells)
+
+
+def _filled(cells: Sequence[str]) -> Sequence[str]:
+    """A row without the empty cells at its end."""
+    filled = [number for number, cell in enumerate(cells, start=1) if cell.strip()]
+    return cells[: filled[-1] if filled else 0]
+
+
+def is_id_name(cell: str) -> bool:
+    """Whether a cell is a common name of a column of image ids."""
+    return simplified(cell.strip().strip('"')) in ID_NAMES
+
+
+def is_header(rows: Sequence[Sequence[str]], id_column: str | None = None) -> bool:
+    """Whether the first row names columns: a row has an image first, or after a number, or numbers after its id.
+
+    A lone cell looks like an id whatever it is: it is a header if it is a common name of one, or `id_column`, or if it
+    is no image where images are below.
+    """
+    first, rest = rows[0][0], rows[0][1:]
+    if is_id_name(first) or (first == id_column and not first.isdecimal()):  # 1 is the first column of no header
         return True
-    if not rest or _is_image(first):
+    if _is_image(first):
         return False
+    if not rest:
+        return len(rows) > 1 and all(_is_image(cells[0]) for cells in rows[1:])
     if _is_number(first) and any(_is_number(cell) or _is_image(cell) for cell in rest):
         return False
     if not all(map(_is_number, rest)):
         return True
     # photo,1,2,…,10 is a header whose columns are called by their ratings
-    return len(rest) > 2 and all(a < b for a, b in itertools.pairwise(map(float, rest)))
+    return len(rest) > 2 and all(a < b for a, b in itertools.pairwise(map(_number, rest)))
 
 
 def _is_image(cell: str) -> bool:
@@ -80,10 +133,15 @@ def _is_image(cell: str) -> bool:
 
 
 def _is_number(cell: str) -> bool:
+    return bool(np.isfinite(_number(cell)))
+
+
+def _number(cell: str) -> float:
+    """A cell as a number, with a decimal point or comma; NaN if it is none."""
     try:
-        return bool(np.isfinite(float(cell)))
+        return float(cell.strip().replace(",", ".") if DECIMAL_COMMA.fullmatch(cell.strip()) else cell)
     except ValueError:
-        return False
+        return float("nan")
 
 
 def records(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:

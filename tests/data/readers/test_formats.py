@@ -419,7 +419,7 @@ AMBIGUOUS = {
     "no header, an index": (lines("0,a.jpg,2", "1,b.jpg,3"), ["1, 2, 3", "data.columns.id"]),
     "a header that is a number": (
         lines("0,place", "a.jpg,Rome", "b.jpg,Oslo"),
-        ["columns 0, place", "data.columns.id"],
+        ["columns are 0, place", "data.columns.id"],
     ),
     "eleven bins": (lines(f"image_id,{SCORE2},score12", "a," + joined([1] * 11)), ["score11, score12", "data.columns"]),
     "a bin more before": (lines(f"image_id,score1,{SCORE2}", "a," + joined([1] * 11)), ["score1, score2", "data.col"]),
@@ -507,7 +507,7 @@ REFUSED = {
         ),
         "para.csv",
         3,
-        "sessionId/imageName: 's1/a' stands in an earlier row too",
+        "sessionId/imageName: 's1/a' is a duplicate of line 2",
     ),
     "a long row": (lines("image,score", "a.jpg,4", "b,c.jpg,5"), "train.csv", 3, "3 cells in a table of 2 columns"),
     "a split": (

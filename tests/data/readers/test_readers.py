@@ -140,7 +140,7 @@ BAD_ROWS = {
     "no votes": ("x,0,0,0", "count_1", "no votes"),
     "no id": (",1,2,3", "image_id", "no image id"),
     "an id of spaces": ("  ,1,2,3", "image_id", "no image id"),
-    "an id twice": ("a,1,2,3", "image_id", "'a' stands in an earlier row too"),
+    "a repeated id": ("a,1,2,3", "image_id", "'a' is a duplicate of line 2"),
     "too few cells": ("x,1,2", "count_3", "is empty"),
 }
 
@@ -254,8 +254,8 @@ def test_numbers_are_splits_in_an_official_split_or_a_named_column(tmp_path: Pat
     assert read_ratings(folds, named).splits.tolist() == ["train", "val", "test"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
-def test_a_byte_order_mark_tells_the_encoding(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+def test_encoding_is_recognised(tmp_path: Path, encoding: str) -> None:
     file = written(tmp_path, COUNTS, "été.jpg,1,2,1", encoding=encoding)
     assert read_ratings(file, DataConfig()).ids.tolist() == ["été.jpg"]
 
@@ -265,7 +265,7 @@ def test_another_encoding_is_refused_by_its_line(tmp_path: Path, rows: int) -> N
     file = written(tmp_path, COUNTS, *(f"a{n},1,2,3" for n in range(rows)), "été.jpg,1,2,1", encoding="latin-1")
     error = refusal(file)
     assert error.message.startswith(f"{file}:{rows + 2}: can't be read")
-    assert error.hint == "save it as UTF-8"
+    assert str(error.hint).startswith("save it as UTF-8")
 
 
 @pytest.mark.parametrize("after", [0, 2, 20_000])
@@ -281,13 +281,8 @@ def test_a_separator_at_the_end_of_each_line_is_no_column(tmp_path: Path) -> Non
     assert read_ratings(file, DataConfig(scale=(1, 5))).ids.tolist() == ["a", "b"]
     bare = written(tmp_path, "a.jpg,0,0,0,0,9,0,0,0,0,0,", "b.jpg,0,0,0,0,0,9,0,0,0,0", name="nima.csv")
     assert read_ratings(bare, DataConfig()).scores.tolist() == [5, 6]
-    kept = written(tmp_path, "photo,score,", "a,3,", "b,4,5", name="kept.csv")
+    kept = written(tmp_path, "camera,score,", "a,3,", "b,4,5", name="kept.csv")
     assert "no column of ids" in refusal(kept, scale=(1, 5)).message
-
-
-def test_a_decimal_comma_is_told(tmp_path: Path) -> None:
-    file = written(tmp_path, "image;score", "a.jpg;4,5")
-    assert refusal(file).message == f"{file}:2: score: '4,5' is not a number: write a decimal point for the comma"
 
 
 def test_an_old_excel_sheet_and_deep_json_are_refused_in_a_line(tmp_path: Path) -> None:
