@@ -71,7 +71,7 @@ def _placed(document: Document, problems: Iterable[tuple[str, str]]) -> list[str
 
 
 def _sound_part(document: Document) -> SearchSpace | None:
-    """What of a space can be read, where something else in it can't: its parameters that do not hang on a lost one."""
+    """The readable part of a space that has unreadable parts: the parameters that depend on none of those."""
 
     def read(parts: Mapping[str, Any]) -> SearchSpace | None:
         try:
@@ -91,19 +91,19 @@ def _sound_part(document: Document) -> SearchSpace | None:
 
 
 def _varied(space: SearchSpace, recipe: TrialConfig) -> SearchSpace:
-    """A pool may come and go; a head that predicts scores is the recipe's, and what is held with it can't be built."""
+    """What varies with this recipe's head: one that predicts scores has no self-training. (A pool may come later.)"""
     return space if recipe.model.head == "emd" else hold_without_pool(space, recipe)[0]
 
 
 def _with_relative_bounds(document: Document, recipe: TrialConfig) -> Document:
-    """`low: 0.2x` becomes a fifth of the recipe's value; where that is no number the bound stays, and is refused."""
+    """`low: 0.2x` becomes a fifth of the recipe's value. If that is not a number, the bound stays, and is refused."""
     parameters = document.content.get("parameters")
     if not isinstance(parameters, dict):
         return document
 
     def absolute(name: str, bound: Any) -> Any:
         factor = RELATIVE.fullmatch(bound) if isinstance(bound, str) else None
-        value = recipe.get(name) if name in FIELDS else 1  # an unknown name is told by itself
+        value = recipe.get(name) if name in FIELDS else 1  # an unknown name is reported by `_bad_names`
         if factor is None or isinstance(value, bool) or not isinstance(value, int | float):
             return bound
         return float(f"{float(factor[1]) * value:.12g}")  # 0.1 · 5e-4 is 5e-5
@@ -120,7 +120,7 @@ def _with_field_types(space: SearchSpace, recipe: TrialConfig) -> SearchSpace:
 
     def typed(name: str, value: Any) -> Any:
         built = _built(recipe, name, value) if name in FIELDS else None
-        return built.get(name) if isinstance(built, TrialConfig) else value  # what is wrong is told by `_problems`
+        return built.get(name) if isinstance(built, TrialConfig) else value  # `_problems` reports it
 
     def chosen(name: str, parameter: Parameter) -> Parameter:
         if not isinstance(parameter, CategoricalParameter):
@@ -134,7 +134,7 @@ def _with_field_types(space: SearchSpace, recipe: TrialConfig) -> SearchSpace:
 
 
 def _built(recipe: TrialConfig, name: str, value: Any) -> TrialConfig | str:
-    """The recipe with another value of a field, or what is wrong with that."""
+    """The recipe with another value of a field, or why that is not possible."""
     try:
         return recipe.replace({name: value})
     except ConfigError as error:
@@ -142,7 +142,7 @@ def _built(recipe: TrialConfig, name: str, value: Any) -> TrialConfig | str:
 
 
 def _only_bounds(value: Any) -> str:
-    """What to add where a value is refused that would have been a bound."""
+    """A note for a refused value that would be valid as a bound."""
     is_relative = isinstance(value, str) and RELATIVE.fullmatch(value)
     return "; only low and high may be relative to the recipe's value" if is_relative else ""
 
@@ -163,7 +163,7 @@ def _bad_names(document: Document) -> Iterator[tuple[str, str]]:
 
 
 def _problems(space: SearchSpace, recipe: TrialConfig) -> Iterator[tuple[str, str]]:
-    """Dotted keys of a space and what is wrong with their content, each looked at by itself."""
+    """Dotted keys of a space and what is wrong with each of them alone."""
     try:
         recipe = space.with_objective(recipe)
     except ConfigError as error:
@@ -193,12 +193,23 @@ def _problems(space: SearchSpace, recipe: TrialConfig) -> Iterator[tuple[str, st
 def _bad_values(recipe: TrialConfig, name: str, parameter: Parameter) -> Iterator[str]:
     choices = getattr(parameter, "choices", ())
     if len(set(choices)) < len(choices):
-        yield f"a choice stands twice in {list(choices)}"
+        yield f"duplicate choices: {list(choices)}"
     built = [_built(recipe, name, value) for value in parameter.probes()]
     problems = list(dict.fromkeys(each for each in built if isinstance(each, str)))
     yield from problems
     if not problems and not parameter.contains(recipe.get(name)):
-        yield f"the recipe's own value {shown(recipe.get(name))} is outside {parameter}; trial 0 is the recipe"
+        yield _outside(name, recipe.get(name), parameter)
+
+
+def _outside(name: str, value: Any, parameter: Parameter) -> str:
+    other = next((probe for probe in parameter.probes() if probe is not None), None)
+    remedies = [f"start from another recipe: {name}={shown(other)}"]
+    if isinstance(parameter, CategoricalParameter):
+        remedies.insert(0, f"add {shown(value)} to the choices")
+    elif value is not None:
+        remedies.insert(0, "widen the range")
+    rule = f"the recipe's value {shown(value)} is outside {parameter}, and trial 0 trains the recipe"
+    return f"{rule}: {', or '.join(remedies)}"
 
 
 def _bad_conditions(parameter: Parameter, seen: Sequence[str], space: SearchSpace) -> Iterator[str]:
@@ -206,7 +217,7 @@ def _bad_conditions(parameter: Parameter, seen: Sequence[str], space: SearchSpac
         if condition.field not in FIELDS:
             yield f"a recipe has no field {condition.field}{suggest_field(condition.field, FIELDS)}"
         elif condition.field in space.parameters and condition.field not in seen:
-            yield f"{condition.field} should stand above what depends on it"
+            yield f"depends on {condition.field}, which should be defined above it"
 
 
 def _decisive_fields(name: str, parameter: Parameter) -> list[str]:
@@ -216,7 +227,7 @@ def _decisive_fields(name: str, parameter: Parameter) -> list[str]:
 
 
 def _dead(space: SearchSpace, recipe: TrialConfig, name: str, parameter: Parameter) -> Iterator[str]:
-    """Why no trial, or not every trial that has it, could feel the parameter."""
+    """Why the parameter has no effect in any trial, or in some trials that have it."""
     switch = switch_of(name)
     for field in _decisive_fields(name, parameter):
         varied = space.parameters.get(field)
@@ -224,19 +235,21 @@ def _dead(space: SearchSpace, recipe: TrialConfig, name: str, parameter: Paramet
         reachable = _reachable(varied, recipe.get(field), conditions)
         off = [value for value in reachable if switch and switch.switch == field and not switch.is_on(value)]
         if not reachable:
-            found = f"varies over {varied}" if varied else f"is {shown(recipe.get(field))} in the recipe and not varied"
+            found = (
+                f"varies over {varied}" if varied else f"is {shown(recipe.get(field))} in the recipe and is not varied"
+            )
             yield f"its condition never holds: {field} {found}"
         elif off and varied and switch:
             yield f"has no effect where {field} is {shown(off[0])}; add `when: {field} {switch.rule}`"
         elif off:
             yield (
                 f"has no effect while {field} is {shown(off[0])} in the recipe; "
-                f"vary {field} too, or change that with --set {field}=…"
+                f"vary {field} too, or set another value in the recipe: {field}=VALUE"
             )
 
 
 def _reachable(varied: Parameter | None, own: Any, conditions: Sequence[Condition]) -> list[Any]:
-    """Values that a field can have in trials where the conditions on it hold; what varies contains `own`."""
+    """Values that a field can have in trials in which the conditions on it hold; `own` is the recipe's."""
     values = [own]
     if varied is not None:
         marks = [each.value for each in conditions]
@@ -249,13 +262,14 @@ def _bad_grid(space: SearchSpace) -> Iterator[tuple[str, str]]:
     counts = {name: parameter.count for name, parameter in space.parameters.items()}
     for name, count in counts.items():
         if count is None:
-            yield f"parameters.{name}", "the grid sampler needs a step or choices"
+            yield f"parameters.{name}", "the grid sampler needs a step or choices; add one, or use another sampler"
     if (size := math.prod(count or 1 for count in counts.values())) > LARGEST_GRID:
-        yield "sampler.name", f"a grid of {size:,} combinations is too large: {LARGEST_GRID:,} are the most"
+        remedy = f"the limit is {LARGEST_GRID:,}: use larger steps or another sampler"
+        yield "sampler.name", f"a grid of {size:,} combinations is too large; {remedy}"
 
 
 def _bad_combinations(space: SearchSpace, recipe: TrialConfig) -> Iterator[tuple[str, str]]:
-    """Pairs of parameters, and guesses, of which each value fits by itself and together they do not."""
+    """Pairs of parameters, and guesses, whose values fit alone but not together."""
     own = {name: recipe.get(name) for name in space.parameters}
     for first, second in itertools.combinations(space.parameters, 2):
         for pair in itertools.product(space.parameters[first].probes(), space.parameters[second].probes()):
@@ -267,7 +281,10 @@ def _bad_combinations(space: SearchSpace, recipe: TrialConfig) -> Iterator[tuple
     for number, (guess, point) in enumerate(zip(space.enqueue, space.guesses(recipe)[1:], strict=True)):
         for name in guess:
             if name not in point:
-                yield f"enqueue.{number}.{name}", "does not exist in this guess: its `when` does not hold there"
+                yield (
+                    f"enqueue.{number}.{name}",
+                    "does not exist in this guess, because its `when` does not hold: remove it from the guess",
+                )
         if text := _clash(recipe, point):
             yield f"enqueue.{number}", text
 

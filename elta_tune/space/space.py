@@ -1,8 +1,4 @@
-"""A search space: which fields of a recipe vary, towards what, with which budget.
-
-It may only name live fields (each change of one must be able to change a result), and it contains the recipe's
-value of every field it varies: trial 0 is the recipe as it stands.
-"""
+"""A search space: the fields of a recipe that vary, the objective, the budget, the sampler and the pruner."""
 
 from __future__ import annotations
 
@@ -30,14 +26,14 @@ def _seconds(value: Any) -> Any:
 
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
-"""Seconds, or text as 90s, 30m, 8h, 2d."""
+"""Seconds, or text such as 90s, 30m, 8h, 2d."""
 
 
 def parse_duration(text: str, source: str) -> float:
-    """Seconds of a text such as 90m or 8h; `source` is named in the error.
+    """Seconds of a text such as 90m or 8h; errors name `source`.
 
     Raises:
-        ConfigError: it is no duration.
+        ConfigError: it is not a duration.
     """
     try:
         return TypeAdapter(Duration).validate_python(text)
@@ -49,13 +45,13 @@ class Budget(Section):
     """When the study ends: whichever comes first."""
 
     trials: Annotated[int, Field(ge=1)] = 20
-    """Trials that ended complete or pruned."""
+    """Number of complete and pruned trials."""
     timeout: Duration | None = None
-    """Time that the study has run, all its runs together: seconds, or 90m, 8h, 2d."""
+    """Total running time of the study over all its runs: seconds, or 90m, 8h, 2d."""
 
 
 class SamplerConfig(Section):
-    """Who proposes parameters."""
+    """The algorithm that proposes parameters."""
 
     name: Literal["tpe", "random", "grid", "gp", "qmc", "evolution"] = "tpe"
     startup_trials: Annotated[int, Field(ge=1)] | None = None
@@ -64,23 +60,25 @@ class SamplerConfig(Section):
     @model_validator(mode="after")
     def _live(self) -> SamplerConfig:
         if self.startup_trials is not None and self.name not in ("tpe", "gp", "evolution"):
-            raise field_error("startup_trials", f"has no effect on {self.name}, only on tpe, gp and evolution")
+            raise field_error(
+                "startup_trials", f"has no effect with {self.name}, only with tpe, gp and evolution; remove it"
+            )
         return self
 
 
 class PrunerConfig(Section):
-    """Who stops hopeless trials."""
+    """The rule that stops unpromising trials."""
 
     name: Literal["median", "successive_halving", "hyperband", "none"] = "median"
     startup_trials: Annotated[int, Field(ge=1)] | None = None
     """Trials that end before `median` prunes any (default: a third of the budget, 3 to 8)."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of a trial's epochs that it may always run."""
+    """Share of a trial's epochs before it can be pruned."""
 
     @model_validator(mode="after")
     def _live(self) -> PrunerConfig:
         if self.startup_trials is not None and self.name != "median":
-            raise field_error("startup_trials", f"has no effect on {self.name}, only on median")
+            raise field_error("startup_trials", f"has no effect with {self.name}, only with median; remove it")
         return self
 
 
@@ -98,12 +96,12 @@ class SearchSpace(Section):
     @model_validator(mode="after")
     def _check(self) -> SearchSpace:
         if self.sampler.name == "gp" and self.pruner.name != "none":
-            # Optuna's gp learns from complete trials alone: it would propose what was pruned again and again.
+            # Optuna's gp learns from complete trials only, so it would propose pruned points again and again.
             raise field_error("pruner.name", f"should be none with the gp sampler, not {self.pruner.name}")
         return self
 
     def with_objective(self, recipe: TrialConfig) -> TrialConfig:
-        """The recipe with the space's objective choosing its best epoch.
+        """The recipe whose best epoch is chosen by the space's objective.
 
         Raises:
             ConfigError: the recipe does not have that metric.
@@ -114,7 +112,7 @@ class SearchSpace(Section):
         )
 
     def suggest(self, trial: Suggester, recipe: TrialConfig) -> dict[str, Any]:
-        """Asks a trial for the value of each parameter that exists in it, in the order of the file."""
+        """Asks a trial for a value of each parameter that exists in it, in the order of the file."""
         values: dict[str, Any] = {}
         for name, parameter in self.parameters.items():
             if parameter.is_active(lambda field: values.get(field, recipe.get(field))):
@@ -122,7 +120,7 @@ class SearchSpace(Section):
         return values
 
     def guesses(self, recipe: TrialConfig) -> list[dict[str, Any]]:
-        """The parameters of the first trials: the recipe as it stands, then the space's own guesses."""
+        """The parameters of the first trials: the recipe as it is, then the guesses of `enqueue`."""
         own = {name: recipe.get(name) for name in self.parameters}
         return [self.choose({**own, **guess}, recipe) for guess in ({}, *self.enqueue)]
 
@@ -131,7 +129,7 @@ class SearchSpace(Section):
         return self.suggest(_Fixed(values), recipe)
 
     def grid(self, recipe: TrialConfig) -> list[dict[str, Any]]:
-        """Every combination, each once, what does not exist in it left out; the space's last parameter runs first."""
+        """Every combination once, without the parameters that do not exist in it; the last parameter varies fastest."""
         points: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
         axes = [[(name, value) for value in axis.grid()] for name, axis in self.parameters.items()]
         for combination in itertools.product(*axes):
@@ -147,7 +145,7 @@ class SearchSpace(Section):
 
 
 class _Fixed:
-    """A suggester that has all its answers."""
+    """A suggester with given values."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
@@ -165,7 +163,7 @@ class _Fixed:
 
 
 def hold_without_pool(space: SearchSpace, recipe: TrialConfig) -> tuple[SearchSpace, TrialConfig, str | None]:
-    """Holds self-training at 0 rounds, drops what hangs on it, and says so in one line.
+    """Sets self-training to 0 rounds and drops the parameters that depend on it, with a note that says so.
 
     There is nothing to label without a pool, and no distribution to sharpen with a head that predicts scores.
     """

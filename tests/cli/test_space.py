@@ -65,5 +65,6 @@ def test_a_space_that_does_not_fit_is_refused(elta_tune, tmp_path, recipe_file):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "elta-tune: tall.yaml:8: parameters.training.epochs: "
-        "the recipe's own value 2 is outside 1 … 9 by 4; trial 0 is the recipe\n"
+        "the recipe's value 2 is outside 1 … 9 by 4, and trial 0 trains the recipe: "
+        "widen the range, or start from another recipe: training.epochs=1\n"
     )

@@ -61,15 +61,16 @@ def test_every_error_of_a_space_is_told_at_once_each_with_its_line(write):
         "2: objective.metric: a head that predicts scores has no emd_r1; it needs model.head: emd",
         "6: parameters.optim.lrr: a recipe has no such field — did you mean 'optim.lr'?",
         "7: parameters.data.crop: decides what is measured; it is the same for all trials, so set it in the recipe",
-        "8: parameters.mixup.tau_1: the recipe's own value 0.5 is outside 0.6 … 1; trial 0 is the recipe",
+        "8: parameters.mixup.tau_1: the recipe's value 0.5 is outside 0.6 … 1, and trial 0 trains the recipe: "
+        "widen the range, or start from another recipe: mixup.tau_1=0.6",
         "8: parameters.mixup.tau_1: has no effect while mixup.pairs is 0 in the recipe; "
-        "vary mixup.pairs too, or change that with --set mixup.pairs=…",
+        "vary mixup.pairs too, or set another value in the recipe: mixup.pairs=VALUE",
         "9: parameters.mixup.tau_2: should be greater than 0, not -1.0",
         "9: parameters.mixup.tau_2: has no effect while mixup.pairs is 0 in the recipe; "
-        "vary mixup.pairs too, or change that with --set mixup.pairs=…",
+        "vary mixup.pairs too, or set another value in the recipe: mixup.pairs=VALUE",
         "13: parameters.model.dropout: should be less than 1, not 1.5",
         "14: parameters.training.emd_reduction: has no effect while model.head is 'mse' in the recipe; "
-        "vary model.head too, or change that with --set model.head=…",
+        "vary model.head too, or set another value in the recipe: model.head=VALUE",
         "15: parameters.simloss.weight.when: a recipe has no field training.epoch — did you mean 'training.epochs'?",
         "18: enqueue.1.mixup.tau_1: 3.0 is outside 0.6 … 1",
         "18: enqueue.1.optim.momentum: is not varied",
@@ -88,7 +89,8 @@ def test_what_can_not_be_read_does_not_hide_what_is_wrong_beside_it(write):
     )
     assert refusal(load_space, file, TrialConfig()) == [
         "3: parameters.optim.lrr: a recipe has no such field — did you mean 'optim.lr'?",
-        "4: parameters.mixup.tau_1: the recipe's own value 0.5 is outside 0.6 … 1; trial 0 is the recipe",
+        "4: parameters.mixup.tau_1: the recipe's value 0.5 is outside 0.6 … 1, and trial 0 trains the recipe: "
+        "widen the range, or start from another recipe: mixup.tau_1=0.6",
         "8: enqueue.0.mixup.tau_1: 3.0 is outside 0.6 … 1",
         "1: budgett: there is no such field — did you mean 'budget'?",
         "5: parameters.self_training.rounds.low: should be a whole number, not 'none'",
@@ -183,9 +185,9 @@ def test_what_can_not_be_read_does_not_hide_what_is_wrong_beside_it(write):
             LR + "sampler: {name: tpee}\n",
             ["sampler.name: should be 'tpe', 'random', 'grid', 'gp', 'qmc' or 'evolution', not 'tpee'"],
         ),
-        (LR + "sampler: {name: random, startup_trials: 3}\n", ["sampler.startup_trials: has no effect on random"]),
+        (LR + "sampler: {name: random, startup_trials: 3}\n", ["sampler.startup_trials: has no effect with random"]),
         (LR + "sampler: {startup_trials: 0}\n", ["sampler.startup_trials: should be greater than or equal to 1"]),
-        (LR + "pruner: {name: none, startup_trials: 3}\n", ["pruner.startup_trials: has no effect on none"]),
+        (LR + "pruner: {name: none, startup_trials: 3}\n", ["pruner.startup_trials: has no effect with none"]),
         (LR + "pruner: {warmup: 1}\n", ["pruner.warmup: should be less than 1, not 1"]),
         (LR + "pruner: {warmup: -0.1}\n", ["pruner.warmup: should be greater than or equal to 0, not -0.1"]),
         (LR + "enqueue: [[1]]\n", ["enqueue.0: should hold `key: value` lines"]),
@@ -222,7 +224,7 @@ def test_an_empty_space_lacks_its_parameters(write):
         ("optim.name: {type: categorical, choices: [adam, on]}", "should not be true or false"),
         ("optim.lr: {type: categorical, choices: [1e-5, fast]}", "should be a number, not 'fast'"),
         ("optim.lr: {type: categorical, choices: [1e-5, null]}", "should be a number, not null"),
-        ("optim.lr: {type: categorical, choices: [1e-5, 2e-5, 0.00002]}", "a choice stands twice in"),
+        ("optim.lr: {type: categorical, choices: [1e-5, 2e-5, 0.00002]}", "duplicate choices: "),
         ("optim.warmup_epochs: {type: float, low: 0, high: 21}", "should be at most training.epochs (20), not 21"),
         ("self_training.rounds: {type: float, low: 0, high: 2, step: 0.5}", "should be a whole number, not 0.5"),
     ],
@@ -256,8 +258,14 @@ def test_both_ends_are_told(check):
 )
 def test_a_space_contains_the_recipes_own_value(parameter, recipe, check):
     (line,) = refusal(check, parameter, **recipe)
-    assert line.startswith(f"2: parameters.{parameter.partition(':')[0]}: the recipe's own value ")
-    assert line.endswith("; trial 0 is the recipe")
+    assert line.startswith(f"2: parameters.{parameter.partition(':')[0]}: the recipe's value ")
+    field, _, value = line.rpartition("start from another recipe: ")[2].partition("=")  # the remedy works as it is
+    check(parameter, **recipe | {field.replace(".", "__"): yaml.safe_load(value)})
+
+
+def test_a_value_outside_the_choices_names_a_remedy(check):
+    (line,) = refusal(check, "mixup.alpha: {type: categorical, choices: [0.5, 1, 2]}")
+    assert line.endswith(": add null to the choices, or start from another recipe: mixup.alpha=0.5")
 
 
 @pytest.mark.parametrize(
@@ -357,8 +365,8 @@ def test_a_field_may_vary_only_where_its_feature_is_on(switch, field, check):
     assert list(check(parameter + "}", **{key: on}).parameters) == [field]
     (line,) = refusal(check, parameter + "}", **{key: off})
     assert line.startswith(f"2: parameters.{field}: has no effect while {switch.switch} is ")
-    assert line.endswith(f"or change that with --set {switch.switch}=…")
-    # The switch varies, too: then the field needs a condition, whatever the recipe's own value is.
+    assert line.endswith(f"or set another value in the recipe: {switch.switch}=VALUE")
+    # The switch varies, too: then the field needs a condition, whatever the recipe's value is.
     for own in (on, off):
         (line,) = refusal(check, f"{switch.switch}: {both}", parameter + "}", **{key: own})
         assert line.startswith(f"3: parameters.{field}: has no effect where {switch.switch} is ")
@@ -371,11 +379,11 @@ def test_a_field_may_vary_only_where_its_feature_is_on(switch, field, check):
 @pytest.mark.parametrize(
     ("when", "field", "own"),
     [
-        ("optim.name == sgd", "optim.name", "is 'adam' in the recipe and not varied"),
-        ("optim.name in [sgd, adamw]", "optim.name", "is 'adam' in the recipe and not varied"),
-        ("optim.name != adam", "optim.name", "is 'adam' in the recipe and not varied"),
-        ("mixup.alpha > 1", "mixup.alpha", "is null in the recipe and not varied"),
-        ("data.demo.size > 1", "data.demo.size", "is null in the recipe and not varied"),
+        ("optim.name == sgd", "optim.name", "is 'adam' in the recipe and is not varied"),
+        ("optim.name in [sgd, adamw]", "optim.name", "is 'adam' in the recipe and is not varied"),
+        ("optim.name != adam", "optim.name", "is 'adam' in the recipe and is not varied"),
+        ("mixup.alpha > 1", "mixup.alpha", "is null in the recipe and is not varied"),
+        ("data.demo.size > 1", "data.demo.size", "is null in the recipe and is not varied"),
         ("self_training.rounds > 2", "self_training.rounds", "varies over 0 … 2"),
         ('self_training.rounds > "a"', "self_training.rounds", "varies over 0 … 2"),
         ("[self_training.rounds > 0, self_training.rounds < 1]", "self_training.rounds", "varies over 0 … 2"),
@@ -421,8 +429,8 @@ def test_a_condition_that_can_hold_is_taken(when, check):
         ("optim.name == [adam]", "`in` needs a list"),
         ("training.epochs > [", "expected the node content"),
         ("training.epochs > 2020-13-45", "can't be read as timestamp"),
-        ("optim.lr > 0", "optim.lr should stand above what depends on it"),
-        ("simloss.weight > 0", "simloss.weight should stand above what depends on it"),
+        ("optim.lr > 0", "depends on optim.lr, which should be defined above it"),
+        ("simloss.weight > 0", "depends on simloss.weight, which should be defined above it"),
         ("optim.nam == sgd", "a recipe has no field optim.nam — did you mean 'optim.name'?"),
         ("3", "should look like"),
     ],
@@ -469,7 +477,8 @@ def test_guesses_that_do_not_fit_are_refused(check):
     threshold = "sharpening.threshold: {type: float, low: 0.5, high: 0.9, when: self_training.rounds > 0}"
     guesses = "enqueue:\n- {sharpening.threshold: 0.6}\n- {self_training.rounds: 1, sharpening.threshold: 0.6}\n"
     assert refusal(check, rounds, threshold, top=guesses) == [
-        "5: enqueue.0.sharpening.threshold: does not exist in this guess: its `when` does not hold there"
+        "5: enqueue.0.sharpening.threshold: does not exist in this guess, because its `when` does not hold: "
+        "remove it from the guess"
     ]
     guesses = "enqueue: [{self_training.round: 1, sharpening.threshold: 0.95}]\n"
     assert refusal(check, rounds, threshold, top=guesses) == [
@@ -553,7 +562,7 @@ def test_a_grid_is_every_combination_once_without_what_does_not_exist_in_it(chec
 def test_a_grid_that_can_not_be_counted_or_is_too_large_is_refused(check):
     fields = ("optim.lr: {type: float, low: 0, high: 1, step: 1e-5}", "training.epochs: {type: int, low: 1, high: 20}")
     told = refusal(check, *fields, top="sampler: {name: grid}\n", optim__lr=1e-5)
-    assert "a grid of 2,000,020 combinations is too large: 10,000 are the most" in told[-1]
+    assert "a grid of 2,000,020 combinations is too large; the limit is 10,000: use larger" in told[-1]
     one_value = "optim.lr: {type: float, low: 1x, high: 1x}"
     assert check(one_value, top="sampler: {name: grid}\n").grid(TrialConfig()) == [{"optim.lr": 1e-5}]
 
