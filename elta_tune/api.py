@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from elta_tune.records import StudyFolder
     from elta_tune.results.evaluate import Evaluation
     from elta_tune.results.predict import Prediction
-    from elta_tune.studies.optuna.supervisor import Event
+    from elta_tune.studies.events import Event
     from elta_tune.studies.plan import StudyPlan
 
 DEFAULT_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elta-tune"

@@ -18,7 +18,7 @@ import elta_tune
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.files import to_json
 from elta_tune.results.tables import json_line
-from elta_tune.studies.optuna.supervisor import Finished
+from elta_tune.studies.events import Finished
 
 Run = Callable[..., Any]
 SPACE: dict[str, Any] = {

@@ -20,7 +20,7 @@ from elta_tune.cli.text import STATE_STYLE, columns_of, duration, metric, parame
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
 from elta_tune.studies.completion import trials_wanted
-from elta_tune.studies.optuna.supervisor import Event, Finished, Paused, Retried, Started, Stopping
+from elta_tune.studies.events import Event, Finished, Paused, Retried, Started, Stopping
 from elta_tune.studies.plan import StudyPlan
 
 INDENT = 2

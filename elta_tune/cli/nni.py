@@ -146,8 +146,8 @@ def watch(folder: StudyFolder, plan: StudyPlan, node: Node, workers: Workers) ->
     from elta_tune.cli.live import Board, study_view
     from elta_tune.cli.run import tell_outcome
     from elta_tune.cli.text import console, this_command
+    from elta_tune.studies.events import interruptible
     from elta_tune.studies.nni.watcher import NniWatcher
-    from elta_tune.studies.optuna.supervisor import interruptible
 
     watcher = NniWatcher(folder, plan, node, workers.cache)
     board = Board(plan, len(workers.slots), folder.results())

@@ -147,7 +147,7 @@ def _watch(folder: StudyFolder, plan: StudyPlan, run: Run) -> None:
 
     from elta_tune.cli.live import Board, study_view
     from elta_tune.cli.text import console, this_command
-    from elta_tune.studies.optuna.supervisor import interruptible
+    from elta_tune.studies.events import interruptible
 
     verb, supervisor = "goes on" if run.resumed else "starts", run.supervisor
     board = Board(plan, len(run.slots), folder.results(), seconds_before=supervisor.study.seconds_run)

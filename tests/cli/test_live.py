@@ -16,7 +16,7 @@ from elta_tune.cli.live import Board, EpochLines, LiveView, View, place_of, stud
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
 from elta_tune.space.space import SearchSpace
-from elta_tune.studies.optuna.supervisor import Finished, Paused, Retried, Started, Stopping, Tick
+from elta_tune.studies.events import Finished, Paused, Retried, Started, Stopping, Tick
 from elta_tune.studies.plan import StudyPlan, make_plan
 
 PARAMETERS: dict[str, Any] = {

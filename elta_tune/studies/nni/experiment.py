@@ -14,11 +14,11 @@ from typing import Any
 from elta_tune.errors import StudyError
 from elta_tune.files import write_json
 from elta_tune.records import StudyFolder
+from elta_tune.studies.events import ANY_FAILURES_IN_A_ROW, FAILURES_IN_A_ROW
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import Node, end, kill, start_node, verify_patches
 from elta_tune.studies.nni.rest import NodeGone
 from elta_tune.studies.nni.space import to_nni
-from elta_tune.studies.optuna.supervisor import ANY_FAILURES_IN_A_ROW, FAILURES_IN_A_ROW
 from elta_tune.studies.plan import StudyPlan
 
 TUNERS = {"tpe": "TPE", "random": "Random", "grid": "GridSearch", "evolution": "Evolution"}

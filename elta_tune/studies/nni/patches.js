@@ -164,7 +164,7 @@ function patchBudget(prototype) {
     };
 }
 
-/** Hears how trials end, and ends a study that burns, as elta_tune/studies/optuna/supervisor.py does. */
+/** Hears how trials end, and ends a study that burns, as elta_tune/studies/events.py does. */
 function failureWatch() {
     let causes = [];
     return (status, reason) => {
@@ -183,7 +183,7 @@ function failureWatch() {
     };
 }
 
-/** What comes before the details, as in elta_tune/studies/optuna/supervisor.py. */
+/** What comes before the details, as in elta_tune/studies/events.py. */
 function causeOf(reason) {
     return reason.split(/[:\d]/)[0].replace(/\b(nan|inf)\b/g, '');
 }

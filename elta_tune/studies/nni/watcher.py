@@ -11,12 +11,7 @@ from typing import Literal
 from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Reported
 from elta_tune.records import StudyFolder, TrialFolder
-from elta_tune.studies.nni.experiment import NniJob, read_jobs, recorded_jobs
-from elta_tune.studies.nni.folder import NniFolder
-from elta_tune.studies.nni.node import Node, end, kill
-from elta_tune.studies.nni.rest import NodeGone
-from elta_tune.studies.nni.space import decode
-from elta_tune.studies.optuna.supervisor import (
+from elta_tune.studies.events import (
     ANY_FAILURES_IN_A_ROW,
     FAILURES_IN_A_ROW,
     Event,
@@ -25,6 +20,11 @@ from elta_tune.studies.optuna.supervisor import (
     Stopping,
     Tick,
 )
+from elta_tune.studies.nni.experiment import NniJob, read_jobs, recorded_jobs
+from elta_tune.studies.nni.folder import NniFolder
+from elta_tune.studies.nni.node import Node, end, kill
+from elta_tune.studies.nni.rest import NodeGone
+from elta_tune.studies.nni.space import decode
 from elta_tune.studies.plan import StudyPlan
 
 WAITING = ("UNKNOWN", "ADD_RESUMED")

@@ -2,77 +2,36 @@
 
 from __future__ import annotations
 
-import re
-import signal
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Ended, Executor, Halted, Heard, Job, Reported
 from elta_tune.records import TrialFolder
+from elta_tune.studies.events import (
+    ANY_FAILURES_IN_A_ROW,
+    FAILURES_IN_A_ROW,
+    Event,
+    Finished,
+    Paused,
+    Retried,
+    Started,
+    Stopping,
+    StopReason,
+    Tick,
+    cause_of,
+)
 
 if TYPE_CHECKING:  # a view of the events needs no Optuna, whose import takes a second
     from elta_tune.studies.optuna.study import OptunaStudy
 
 RETRIES = 2
 """How often a trial whose process died is resumed without a new epoch in between."""
-FAILURES_IN_A_ROW = 3
-"""As many trials that failed alike stop the study: a bad node or a bad recipe would burn it."""
-ANY_FAILURES_IN_A_ROW = 10
-"""As many that failed for whatever reasons stop it, too: failed trials use no budget, so nothing else would."""
 TICK = 0.25
 """Seconds between looks at the clock."""
-
-
-@dataclass(frozen=True)
-class Started:
-    """A trial began, or goes on."""
-
-    job: Job
-    resumed: bool
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A trial has a result."""
-
-    result: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Retried:
-    """A trial's process died; it is resumed."""
-
-    number: int
-    fault: str
-
-
-@dataclass(frozen=True)
-class Paused:
-    """A trial saved its epoch and waits for the next start of the study."""
-
-    number: int
-
-
-@dataclass(frozen=True)
-class Tick:
-    """Nothing happened for a moment."""
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """The study was asked to stop, its time is up, or it can't go on; running trials save their epoch first, unless
-    they stop now.
-    """
-
-    reason: Literal["interrupted", "timeout", "fault", "now"]
-
-
-Event = Started | Reported | Retried | Finished | Paused | Tick | Stopping
 
 
 @dataclass
@@ -85,7 +44,7 @@ class Supervisor:
 
     study: OptunaStudy
     executor: Executor
-    stopped: Literal["interrupted", "timeout", "fault"] | None = None
+    stopped: StopReason | None = None
     interrupted: bool = False
     """Set from outside, by a signal's handler say, it asks for a stop after the running epochs."""
     _queue: deque[Job] = field(default_factory=deque)
@@ -195,7 +154,7 @@ class Supervisor:
         if result["state"] != "failed":
             self._failures.clear()
             return
-        self._failures.append(_cause(result["reason"]))
+        self._failures.append(cause_of(result["reason"]))
         count = len(self._failures)
         alike = self._failures[-FAILURES_IN_A_ROW:] == [self._failures[-1]] * FAILURES_IN_A_ROW
         if alike or count == ANY_FAILURES_IN_A_ROW:
@@ -203,36 +162,3 @@ class Supervisor:
             told = f"{FAILURES_IN_A_ROW} trials in a row failed alike" if alike else f"{count} trials in a row failed"
             hint = f"look into {log}; `elta-tune run` goes on with the study"
             yield from self._halt(StudyError(f"{told}: {result['reason']}", hint))
-
-
-def _cause(reason: str) -> str:
-    """What comes before the details: the same fault in another epoch, or of another size, is the same cause."""
-    return re.sub(r"\b(nan|inf)\b", "", re.split(r"[:\d]", reason, maxsplit=1)[0])
-
-
-class Interruptible(Protocol):
-    """What a signal asks to stop."""
-
-    interrupted: bool
-
-
-class interruptible:  # noqa: N801 - a context manager, named like contextlib's
-    """Ctrl-C and SIGTERM, and what else is named, ask for a stop; a second one raises KeyboardInterrupt."""
-
-    def __init__(self, asked: Interruptible, *more: signal.Signals) -> None:
-        self._asked = asked
-        self._signals = (signal.SIGINT, signal.SIGTERM, *more)
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in self._signals:
-            self._previous[number] = signal.signal(number, self._handle)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._asked.interrupted:
-            raise KeyboardInterrupt
-        self._asked.interrupted = True

@@ -12,12 +12,12 @@ from elta_tune.errors import StudyError
 from elta_tune.executors.local import Slot
 from elta_tune.records import StudyFolder
 from elta_tune.studies.completion import is_finished
+from elta_tune.studies.events import Finished
 from elta_tune.studies.nni import node as nni_node
 from elta_tune.studies.nni.experiment import has_experiment, recorded_jobs, start
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import end, kill, members
 from elta_tune.studies.nni.watcher import NniWatcher
-from elta_tune.studies.optuna.supervisor import Finished
 from elta_tune.studies.plan import record_plan
 
 pytest.importorskip("nni_node", reason="NNI is not installed")

@@ -17,18 +17,10 @@ from elta_tune.executors import Ended, Job, Reported
 from elta_tune.executors.local import LocalExecutor, Slot
 from elta_tune.records import StudyFolder
 from elta_tune.space.space import Budget
+from elta_tune.studies.events import Event, Finished, Paused, Retried, Started, Stopping, interruptible
 from elta_tune.studies.optuna import supervisor as supervising
 from elta_tune.studies.optuna.study import OptunaStudy
-from elta_tune.studies.optuna.supervisor import (
-    Event,
-    Finished,
-    Paused,
-    Retried,
-    Started,
-    Stopping,
-    Supervisor,
-    interruptible,
-)
+from elta_tune.studies.optuna.supervisor import Supervisor
 from elta_tune.studies.plan import StudyPlan
 
 Table = Callable[[StudyFolder], list[tuple[Any, ...]]]
