@@ -192,11 +192,11 @@ class ModelConfig(Section):
     backbone: str = "swinv2_base_window8_256"
     """Any timm model name."""
     pretrained: bool = True
-    """Take timm's pretrained weights from its hub; `weights` overrules it."""
+    """Use timm's pretrained weights from its hub. `weights` takes precedence."""
     weights: AbsolutePath | None = None
     """Backbone weights in a file, safetensors or pth, under timm's names."""
     freeze: bool = False
-    """Train the head alone, on the backbone's features of the evaluation crops: once computed, shared by all trials."""
+    """Train only the head, on features of the evaluation crops, which are computed once and shared by all trials."""
     head: Literal["emd", "mse"] = "emd"
     """Predict a distribution (earth mover's distance) or a score (squared error)."""
     hidden_size: Size = 64
@@ -217,22 +217,22 @@ class OptimConfig(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Nesterov momentum of `sgd`."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Course of the learning rate within each self-training round."""
+    """Learning rate schedule within each self-training round."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Epochs of linear rise at the start of each round."""
+    """Epochs of linear warm-up at the start of each round."""
 
 
 class MixupConfig(Section):
     """Tail feature augmentation (docs/method.md §1)."""
 
     pairs: int | float = 1
-    """Mixed rows per batch: a count, or a fraction of the batch; 0 switches it off."""
+    """Mixed rows per batch: a count, or a fraction of the batch; 0 switches mixing off."""
     tau_1: Positive = 0.5
-    """τ1: how strongly anchors far from the mean are preferred (small: strongly)."""
+    """τ1: preference for anchors far from the mean score (small: strong)."""
     tau_2: Positive = 2.0
-    """τ2: how strongly partners of a like score are preferred (large: strongly)."""
+    """τ2: preference for partners with a similar score (large: strong)."""
     alpha: Annotated[float, Field(ge=0.1)] | None = None
-    """Concentration of the random mixing ratio around the paper's; null is the paper's own."""
+    """Concentration of the random mixing ratio around the paper's; null is the paper's fixed ratio."""
 
     @field_validator("pairs")
     @classmethod
@@ -253,22 +253,22 @@ class SharpeningConfig(Section):
     """Adaptive sharpening of pseudo-labels (docs/method.md §4)."""
 
     temperature: Annotated[float, Field(ge=0)] = 1.25
-    """β: how much further logits far from the mean score are sharpened."""
+    """β: how much more the logits of images far from the mean score are sharpened."""
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.75
-    """θ: pool images whose sharpened confidence exceeds it are kept."""
+    """θ: pool images with a higher sharpened confidence are selected."""
     target: Literal["raw", "sharpened"] = "raw"
-    """Which softmax becomes the pseudo-label."""
+    """The softmax that becomes the pseudo-label."""
 
 
 class SelfTrainingConfig(Section):
     """Rounds of training on labels and pseudo-labels (docs/method.md §4)."""
 
     rounds: Count = 0
-    """R: rounds after the one on labels alone."""
+    """R: rounds after round 0, which trains on the labels only."""
     epochs: Size = 5
-    """Epochs of each of them."""
+    """Epochs of each round after round 0."""
     init: Literal["continue", "restart"] = "continue"
-    """Start a round from the best checkpoint so far, or afresh."""
+    """Start a round from the best checkpoint so far, or from the start."""
 
 
 class TrainingConfig(Section):
@@ -277,25 +277,25 @@ class TrainingConfig(Section):
     epochs: Size = 20
     """Epochs of round 0, on the labels."""
     retrain_head_epochs: Count = 0
-    """Epochs of the head alone afterwards, from the best checkpoint, on its features of the evaluation crops."""
+    """Epochs that train only the head at the end, from the best checkpoint, on features of the evaluation crops."""
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 48
-    """Images per step; the method compares them with each other, so there are two at least."""
+    """Images per step. The method compares them with each other, so at least two."""
     emd_reduction: Literal["batch", "sample"] = "batch"
-    """Root of the mean over the batch (released code) or per sample (NIMA)."""
+    """Root of the mean over the batch (released code), or of each sample (NIMA)."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward pass; auto: bfloat16 or float16 on CUDA, else float32."""
+    """Data type of the forward pass; auto: bfloat16 or float16 on CUDA, else float32."""
 
 
 UNDIRECTED = ("std_ratio", "bias_low", "bias_mid", "bias_high")
-"""Metrics without a better side of their own."""
+"""Metrics without a direction of their own."""
 
 
 class Objective(Section):
-    """A validation metric, and where it should go."""
+    """A validation metric and its direction."""
 
     metric: str = "srcc"
     direction: Literal["maximize", "minimize"] | None = None
-    """Left out, the metric's own: srcc rises, mae falls."""
+    """Default: the metric's own, for example maximize for srcc and minimize for mae."""
 
     @field_validator("metric")
     @classmethod
@@ -313,17 +313,17 @@ class Objective(Section):
     @model_validator(mode="after")
     def _directed(self) -> Self:
         if self.direction is None:
-            raise field_error("direction", f"{self.metric} has no better side of its own: say maximize or minimize")
+            raise field_error("direction", f"{self.metric} has no direction of its own: set maximize or minimize")
         return self
 
     @property
     def resolved_direction(self) -> Literal["maximize", "minimize"]:
-        """The direction, which is never null once all is checked."""
+        """The direction, which is never null after validation."""
         return "maximize" if self.direction == "maximize" else "minimize"
 
 
 class EvaluationConfig(Objective):
-    """Validation, and which metric chooses the best epoch: a space's objective overrules it."""
+    """Validation, and the metric that chooses the best epoch. The objective of a space takes precedence."""
 
     batch_size: Size = 128
 
@@ -332,7 +332,7 @@ class TrialConfig(Section):
     """One complete recipe."""
 
     seed: Seed = 0
-    """Seed of everything random in the training, the same for every trial of a study."""
+    """Seed of all random draws of the training, the same for every trial of a study."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optim: OptimConfig = OptimConfig()
@@ -346,13 +346,13 @@ class TrialConfig(Section):
     @model_validator(mode="after")
     def _fitting(self) -> TrialConfig:
         if self.model.head == "mse" and self.self_training.rounds > 0:
-            rule = "a head that predicts scores has no distribution to sharpen; it needs model.head: emd, or rounds: 0"
+            rule = "a head that predicts scores has no distribution to sharpen; set model.head to emd, or rounds to 0"
             raise field_error("self_training.rounds", rule)
         if self.model.head == "mse" and self.evaluation.metric.startswith("emd"):
-            rule = f"a head that predicts scores has no {self.evaluation.metric}; it needs model.head: emd"
+            rule = f"a head that predicts scores has no {self.evaluation.metric}; set model.head to emd"
             raise field_error("evaluation.metric", rule)
         if self.model.freeze and self.training.retrain_head_epochs > 0:
-            rule = "with model.freeze the head is all that is trained, from the start; it should be 0"
+            rule = "should be 0 with model.freeze, which trains only the head from the start"
             raise field_error("training.retrain_head_epochs", rule)
         if self.optim.warmup_epochs > self.training.epochs:
             rule = f"should be at most training.epochs ({self.training.epochs}), not {self.optim.warmup_epochs:g}"
@@ -360,14 +360,14 @@ class TrialConfig(Section):
         return self
 
     def get(self, name: str) -> Any:
-        """The value of a dotted field as a document has it: paths are text, and all is null in a section that is."""
+        """The value of a dotted field as in a document: a path is text, and every field of a null section is null."""
         value: Any = self
         for part in name.split("."):
             value = None if value is None else getattr(value, part)
         return str(value) if isinstance(value, Path) else value
 
     def replace(self, values: Mapping[str, Any], *, source: str = "recipe") -> TrialConfig:
-        """The recipe with other values of dotted fields, checked; `source` is named in errors.
+        """The recipe with other values of dotted fields, validated; errors name `source`.
 
         Raises:
             ConfigError: a field is unknown or a value does not fit it.
@@ -375,7 +375,7 @@ class TrialConfig(Section):
         return parse(TrialConfig, Document(source, _with(self.model_dump(mode="json"), values, source)))
 
     def to_yaml(self) -> str:
-        """The complete document, every default written out."""
+        """The complete document, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     @property
@@ -385,7 +385,7 @@ class TrialConfig(Section):
         return self.training.epochs + rounds + self.training.retrain_head_epochs
 
     def epochs_of(self, round: int) -> int:
-        """Epochs of a round: the first, those of self-training, and after them the head's own."""
+        """Epochs of a round: round 0, the rounds of self-training, then the round of the head."""
         if round == 0:
             return self.training.epochs
         return self.training.retrain_head_epochs if round > self.self_training.rounds else self.self_training.epochs
@@ -432,7 +432,7 @@ SWITCHES = (
 
 
 def switch_of(name: str) -> Switch | None:
-    """What has to be switched on for a field to act, or None if it always acts."""
+    """The switch that a field needs to act, or None if it always acts."""
     return next((switch for switch in SWITCHES if name in switch.fields), None)
 
 
@@ -444,7 +444,7 @@ def load_recipe(path: Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -
     """
     document = read_document(path)
     values = dict(overrides) if isinstance(overrides, Mapping) else read_overrides(overrides)
-    # The whole is checked at once, so that --set may mend the file.
+    # File and overrides are validated together, so that an override can fix the file.
     content = _with(document.content, values, "--set")
     own = {key: text for key, text in document.texts.items() if not any(f"{key}.".startswith(f"{n}.") for n in values)}
     return parse(TrialConfig, replace(document, content=content, texts=own, overridden=frozenset(values)))

@@ -255,7 +255,7 @@ def test_the_best_epoch_is_the_metrics_own_better_side_unless_said(metric, direc
 
 def test_a_metric_without_a_better_side_needs_a_direction(write):
     file = write("evaluation:\n  metric: bias_low\n")
-    assert refusal(load_recipe, file).startswith(f"{file}:1: evaluation.direction: bias_low has no better side")
+    assert refusal(load_recipe, file).startswith(f"{file}:1: evaluation.direction: bias_low has no direction")
     assert load_recipe(file, ["evaluation.direction=minimize"]).evaluation.resolved_direction == "minimize"
 
 

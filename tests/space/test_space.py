@@ -174,7 +174,7 @@ def test_what_can_not_be_read_does_not_hide_what_is_wrong_beside_it(write):
         ("parameters:\n  optim.lr: {type: float, low: 1, max: 2}\n", ["is missing", "optim.lr.high'?"]),
         ("parameters:\n  optim.lr: {type: categorical, values: [1]}\n", ["is missing", "optim.lr.choices'?"]),
         ("parameters:\n  optim.learning_rate: {type: float, low: 1, high: 2}\n", ["— did you mean 'optim.lr'?"]),
-        (LR + "objective: {metric: bias_low}\n", ["objective.direction: bias_low has no better side of its own"]),
+        (LR + "objective: {metric: bias_low}\n", ["objective.direction: bias_low has no direction of its own"]),
         (LR + "objective:\n", ["objective: should hold `key: value` lines, not null"]),
         (LR + "budget: {trials: 0}\n", ["budget.trials: should be greater than or equal to 1, not 0"]),
         (LR + "budget: {trials: yes}\n", ["budget.trials: should not be true or false"]),
