@@ -58,7 +58,7 @@ def test_every_error_of_a_space_is_told_at_once_each_with_its_line(write):
     )
     recipe = TrialConfig().replace({"model.head": "mse", "mixup.pairs": 0})
     assert refusal(load_space, file, recipe) == [
-        "2: objective.metric: a head that predicts scores has no emd_r1; it needs model.head: emd",
+        "2: objective.metric: a head that predicts scores has no emd_r1; set model.head to emd",
         "6: parameters.optim.lrr: a recipe has no such field — did you mean 'optim.lr'?",
         "7: parameters.data.crop: decides what is measured; it is the same for all trials, so set it in the recipe",
         "8: parameters.mixup.tau_1: the recipe's value 0.5 is outside 0.6 … 1, and trial 0 trains the recipe: "
