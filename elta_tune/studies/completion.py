@@ -35,7 +35,8 @@ def trials_wanted(plan: StudyPlan) -> int:
 
 def is_exhausted(folder: StudyFolder) -> bool:
     """Whether NNI has nothing left to propose: its samplers repeat no point of a space."""
-    return (NniFolder(folder).ended() or {}).get("reason") == "exhausted"
+    ending = NniFolder(folder).ended()
+    return ending is not None and ending.reason == "exhausted"
 
 
 def is_finished(folder: StudyFolder, plan: StudyPlan) -> bool:

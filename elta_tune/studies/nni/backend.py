@@ -102,7 +102,7 @@ def open_nni_run(
             return
         slots, dataset = prepared(plan, workers, devices, cache, preparing)
         asked.record(plan, "nni")
-        at = Workers(slots, cache.absolute())
+        at = Workers(slots=tuple(slots), cache=cache.absolute())
         try:
             with starting:
                 node = start(folder, plan, at, port, lock)

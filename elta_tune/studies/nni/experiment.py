@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sqlite3
-import sys
-from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
-from elta_tune.errors import StudyError
-from elta_tune.files import write_json
+from pydantic import Field
+
+import elta_tune
+from elta_tune.documents import Section
+from elta_tune.errors import DamagedError, StudyError
+from elta_tune.files import parse_json, write_json
 from elta_tune.records import StudyFolder
 from elta_tune.studies.events import ANY_FAILURES_IN_A_ROW, FAILURES_IN_A_ROW
-from elta_tune.studies.nni.folder import NniFolder, Workers
-from elta_tune.studies.nni.node import Node, end, kill, start_node, verify_patches
+from elta_tune.studies.nni.folder import NniFolder, Workers, parse_record
+from elta_tune.studies.nni.node import Node, end, kill, python_command, start_node, verify_patches
 from elta_tune.studies.nni.rest import NodeGone
 from elta_tune.studies.nni.space import to_nni
-from elta_tune.studies.plan import StudyPlan
+from elta_tune.studies.plan import StudyPlan, read_plan
 
+PACKAGE = Path(elta_tune.__file__).parent
 TUNERS = {"tpe": "TPE", "random": "Random", "grid": "GridSearch", "evolution": "Evolution"}
 """NNI's tuners by a space's samplers."""
 
@@ -31,8 +34,8 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[s
     own = {"study": str(folder.path), "optimize_mode": objective.resolved_direction}
     trial = {
         # `exec`: NNI stops a trial by a signal to the shell's process alone.
-        "trialCommand": f"exec {shlex.join([sys.executable, '-m', 'elta_tune.studies.nni.trial', str(folder.path)])}",
-        "trialCodeDirectory": str(folder.path),
+        "trialCommand": f"exec {shlex.join(python_command('elta_tune.studies.nni.trial', str(folder.path)))}",
+        "trialCodeDirectory": str(nni.work),
     }
     config: dict[str, Any] = {
         "experimentName": folder.name,
@@ -47,7 +50,7 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[s
         "experimentWorkingDirectory": str(nni.path),
         "tuner": {
             "className": "elta_tune.studies.nni.tuner.make_tuner",
-            "codeDirectory": str(nni.path),
+            "codeDirectory": str(PACKAGE.parent),
             "classArgs": {**own, "workers": len(workers.slots), "tuner": TUNERS[plan.space.sampler.name]},
         },
         # Not NNI's scheduling of GPUs: a trial takes a slot itself.
@@ -55,7 +58,7 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[s
     }
     if plan.space.pruner.name == "median":  # NNI's Medianstop
         maker = "elta_tune.studies.nni.tuner.make_assessor"
-        config["assessor"] = {"className": maker, "codeDirectory": str(nni.path), "classArgs": own}
+        config["assessor"] = {"className": maker, "codeDirectory": str(PACKAGE.parent), "classArgs": own}
     return config
 
 
@@ -70,10 +73,9 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | No
     """
     nni = NniFolder(folder)
     nni.create()
+    nni.make_work()
     nni.write_workers(workers)
-    config = experiment(folder, plan, workers)
-    failures = {"alike": FAILURES_IN_A_ROW, "any": ANY_FAILURES_IN_A_ROW}
-    write_json(nni.config_file, {"experiment": config, "failures": failures})
+    config = _write_config(folder, plan, workers)
     nni.dispatcher_log.unlink(missing_ok=True)  # the tuner appends, and its last error is to be that of this start
     node = start_node(nni, "resume" if has_experiment(nni) else "create", port, lock)
     try:
@@ -88,6 +90,14 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | No
     return node
 
 
+def _write_config(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[str, Any]:
+    """Writes what node reads instead of what its database has: this may be a study that somebody else made."""
+    config = experiment(folder, plan, workers)
+    failures = {"alike": FAILURES_IN_A_ROW, "any": ANY_FAILURES_IN_A_ROW}
+    write_json(NniFolder(folder).config_file, {"experiment": config, "failures": failures})
+    return config
+
+
 def view(folder: StudyFolder, port: int | None) -> Node:
     """Starts NNI's web UI on a study that does not run.
 
@@ -98,6 +108,8 @@ def view(folder: StudyFolder, port: int | None) -> Node:
     if not has_experiment(nni):
         raise StudyError(f"study {folder.name} has nothing to show in NNI's web UI", f"elta-tune show {folder.name}")
     end(nni)
+    nni.create()
+    _write_config(folder, read_plan(folder), nni.workers())
     node = start_node(nni, "view", port, None)
     try:
         node.rest.post("experiment", {})
@@ -116,24 +128,36 @@ def has_experiment(nni: NniFolder) -> bool:
         return bool(tables) and database.execute("select 1 from ExperimentProfile limit 1").fetchone() is not None
 
 
-def _open(nni: NniFolder) -> closing[sqlite3.Connection]:
-    """NNI's database. It is only read, but what a killed node left half written has to be taken back."""
-    return closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=rw", uri=True))
+@contextmanager
+def _open(nni: NniFolder) -> Iterator[sqlite3.Connection]:
+    """NNI's database. It is only read, but what a killed node left half written has to be rolled back.
+
+    Raises:
+        DamagedError: it can't be read.
+    """
+    try:
+        with closing(sqlite3.connect(f"{nni.database.as_uri()}?mode=rw", uri=True)) as database:
+            yield database
+    except sqlite3.Error as error:
+        raise DamagedError(f"{nni.database}: {error}", "restore it, or start another study") from error
 
 
-@dataclass(frozen=True)
-class NniJob:
+class NniJob(Section):
     """A trial as NNI knows it."""
 
-    id: str
-    number: int
+    id: Annotated[str, Field(pattern=r"^\w+$")]
+    number: Annotated[int, Field(ge=0)]
     status: str
-    parameters: Mapping[str, Any]
+    parameters: dict[str, Any]
     message: str | None
 
 
 def recorded_jobs(nni: NniFolder) -> list[NniJob]:
-    """The trials in NNI's database, which is only read once node is gone: a reader may lock out its writes."""
+    """The trials in NNI's database, which is only read once node is gone: a reader may lock out its writes.
+
+    Raises:
+        DamagedError: it can't be read.
+    """
     if not has_experiment(nni):
         return []
     query = (
@@ -146,20 +170,23 @@ def recorded_jobs(nni: NniFolder) -> list[NniJob]:
             job |= {"status": "USER_CANCELED" if event == "USER_TO_CANCEL" else event, "message": message}
             job["sequenceId"] = job.get("sequenceId") if number is None else number
             job["hyperParameters"] += [data] if data else []
-    return read_jobs(jobs.values())
+    return read_jobs(jobs.values(), str(nni.database))
 
 
-def read_jobs(records: Any) -> list[NniJob]:
-    """Trials as NNI's `trial-jobs` lists them; those without a number or parameters have not begun."""
-    known = [job for job in records if job.get("hyperParameters") and job.get("sequenceId") is not None]
-    jobs = [
-        NniJob(
-            job["trialJobId"],
-            job["sequenceId"],
-            job["status"],
-            json.loads(job["hyperParameters"][0])["parameters"],
-            job.get("message"),
-        )
-        for job in known
-    ]
-    return sorted(jobs, key=lambda job: job.number)
+def read_jobs(records: Iterable[Mapping[str, Any]], place: str) -> list[NniJob]:
+    """Trials as NNI's `trial-jobs` lists them, by number; those without a number or parameters have not begun.
+
+    Raises:
+        DamagedError: a field is wrong; `place` says where.
+    """
+    begun = [job for job in records if job.get("hyperParameters") and job.get("sequenceId") is not None]
+    return sorted((_read_job(job, f"{place}: trial {job['sequenceId']}") for job in begun), key=lambda job: job.number)
+
+
+def _read_job(job: Mapping[str, Any], place: str) -> NniJob:
+    sent = parse_json(str(job["hyperParameters"][0]).encode(), place)
+    names = {"id": "trialJobId", "number": "sequenceId", "status": "status", "message": "message"}
+    known = {field: job.get(name) for field, name in names.items()}
+    return parse_record(
+        NniJob, {**known, "parameters": sent.get("parameters") if isinstance(sent, dict) else None}, place
+    )

@@ -1,12 +1,14 @@
 """NNI's part of a study's folder.
 
-runs/NAME/nni/               for the owner alone
-├── config.json              the experiment, as of the last start
+runs/NAME/nni/               only its owner may enter it
+├── config.json              the experiment and its limits on failures, as of the last start
 ├── workers.json             slots and cache, for the trials
-├── connection.json          process, port and secret of the node that runs
+├── connection.json          process, port and secret of the node process
+├── patched.json             classes of NNI that are patched, as of the last start
 ├── ended.json               why node ended, if it ended by itself
 ├── attached.lock            held by the command that watches
 ├── slots/                   a lock file per slot
+├── work/                    working directory of the tuner and the trials; made empty by each start
 ├── node.log  nni-experiments/
 └── experiment/              NNI's own: db/nni.sqlite  log/  environments/
 """
@@ -14,25 +16,47 @@ runs/NAME/nni/               for the owner alone
 from __future__ import annotations
 
 import contextlib
-import json
-from dataclasses import dataclass
+import os
+import shutil
+import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal, TypeVar
 
+from pydantic import Field
+
+from elta_tune.documents import Document, Section, parse
+from elta_tune.errors import ConfigError, DamagedError, StudyError
 from elta_tune.executors.local import Slot
-from elta_tune.files import write_json
+from elta_tune.files import damage_errors, parse_json, read_regular, write_json
 from elta_tune.records import StudyFolder
 
+Record = TypeVar("Record", bound=Section)
 EXPERIMENT = "experiment"
 """NNI's id of the experiment, and its folder's name: each study has a place of its own."""
 
 
-@dataclass(frozen=True)
-class Workers:
-    """Where a study's trials may run, and where the decoded images are."""
+class Workers(Section):
+    """`workers.json`: where a study's trials may run, and where the decoded images are."""
 
-    slots: list[Slot]
+    slots: tuple[Slot, ...]
     cache: Path
+
+
+class Connection(Section):
+    """`connection.json`: how to reach the node process that was started last."""
+
+    process: Annotated[int, Field(gt=0, lt=2**31)]
+    port: Annotated[int, Field(gt=0, lt=2**16)]
+    prefix: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    """The secret of the start: the first part of each address that node serves."""
+
+
+class Ending(Section):
+    """`ended.json`: why node ended by itself."""
+
+    reason: Literal["done", "exhausted", "alike", "failures", "tuner", "error"]
+    detail: str | None = None
 
 
 class NniFolder:
@@ -48,6 +72,7 @@ class NniFolder:
         self.ended_file = self.path / "ended.json"
         self.attached_lock = self.path / "attached.lock"
         self.slots = self.path / "slots"
+        self.work = self.path / "work"
         self.node_log = self.path / "node.log"
         self.index_file = self.path / "nni-experiments" / ".experiment"
         self.experiment = self.path / EXPERIMENT
@@ -55,34 +80,90 @@ class NniFolder:
         self.dispatcher_log = self.experiment / "log" / "dispatcher.log"
 
     def create(self) -> None:
-        """Makes the folder, which only its owner may enter: NNI keeps parameters, logs and its secret there."""
+        """Makes the folder, which only its owner may enter: NNI keeps parameters, logs and its secret there.
+
+        Raises:
+            StudyError: something in it is neither a file nor a folder.
+        """
+        self.refuse_links()
         self.path.mkdir(parents=True, exist_ok=True)
         self.path.chmod(0o700)
         self.index_file.parent.mkdir(exist_ok=True)
 
+    def refuse_links(self) -> None:
+        """Refuses links, pipes and devices: what is written here would be written elsewhere, or block.
+
+        Raises:
+            StudyError: names the first one.
+        """
+        for path in self._entries():
+            if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
+                raise StudyError(f"{path}: should be a file or a folder, not a link, a pipe or a device", "remove it")
+
+    def _entries(self) -> Iterator[Path]:
+        """All that is here, but the links to the trials' logs, which are only read."""
+        if os.path.lexists(self.path):
+            yield self.path
+        for folder, folders, files in os.walk(self.path):
+            yield from (Path(folder, name) for name in [*folders, *files] if name != "trial.log")
+
+    def make_work(self) -> None:
+        """Makes `work/` empty: a module that lies in it could be imported instead of another one."""
+        if self.work.exists():
+            shutil.rmtree(self.work)
+        self.work.mkdir()
+
     def remove_empty(self) -> None:
-        """Takes back what `create` and a lock made, as far as nothing else is there."""
+        """Removes what `create` and a lock made, unless something else is there."""
         self.attached_lock.unlink(missing_ok=True)
         for folder in (self.index_file.parent, self.path, self.study.path):
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
     def workers(self) -> Workers:
-        """`workers.json`."""
-        content = json.loads(self.workers_file.read_text(encoding="utf-8"))
-        return Workers([Slot(**slot) for slot in content["slots"]], Path(content["cache"]))
+        """Where the trials of the node that runs may run.
+
+        Raises:
+            DamagedError: the file can't be read.
+        """
+        return _read(Workers, self.workers_file)
 
     def write_workers(self, workers: Workers) -> None:
         """Writes `workers.json`."""
-        slots = [{"device": slot.device, "threads": slot.threads} for slot in workers.slots]
-        write_json(self.workers_file, {"slots": slots, "cache": workers.cache})
+        write_json(self.workers_file, workers.model_dump(mode="json"))
 
-    def ended(self) -> dict[str, Any] | None:
-        """Why node ended by itself: `reason` done, exhausted, alike, failures (in a row), tuner or error, and `detail`;
-        None if it was ended, or is another user's.
+    def connection(self) -> Connection | None:
+        """How to reach the node that was started last, or None if none was, or if this user may not look.
+
+        Raises:
+            DamagedError: the file can't be read.
         """
-        try:
-            told: dict[str, Any] = json.loads(self.ended_file.read_text(encoding="utf-8"))
-        except OSError:
-            return None
-        return told
+        return _read(Connection, self.connection_file) if os.path.lexists(self.connection_file) else None
+
+    def ended(self) -> Ending | None:
+        """Why node ended by itself; None if it was ended, or if this user may not look.
+
+        Raises:
+            DamagedError: the file can't be read.
+        """
+        return _read(Ending, self.ended_file) if os.path.lexists(self.ended_file) else None
+
+
+def _read(model: type[Record], path: Path) -> Record:
+    with damage_errors(path):
+        return parse_record(model, parse_json(read_regular(path), str(path)), str(path))
+
+
+def parse_record(model: type[Record], content: object, place: str) -> Record:
+    """A record from the content of a file.
+
+    Args:
+        place: of the record, for errors.
+
+    Raises:
+        DamagedError: names the fields that are wrong.
+    """
+    try:
+        return parse(model, Document(place, content if isinstance(content, dict) else {}))
+    except ConfigError as error:
+        raise DamagedError(f"{error.message}: the file is damaged", "restore it, or start another study") from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
+import re
 import secrets
 import shlex
 import socket
@@ -20,7 +20,7 @@ from typing import Literal
 import psutil
 
 from elta_tune.errors import ConfigError, StudyError
-from elta_tune.files import write_json
+from elta_tune.files import parse_json, read_regular, write_json
 from elta_tune.records import StudyFolder
 from elta_tune.studies.nni.folder import EXPERIMENT, NniFolder
 from elta_tune.studies.nni.rest import HOST, NodeGone, Rest, request
@@ -31,6 +31,8 @@ PATCHED = {"NNIManager", "NNIDataStore", "V3asV1", "TrialProcess"}
 """Classes of NNI that have to be patched before a trial may start."""
 STUDY_VARIABLE, PREFIX_VARIABLE = "ELTA_TUNE_NNI_STUDY", "ELTA_TUNE_NNI_PREFIX"
 """In the environment of node and of all that it starts: the study that they belong to, and the start's secret."""
+FOREIGN = re.compile(r"NODE_.*|NNI_.*|SDK_PROCESS|BASH_ENV|ENV")
+"""Variables that are not passed on: they are options of another node, experiment or shell."""
 FIRST_PORT, LAST_PORT = 8080, 8179
 START_SECONDS = 90.0
 """Node answers within a second; a busy machine needs more."""
@@ -136,7 +138,7 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int | None) 
         *("--require", str(GUARD), "--require", str(PATCHES), str(node_folder / "main.js")),
         *("--port", str(port), "--experiment-id", EXPERIMENT, "--action", action),
         *("--experiments-directory", str(folder.path), "--log-level", "info"),
-        *("--python-interpreter", shlex.quote(sys.executable), "--mode", "local"),
+        *("--python-interpreter", f"{shlex.quote(sys.executable)} -P", "--mode", "local"),
     ]
     with folder.node_log.open("w", encoding="utf-8") as log:
         started = subprocess.Popen(
@@ -165,9 +167,22 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int | None) 
     return node
 
 
+def _identity(study: StudyFolder) -> str:
+    return str(study.path.resolve())
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """Runs a module by this interpreter, which imports nothing from the working directory."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
 def _environment(study: StudyFolder, prefix: str) -> dict[str, str]:
-    environment = {**os.environ, STUDY_VARIABLE: str(study.path.resolve()), PREFIX_VARIABLE: prefix}
-    environment.pop("NODE_OPTIONS", None)  # they are meant for another node
+    """Variables of node and of all that it starts: no options of another node or shell, and safe imports."""
+    environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
+    environment |= {STUDY_VARIABLE: _identity(study), PREFIX_VARIABLE: prefix, "PYTHONSAFEPATH": "1"}
+    if "PYTHONPATH" in environment:
+        folders = filter(None, environment["PYTHONPATH"].split(os.pathsep))
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, folders))
     for name in ("NO_PROXY", "no_proxy"):
         environment[name] = ",".join(filter(None, [environment.get(name), "localhost", HOST]))
     return environment
@@ -238,7 +253,7 @@ def verify_patches(folder: NniFolder) -> None:
     Raises:
         StudyError: names what is not.
     """
-    patched = json.loads(folder.patched_file.read_text(encoding="utf-8")) if folder.patched_file.exists() else []
+    patched = parse_json(read_regular(folder.patched_file), "") if folder.patched_file.exists() else []
     if missing := PATCHED - set(patched):
         raise StudyError(
             f"NNI's patches are not in force, and nothing was started; not patched: {', '.join(sorted(missing))}"
@@ -249,21 +264,18 @@ def find_node(folder: NniFolder) -> Node | None:
     """The node that was started last for the study, if it is alive.
 
     Raises:
-        StudyError: the study is another user's.
+        DamagedError: `connection.json` can't be read.
     """
-    try:
-        told = json.loads(folder.connection_file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if (connection := folder.connection()) is None:
         return None
-    except OSError as error:
-        raise StudyError(f"study {folder.study.name}: {folder.connection_file}: {error.strerror}") from error
     try:
-        node = Node(psutil.Process(told["process"]), Rest(told["port"], told["prefix"]))
-        # Numbers of processes come again; the start's secret does not.
-        same = node.process.environ().get(PREFIX_VARIABLE) == told["prefix"]
+        node = Node(psutil.Process(connection.process), Rest(connection.port, connection.prefix))
+        environment = node.process.environ()
     except psutil.Error:
         return None
-    return node if same and node.is_alive else None
+    # Numbers of processes come again, and folders are copied; a start's secret is its own, and so is its study.
+    own = {STUDY_VARIABLE: _identity(folder.study), PREFIX_VARIABLE: connection.prefix}
+    return node if own.items() <= environment.items() and node.is_alive else None
 
 
 def status(node: Node) -> str | None:
@@ -280,7 +292,7 @@ def members(folder: NniFolder) -> list[psutil.Process]:
 
 
 def _members(folder: NniFolder) -> Iterator[psutil.Process]:
-    study = str(folder.study.path.resolve())
+    study = _identity(folder.study)
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             mine: Mapping[str, str] = process.environ()

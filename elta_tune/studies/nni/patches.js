@@ -233,7 +233,7 @@ function patchStore(prototype) {
     const { getExperimentProfile } = prototype;
     prototype.getExperimentProfile = async function (id) {
         const profile = await getExperimentProfile.call(this, id);
-        return { ...profile, params: { ...profile.params, ...readStart().experiment } };
+        return { ...profile, params: readStart().experiment };
     };
 }
 

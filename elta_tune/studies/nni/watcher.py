@@ -75,7 +75,7 @@ class NniWatcher:
 
     def _ask(self) -> list[NniJob]:
         try:
-            return read_jobs(self.node.rest.get("trial-jobs"))
+            return read_jobs(self.node.rest.get("trial-jobs"), "NNI")
         except NodeGone:
             return []  # it ends
 
@@ -133,18 +133,18 @@ def fault(nni: NniFolder) -> StudyError | None:
     told, again = nni.ended(), "`elta-tune run` goes on with the study"
     if told is None:
         return StudyError("NNI's node process was ended from outside", again)
-    if told["reason"] in ("done", "exhausted"):
+    if told.reason in ("done", "exhausted"):
         return None
     in_a_row = {
         "alike": f"{FAILURES_IN_A_ROW} trials in a row failed alike",
         "failures": f"{ANY_FAILURES_IN_A_ROW} trials in a row failed",
     }
-    if told["reason"] in in_a_row:
-        failed = f"{in_a_row[told['reason']]}: {told['detail']}"
+    if told.reason in in_a_row:
+        failed = f"{in_a_row[told.reason]}: {told.detail}"
         return StudyError(failed, f"look into {nni.study.path / 'trials'}; {again}")
-    if told["reason"] == "tuner":
+    if told.reason == "tuner":
         return StudyError(f"NNI's tuner died{last_error(nni)}", f"look into {tuner_log(nni)}; {again}")
-    return StudyError(f"NNI stopped: {told['detail']}{last_error(nni)}", f"look into {nni.node_log}; {again}")
+    return StudyError(f"NNI stopped: {told.detail}{last_error(nni)}", f"look into {nni.node_log}; {again}")
 
 
 def last_error(nni: NniFolder) -> str:

@@ -144,6 +144,14 @@ class NniStudies:
         with closing(sqlite3.connect(file)) as database:
             return database.execute(sql).fetchall()
 
+    def change(self, study: str, sql: str, value: dict[str, Any]) -> None:
+        """Changes NNI's own database; `value` is given as JSON."""
+        with (
+            closing(sqlite3.connect(self.root / "runs" / study / "nni/experiment/db/nni.sqlite")) as database,
+            database,
+        ):
+            database.execute(sql, [json.dumps(value)])
+
     def assert_nothing_left(self, port: int) -> None:
         """No process of any study here, and the port is closed."""
         assert [process.cmdline() for process in self.processes()] == []

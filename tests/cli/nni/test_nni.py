@@ -63,6 +63,7 @@ def running(nni_studies):
     """The study while its last trial waits: the address of its web UI."""
     nni_studies.hooks(HOOKS.format(root=nni_studies.root))
     nni_studies.space("mixed", **SPACE)
+    plant_modules(nni_studies.root)
     arguments = ("run", "--space", "mixed.yaml", "--recipe", "tiny.yaml", "--backend", "nni", "--workers", "2")
     command = nni_studies.start(*arguments, "--name", NAME)
     url, _ = nni_studies.address(command)
@@ -74,6 +75,18 @@ def running(nni_studies):
 
     nni_studies.wait_for(only_the_last_one_runs, command)
     return command, url
+
+
+PLANTED = ("torch", "json", "timm", "queue", "nni", "sitecustomize", "fastnumbers")
+
+
+def plant_modules(root):
+    """Puts modules that say that they were executed where a child's import may find them."""
+    study = root / "runs" / NAME
+    for folder in (root, study, study / "nni", study / "nni" / "work", study / "nni" / "experiment" / "log"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in PLANTED:
+            (folder / f"{name}.py").write_text(f"open({str(root / 'executed')!r}, 'a').write(__file__ + '\\n')")
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +270,11 @@ def test_no_parameters_were_swapped(finished, nni_studies):
         assert decode(plan.space, plan.recipe, record["parameters"]) == result["params"]
         assert {name: config.get(name) for name in result["params"]} == result["params"]
         assert used.get(result["nni_trial_id"], str(record["parameter_id"])) == str(record["parameter_id"])
+
+
+def test_no_module_of_the_users_or_the_studys_folder_ran(finished, nni_studies):
+    assert not (nni_studies.root / "executed").exists(), (nni_studies.root / "executed").read_text()
+    assert (nni_studies.root / "torch.py").exists()
 
 
 def test_nothing_is_left_of_a_study_that_ended(finished, running, nni_studies):

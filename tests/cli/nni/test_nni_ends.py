@@ -20,7 +20,7 @@ LR = {"optim.lr": {"type": "float", "low": "0.1x", "high": "10x", "log": True}}
 @pytest.fixture(scope="module")
 def studies(nni_studies):
     nni_studies.hooks(GATE.format(root=nni_studies.root))
-    nni_studies.space("lr", parameters=LR)
+    nni_studies.space("lr", parameters=LR, pruner={"name": "none"})
     return nni_studies
 
 
@@ -61,6 +61,11 @@ def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_
     studies.assert_nothing_left(port)
     assert studies.run("stop", "one") == (0, "study one is not running\n")
 
+    # Somebody put a module of his into NNI's database.
+    planted = {"className": "planted.make_assessor", "codeDirectory": str(studies.root)}
+    (studies.root / "planted.py").write_text(f"open({str(studies.root / 'executed')!r}, 'w')")
+    studies.change("one", "update ExperimentProfile set params = json_set(params, '$.assessor', json(?))", planted)
+
     # It ends by itself, with nobody attached.
     (studies.root / "waits").unlink()
     before = studies.epochs("one")
@@ -71,6 +76,7 @@ def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_
     studies.assert_nothing_left(port)
     assert "study one is finished: 1 of 1 trials" in studies.run(*run)[1]
 
+    assert not (studies.root / "executed").exists()
     lines = studies.epochs("one")
     assert [line["step"] for line in lines] == list(range(1, EPOCHS + 1))
     assert before and lines[: len(before)] == before  # nothing was trained again

@@ -1,14 +1,17 @@
 """What the back end holds to, whatever node does: trials check their parameters, processes are found and ended."""
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import psutil
 import pytest
 
-from elta_tune.errors import StudyError
+from elta_tune.errors import DamagedError, StudyError
 from elta_tune.executors.local import Slot
 from elta_tune.records import StudyFolder
 from elta_tune.studies.completion import is_finished
@@ -59,7 +62,7 @@ def test_unpatched_nni_is_ended_before_a_trial_starts(without, study_folder, mak
     plan = make_plan_of(LR)
     record_plan(study_folder, plan, {"backend": "nni"})
     with study_folder.lock() as lock, pytest.raises(StudyError, match=r"not patched: V3asV1$"):
-        start(study_folder, plan, Workers([Slot("cpu", 1)], cache), None, lock)
+        start(study_folder, plan, Workers(slots=[Slot("cpu", 1)], cache=cache), None, lock)
     assert members(NniFolder(study_folder)) == [] and study_folder.trials() == []
 
 
@@ -75,7 +78,7 @@ def test_a_trial_that_is_given_the_parameters_of_another_does_not_train(
     record_plan(study_folder, plan, {"backend": "nni"})
     results = []
     with study_folder.lock() as lock:
-        node = start(study_folder, plan, Workers([Slot("cpu", 1), Slot("cpu", 1)], cache), None, lock)
+        node = start(study_folder, plan, Workers(slots=[Slot("cpu", 1)] * 2, cache=cache), None, lock)
         watcher = NniWatcher(study_folder, plan, node, cache)
         for event in watcher.events():
             results += [event.result] if isinstance(event, Finished) else []
@@ -132,7 +135,41 @@ def test_how_a_study_ended_is_no_error_for_another_user_and_only_unknown(study_f
         os.seteuid(0)
 
 
-def test_a_write_that_a_kill_cut_off_is_taken_back(study_folder):
+def test_a_database_that_is_none_is_named(study_folder):
+    folder = NniFolder(study_folder)
+    folder.database.parent.mkdir(parents=True)
+    folder.database.write_text("no database" * 1000)
+    with pytest.raises(DamagedError, match=r"nni\.sqlite: file is not a database"):
+        has_experiment(folder)
+
+
+SENT = json.dumps({"parameter_id": 0, "parameters": {"optim.lr": 0.01}})
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("id", ("../../x", "RUNNING", SENT, 0)),
+        ("number", ("abc", "RUNNING", SENT, -1)),
+        ("number", ("abc", "RUNNING", SENT, "zero")),
+        ("parameters", ("abc", "RUNNING", "[]", 0)),
+        ("parameters", ("abc", "RUNNING", '{"parameters": 1}', 0)),
+        ("is damaged", ("abc", "RUNNING", "{", 0)),
+    ],
+)
+def test_a_wrong_trial_in_the_database_is_named(study_folder, field, values):
+    folder = NniFolder(study_folder)
+    folder.database.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(folder.database)) as database, database:
+        database.execute("create table ExperimentProfile (id)")
+        database.execute("insert into ExperimentProfile values ('experiment')")
+        database.execute("create table TrialJobEvent (trialJobId, event, data, sequenceId, message)")
+        database.execute("insert into TrialJobEvent values (?, ?, ?, ?, null)", values)
+    with pytest.raises(DamagedError, match=rf"nni\.sqlite: trial {values[3]}: {field}"):
+        recorded_jobs(folder)
+
+
+def test_a_write_that_a_kill_cut_off_is_rolled_back(study_folder):
     folder = NniFolder(study_folder)
     folder.database.parent.mkdir(parents=True)
     half_written = """

@@ -203,7 +203,7 @@ def test_the_web_ui_is_told_which_tuner_runs(study):
     from elta_tune.studies.nni.folder import Workers
 
     folder, plan = study("evolution", pruner={"name": "median"})
-    config = experiment(folder, plan, Workers([Slot("cpu", 1)] * 3, folder.path))
+    config = experiment(folder, plan, Workers(slots=[Slot("cpu", 1)] * 3, cache=folder.path))
     arguments = config["tuner"]["classArgs"]
     assert (arguments["tuner"], arguments["optimize_mode"], config["trialConcurrency"]) == ("Evolution", "maximize", 3)
     assert config["assessor"]["className"] == "elta_tune.studies.nni.tuner.make_assessor"
