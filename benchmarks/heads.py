@@ -18,7 +18,7 @@ from typing import Any
 import elta_tune
 from elta_tune.config import load_recipe
 from elta_tune.cores import available_cores
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 from elta_tune.documents import find_document
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from elta_tune.config import DataConfig
 from elta_tune.data.cache.images import size_text
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 
 RESIZE, CROP = 160, 128
 TRIAL = f"""
@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from elta_tune.config import DataConfig
 from elta_tune.data.batches import augment, epoch_order, normalize, prefetch
-from elta_tune.data.dataset import open_dataset
+from elta_tune.data.prepare import open_dataset
 
 mean = std = torch.tensor([0.5, 0.5, 0.5])
 root = Path(sys.argv[1])

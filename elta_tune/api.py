@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from elta_tune.config import TrialConfig
     from elta_tune.data.cache.images import Progress
-    from elta_tune.data.splits import SplitName
+    from elta_tune.data.splits import LabelledName
     from elta_tune.models.checkpoint import Checkpoint
     from elta_tune.models.formats.kinds import Kind
     from elta_tune.models.released import Head
@@ -266,7 +266,7 @@ def train(
 def evaluate(
     model: File | Checkpoint | None = None,
     *,
-    split: SplitName | None = None,
+    split: LabelledName | None = None,
     csv: File | None = None,
     images: File | None = None,
     from_predictions: File | None = None,

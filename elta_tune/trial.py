@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import torch
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.dataset import Dataset, Split, open_dataset
+from elta_tune.data.dataset import Dataset, ImageSet
+from elta_tune.data.prepare import open_dataset
 from elta_tune.data.readers import read_ratings
 from elta_tune.errors import DataError, OutOfMemoryError, TrialError
 from elta_tune.method import metrics
@@ -176,7 +177,7 @@ def _own_ratings(config: TrialConfig, dataset: Dataset) -> dict[str, float]:
         ratings = read_ratings(dataset.pool.file, config.data)
     except DataError:  # a list of images, as a pool mostly is
         return {}
-    if ratings.scores is None or ratings.scale != dataset.scale:
+    if ratings.scale != dataset.scale:
         return {}
     return dict(zip(ratings.ids, ratings.scores.tolist(), strict=True))
 
@@ -199,7 +200,7 @@ def describe_data(dataset: Dataset) -> dict[str, Any]:
     return {split.name: describe_split(split) for split in splits if split is not None}
 
 
-def describe_split(split: Split) -> dict[str, Any]:
+def describe_split(split: ImageSet) -> dict[str, Any]:
     """A split's name, file, where its rows come from, their count and hash, and how many images could not be used."""
     return {
         "split": split.name,

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import save_file
 
 from elta_tune.config import FIELDS, SWITCHES, TrialConfig, load_recipe
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 from elta_tune.errors import ConfigError
 from elta_tune.training.self_training import self_training_rounds
 

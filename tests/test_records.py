@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.dataset import open_dataset
+from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import StudyError
 from elta_tune.files import write_json
 from elta_tune.records import StudyFolder, TrialFolder, find_studies, open_study

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from elta_tune.config import TrialConfig, load_recipe
-from elta_tune.data.dataset import open_dataset
+from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import StudyError
 from elta_tune.executors.local import start_forkserver, without_main_script
 from elta_tune.records import TrialFolder

@@ -98,7 +98,7 @@ def _build(recipe: str, overrides: list[str], cache: Path, limit: int | None, *,
     config = load_recipe(find_document(recipe, "trials"), overrides)
     with preparing(errors) as progress:
         data = with_demo(config.data, cache, progress)
-        found = {name: find_files(data, name, ratings) for name, ratings in read_splits(data).items()}
+        found = {name: find_files(data, name, ratings) for name, ratings in read_splits(data).all.items()}
         cached = look_up_files(found, data, cache)
     if not as_json:
         show_plan(describe_cache(found, cached, cache))

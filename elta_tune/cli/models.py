@@ -13,7 +13,7 @@ from elta_tune.api import DEFAULT_CACHE
 from elta_tune.cli.options import MODEL, Cache, Device, Force, Head, Json, Runs, Set, SetData, print_json
 
 if TYPE_CHECKING:
-    from elta_tune.data.splits import SplitName
+    from elta_tune.data.splits import LabelledName
     from elta_tune.models.checkpoint import Checkpoint
     from elta_tune.models.formats.kinds import Kind
     from elta_tune.models.released import Head as ReleasedHead
@@ -50,7 +50,7 @@ def evaluate(
     with preparing(errors) as progress:
         found = api.evaluate(
             model,
-            split=cast("SplitName | None", split),
+            split=cast("LabelledName | None", split),
             csv=csv,
             images=images,
             from_predictions=from_predictions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from elta_tune.config import DataConfig, TrialConfig
 from elta_tune.data.cache.images import CachedImages, Progress, no_progress
 from elta_tune.data.cache.index import Shelf
+from elta_tune.data.dataset import Split
 from elta_tune.data.demo import with_demo
 from elta_tune.data.images import Found, decode_files, find_files, left_out, look_up_files, too_few
 from elta_tune.data.overlap import Member, Shared, find_shared, leak
-from elta_tune.data.readers import Ratings
-from elta_tune.data.splits import SPLITS, SplitName, read_splits
+from elta_tune.data.readers import ImageList, Ratings
+from elta_tune.data.splits import SPLITS, SplitName, SplitRatings, read_splits
 from elta_tune.errors import ConfigError, DataError, EltaTuneError
 from elta_tune.method import metrics
 
-if TYPE_CHECKING:
-    from elta_tune.data.dataset import Split  # which needs this one
+Listed = TypeVar("Listed", bound=ImageList)
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,19 @@ class Examined:
     the images.
     """
 
-    ratings: Mapping[SplitName, Ratings]
+    ratings: SplitRatings
     found: Mapping[SplitName, Found]
     cached: Mapping[SplitName, CachedImages]
     shared: Sequence[Shared]
     refusals: Sequence[EltaTuneError]
 
-    def used(self, name: SplitName) -> Ratings:
-        """The labels of a split's images that can be used, or of all where none was looked at."""
-        ratings = self.ratings[name]
+    def usable(self, name: SplitName, listed: Listed) -> Listed:
+        """Those images of a split that can be used, or all where no image was looked at."""
         if name not in self.cached:
-            return ratings
-        usable = np.zeros(len(ratings.ids), bool)
+            return listed
+        usable = np.zeros(len(listed.ids), bool)
         usable[self.found[name].rows[self.cached[name].decoded]] = True
-        return ratings.take(usable, ratings.origin)
+        return listed.take(usable, listed.origin)
 
 
 def examine_recipe(
@@ -58,12 +57,11 @@ def examine_recipe(
         DataError: a file is missing or wrong, or there is no room for the decoded images.
     """
     examined = examine_labels(config.data, cache) if labels_only else examine(config.data, cache, progress, limit)
-    train, val = examined.used("train"), examined.used("val")
+    train, val = (examined.usable(name, examined.ratings.labelled[name]) for name in ("train", "val"))
     refusals: list[EltaTuneError | None] = [
-        unfit(config, train.file, len(train.ids), has_pool="pool" in examined.ratings)
+        unfit(config, train.file, len(train.ids), has_pool=examined.ratings.pool is not None)
     ]
     if len(train.ids) and len(val.ids):
-        assert val.scale is not None
         refusals.append(unmeasurable(config, train, val, scale=val.scale, has_distributions=not val.is_spread))
     return replace(examined, refusals=[*examined.refusals, *_only_errors(*refusals)])
 
@@ -88,8 +86,9 @@ def examine_labels(config: DataConfig, cache: Path) -> Examined:
     """
     config = with_demo(config, cache, no_progress)
     ratings = read_splits(config)
-    shared = find_shared([Member(name, item.file, item.ids) for name, item in ratings.items()], Shelf(cache), 0)
-    others = (other_ratings(ratings["train"], ratings[name]) for name in ("val", "test") if name in ratings)
+    shared = find_shared([Member(name, item.file, item.ids) for name, item in ratings.all.items()], Shelf(cache), 0)
+    labelled = ratings.labelled
+    others = (other_ratings(labelled["train"], other) for other in labelled.values())
     return Examined(ratings, {}, {}, shared, _only_errors(*others, leak(shared)))
 
 
@@ -104,7 +103,7 @@ def examine(config: DataConfig, cache: Path, progress: Progress, limit: int | No
     """
     config = with_demo(config, cache, progress)
     labels = examine_labels(config, cache)
-    found = {name: find_files(config, name, ratings) for name, ratings in labels.ratings.items()}
+    found = {name: find_files(config, name, ratings) for name, ratings in labels.ratings.all.items()}
     too_few_files = (too_few(item.ratings, item.missing, config) for item in found.values())
     if refusals := _only_errors(*labels.refusals, *too_few_files):
         return replace(labels, found=found, refusals=refusals)
@@ -145,8 +144,6 @@ def unmeasurable(
         scale: of the scores.
         has_distributions: whether people gave them.
     """
-    assert train.scores is not None
-    assert val.scores is not None
     metric = config.evaluation.metric
     if metric in ("srcc", "plcc") and metrics.varies(val.scores):
         return None  # without SciPy, whose import would be a third of a check of labels alone

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from elta_tune.config import DataConfig
 from elta_tune.data.cache.images import CachedImages, Progress, complete, find_room, look_up
 from elta_tune.data.cache.packs import Index
-from elta_tune.data.readers import Ratings, id_bytes
+from elta_tune.data.readers import ImageList, id_bytes
 from elta_tune.data.splits import SplitName
 from elta_tune.errors import DataError
 
@@ -29,13 +29,13 @@ class Found:
     """A split whose images were looked for: `rows` (M,) of its ratings have `files` (M)."""
 
     name: SplitName
-    ratings: Ratings
+    ratings: ImageList
     files: Sequence[str]
     rows: Index
     missing: LeftOut
 
 
-def find_files(config: DataConfig, name: SplitName, ratings: Ratings) -> Found:
+def find_files(config: DataConfig, name: SplitName, ratings: ImageList) -> Found:
     """Looks for the images of a split.
 
     Raises:
@@ -48,7 +48,7 @@ def find_files(config: DataConfig, name: SplitName, ratings: Ratings) -> Found:
     return Found(name, ratings, [file for file in files if file is not None], np.flatnonzero(there), missing)
 
 
-def images_folder(config: DataConfig, ratings: Ratings) -> str:
+def images_folder(config: DataConfig, ratings: ImageList) -> str:
     """Where the images of a split are.
 
     Raises:
@@ -102,7 +102,7 @@ def left_out(found: Found, cached: CachedImages | None) -> LeftOut:
     return (*found.missing, *((str(ids[index]), reason) for index, reason in unreadable))
 
 
-def too_few(ratings: Ratings, missing: LeftOut, config: DataConfig) -> DataError | None:
+def too_few(ratings: ImageList, missing: LeftOut, config: DataConfig) -> DataError | None:
     """Why too few images of a split can be used, or None if enough can."""
     total = len(ratings.ids)
     if len(missing) <= config.max_missing * total and len(missing) < total:

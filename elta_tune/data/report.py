@@ -13,6 +13,7 @@ from elta_tune.data.cache.images import CachedImages, free_bytes
 from elta_tune.data.check import Examined
 from elta_tune.data.images import Found, fingerprint, left_out
 from elta_tune.data.overlap import Shared
+from elta_tune.data.readers import Ratings
 from elta_tune.data.splits import SplitName
 from elta_tune.errors import EltaTuneError
 from elta_tune.method.metrics import tail_cuts
@@ -26,11 +27,10 @@ def describe(examined: Examined) -> dict[str, Any]:
 
     Labels are those of the images that can be used, and of all where no image was looked at.
     """
-    train = examined.ratings["train"]
-    assert train.scale is not None
+    train = examined.ratings.labelled["train"]
     edges = np.linspace(*train.scale, BINS + 1)
-    scores = examined.used("train").scores
-    cuts = None if scores is None or not len(scores) else tail_cuts(scores)
+    scores = examined.usable("train", train).scores
+    cuts = None if not len(scores) else tail_cuts(scores)
     return {
         "ok": not examined.refusals,
         "scale": list(train.scale),
@@ -39,7 +39,7 @@ def describe(examined: Examined) -> dict[str, Any]:
         "spread": train.is_spread,
         "tail_cuts": None if cuts is None else list(cuts),
         "histogram_edges": edges.tolist(),
-        "splits": {name: _split(examined, name, edges, cuts) for name in examined.ratings},
+        "splits": {name: _split(examined, name, edges, cuts) for name in examined.ratings.all},
         "shared": [_shared(item) for item in examined.shared],
         "refusals": list(map(_refusal, examined.refusals)),
     }
@@ -80,17 +80,18 @@ def describe_cache(
 def _split(
     examined: Examined, name: SplitName, edges: NDArray[np.float64], cuts: tuple[float, float] | None
 ) -> dict[str, Any]:
-    ratings = examined.ratings[name]
-    used = examined.used(name)
-    scores = used.scores
+    listed = examined.ratings.all[name]
+    used = examined.usable(name, listed)
+    ratings = used if isinstance(used, Ratings) else None
+    scores = None if ratings is None else ratings.scores
     return {
-        "file": str(ratings.file),
-        "origin": ratings.origin,
-        "format": ratings.format,
-        "rows": len(ratings.ids),
+        "file": str(listed.file),
+        "origin": listed.origin,
+        "format": listed.format,
+        "rows": len(listed.ids),
         "images": _images(examined, name),
         "twice": sum(item.first is item.second and item.first.name == name for item in examined.shared),
-        "votes": None if used.votes is None else _spread(used.votes, ("min", "median", "max")),
+        "votes": None if ratings is None or ratings.votes is None else _spread(ratings.votes, ("min", "median", "max")),
         "mos": None if scores is None else _spread(scores, ("mean", "std", "min", "max")),
         "histogram": None if scores is None else np.histogram(scores, edges)[0].tolist(),
         "segments": None if scores is None or cuts is None else _segments(scores, cuts),

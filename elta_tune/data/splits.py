@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig, SplitConfig
-from elta_tune.data.readers import Ratings, id_bytes, read_ratings, read_unlabelled
+from elta_tune.data.readers import ImageList, Ratings, id_bytes, read_ratings, read_unlabelled
 from elta_tune.errors import DataError
 
 LabelledName = Literal["train", "val", "test"]
@@ -20,7 +21,21 @@ LABELLED: tuple[LabelledName, ...] = ("train", "val", "test")
 SPLITS: tuple[SplitName, ...] = (*LABELLED, "pool")
 
 
-def read_splits(config: DataConfig, names: Collection[str] = SPLITS) -> dict[SplitName, Ratings]:
+@dataclass(frozen=True)
+class SplitRatings:
+    """The ratings of some splits, and the images of the pool."""
+
+    labelled: Mapping[LabelledName, Ratings]
+    pool: ImageList | None
+
+    @property
+    def all(self) -> Mapping[SplitName, ImageList]:
+        """The images of all splits and of the pool."""
+        pool: dict[SplitName, ImageList] = {} if self.pool is None else {"pool": self.pool}
+        return {**dict(self.labelled.items()), **pool}
+
+
+def read_splits(config: DataConfig, names: Collection[str] = SPLITS) -> SplitRatings:
     """The ratings of the named splits; a test or a pool that is nowhere is left out.
 
     A split is the rows of its own file (`data.val`) or of the one file of all (`data.ratings`); where that has a column
@@ -29,7 +44,7 @@ def read_splits(config: DataConfig, names: Collection[str] = SPLITS) -> dict[Spl
     Raises:
         DataError: a file is missing or wrong, or has no rows of a split.
     """
-    found: dict[SplitName, Ratings] = {}
+    found: dict[LabelledName, Ratings] = {}
     files: dict[Path, Ratings] = {}  # one file may hold several splits
     parts: NDArray[np.str_] | None = None
     for name in (split for split in LABELLED if split in names):
@@ -45,9 +60,8 @@ def read_splits(config: DataConfig, names: Collection[str] = SPLITS) -> dict[Spl
             rows = rows.take(parts == name, _part_origin(rows, name, config.split))
         if rows is not None:
             found[name] = rows
-    if "pool" in names and (file := config.path("pool")) is not None:
-        found["pool"] = read_unlabelled(file, config)
-    return found
+    pool = config.path("pool") if "pool" in names else None
+    return SplitRatings(found, None if pool is None else read_unlabelled(pool, config))
 
 
 def passed_over(config: DataConfig) -> list[str]:
@@ -71,7 +85,6 @@ def hold_out(ratings: Ratings, split: SplitConfig) -> NDArray[np.str_]:
     Raises:
         DataError: there are too few images for a part.
     """
-    assert ratings.scores is not None
     lots = draw_lots(ratings.ids, split.seed)
     parts = np.full(len(ratings.ids), "train")
     rest = np.lexsort((lots, ratings.scores))

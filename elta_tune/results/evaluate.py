@@ -12,10 +12,11 @@ import numpy as np
 
 from elta_tune.config import ColumnsConfig, DataConfig, TrialConfig
 from elta_tune.data.cache.images import Progress, no_progress
-from elta_tune.data.dataset import Split, open_split
+from elta_tune.data.dataset import Split
+from elta_tune.data.prepare import open_split
 from elta_tune.data.readers import Ratings
-from elta_tune.data.splits import SplitName, read_splits
-from elta_tune.errors import ConfigError, DataError
+from elta_tune.data.splits import LabelledName, read_splits
+from elta_tune.errors import ConfigError
 from elta_tune.method import metrics
 from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.results.predictions import PredictionFile, read_predictions
@@ -100,7 +101,7 @@ def predictions_data(overrides: Mapping[str, Any]) -> DataConfig:
 def evaluate_model(
     checkpoint: Checkpoint,
     data: DataConfig,
-    split: SplitName,
+    split: LabelledName,
     *,
     cache: Path,
     device: str = "cpu",
@@ -112,14 +113,12 @@ def evaluate_model(
     model was trained on; where it does not tell them, those of the training file that `data` names.
 
     Raises:
-        DataError: there is no such split, it has no ratings, or its images are missing.
+        DataError: there is no such split, or its images are missing.
         ModelError: the weights are not the model's.
         OutOfMemoryError: the model's batches for evaluation are too large for the device.
     """
     model, target = checkpoint.model(), device_of(device)
     rows, ratings = open_split(data, split, cache, progress)
-    if rows.scores is None:
-        raise DataError(f"{rows.file}: the {split} split has no ratings to measure by")
     yardstick = _yardstick(checkpoint, ratings, data)
     with out_of_memory_told("another --device may have more"):
         predictions = predict(place(model, target), rows, checkpoint.config, yardstick.scale)
@@ -154,10 +153,7 @@ def training_file(data: DataConfig) -> KeptYardstick | None:
     file, named = data.path("train"), data.train or data.ratings
     if file is None or not (named or file.exists()):
         return None
-    ratings = read_splits(data, ["train"])["train"]
-    assert ratings.scores is not None
-    assert ratings.scale is not None
-    assert ratings.threshold is not None
+    ratings = read_splits(data, ["train"]).labelled["train"]
     return KeptYardstick(ratings.scale, ratings.threshold, metrics.tail_cuts(ratings.scores), ratings.is_spread)
 
 

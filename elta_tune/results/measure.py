@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from elta_tune.data.dataset import open_dataset
+from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import DataError, EltaTuneError
 from elta_tune.files import write_json
 from elta_tune.models.checkpoint import load_checkpoint

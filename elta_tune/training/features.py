@@ -20,7 +20,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import timm
@@ -33,7 +33,7 @@ from elta_tune.data.batches import Index, in_order, prefetch
 from elta_tune.data.cache.decoding import RULE as DECODING
 from elta_tune.data.cache.images import Progress, no_progress
 from elta_tune.data.cache.packs import Images
-from elta_tune.data.dataset import Dataset, Split
+from elta_tune.data.dataset import Dataset, ImageSet
 from elta_tune.errors import DataError
 from elta_tune.files import make_once
 from elta_tune.training.loop import exact_convolutions
@@ -41,6 +41,7 @@ from elta_tune.training.model import AestheticModel, check_backbone, place
 
 RULE = "1: evaluation crops, float32"
 """What turns pixels into features; another rule is another cache."""
+Part = TypeVar("Part", bound=ImageSet)
 
 
 @dataclass(frozen=True)
@@ -76,23 +77,26 @@ class Features:
         return replace(self, array=both, rows=np.arange(len(both)))
 
 
-def with_features(dataset: Dataset, config: TrialConfig, compute: Callable[[Split], Features]) -> Dataset:
+def with_features(dataset: Dataset, config: TrialConfig, compute: Callable[[ImageSet], Features]) -> Dataset:
     """A data set whose images are their features, whatever size is asked for."""
     sizes = (config.data.resize, config.data.crop)
 
-    def featured(split: Split | None) -> Split | None:
-        return None if split is None else replace(split, images=dict.fromkeys(sizes, compute(split)))
+    def featured(images: Part) -> Part:
+        return replace(images, images=dict.fromkeys(sizes, compute(images)))
 
-    train, val = featured(dataset.train), featured(dataset.val)
-    assert train is not None
-    assert val is not None
-    return replace(dataset, train=train, val=val, test=featured(dataset.test), pool=featured(dataset.pool))
+    return replace(
+        dataset,
+        train=featured(dataset.train),
+        val=featured(dataset.val),
+        test=None if dataset.test is None else featured(dataset.test),
+        pool=None if dataset.pool is None else featured(dataset.pool),
+    )
 
 
 @exact_convolutions()
 @torch.inference_mode()
 def compute_features(
-    model: AestheticModel, split: Split, config: TrialConfig, progress: Progress = no_progress
+    model: AestheticModel, split: ImageSet, config: TrialConfig, progress: Progress = no_progress
 ) -> Features:
     """What a model's backbone says of a split's evaluation crops, in float32."""
     model.eval()
@@ -152,7 +156,7 @@ def frozen_dataset(
             models.append(place(build(), device))
         return models[0]
 
-    def compute(split: Split) -> Features:
+    def compute(split: ImageSet) -> Features:
         images = split.images[config.data.crop]
         if cache is None or not isinstance(images, Images):
             features = compute_features(model(), split, config, progress)
@@ -164,7 +168,7 @@ def frozen_dataset(
 
 
 def _cached(
-    folder: Path, model: Callable[[], AestheticModel], split: Split, config: TrialConfig, progress: Progress
+    folder: Path, model: Callable[[], AestheticModel], split: ImageSet, config: TrialConfig, progress: Progress
 ) -> Features:
     """Two processes that ask at once compute once."""
 

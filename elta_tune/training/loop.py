@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from elta_tune.config import OptimConfig, TrialConfig
 from elta_tune.data.batches import ImageSource, epoch_order, in_order, prefetch
-from elta_tune.data.dataset import Split
+from elta_tune.data.dataset import ImageSet, Split
 from elta_tune.errors import DivergedError
 from elta_tune.method import metrics
 from elta_tune.training.model import SCALE, AestheticModel
@@ -207,7 +207,7 @@ def predict_batch(model: AestheticModel, batch: Tensor) -> tuple[Tensor, Tensor]
     return outputs.float().cpu(), model.head.scores(outputs.float()).cpu()
 
 
-def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tuple[float, float]) -> Predictions:
+def predict(model: AestheticModel, split: ImageSet, config: TrialConfig, scale: tuple[float, float]) -> Predictions:
     """Predicts every image of a split, in order, in float32, with the evaluation's own batch size."""
     device = model.device
     images = split.images[config.data.crop]
@@ -219,10 +219,11 @@ def predict(model: AestheticModel, split: Split, config: TrialConfig, scale: tup
         logits.append(outputs)
         scores.append(of_batch)
     own = from_method_scale(torch.cat(scores).double().numpy(), scale)
+    truth = split.scores if isinstance(split, Split) else None
     if config.model.head == "mse":
-        return Predictions(split.ids, split.scores, own, None, None)
+        return Predictions(split.ids, truth, own, None, None)
     joined = torch.cat(logits)
-    return Predictions(split.ids, split.scores, own, joined.softmax(dim=1).numpy(), joined)
+    return Predictions(split.ids, truth, own, joined.softmax(dim=1).numpy(), joined)
 
 
 class Yardstick(Protocol):
@@ -254,7 +255,7 @@ def evaluate(predictions: Predictions, split: Split, yardstick: Yardstick) -> di
     both = predictions.distributions is not None and split.distributions is not None and not yardstick.is_spread
     return metrics.evaluate(
         predictions.scores,
-        split.true_scores,
+        split.scores,
         threshold=yardstick.threshold,
         scale=yardstick.scale,
         tail_cuts=yardstick.tail_cuts,

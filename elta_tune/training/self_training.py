@@ -222,7 +222,7 @@ def _samples(config: TrialConfig, dataset: Dataset, selection: Selection | None)
     """The labels, and the pseudo-labels of a selection."""
     train = dataset.train
     images = train.images[config.data.resize]
-    scores = torch.from_numpy(to_method_scale(train.true_scores, dataset.scale)).float()
+    scores = torch.from_numpy(to_method_scale(train.scores, dataset.scale)).float()
     if config.model.head == "mse":
         return Samples(images, scores[:, None] / SCALE[1], scores)
     targets = torch.from_numpy(train.distributions)

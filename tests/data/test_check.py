@@ -14,7 +14,7 @@ from elta_tune.config import TrialConfig
 from elta_tune.data.cache import builder
 from elta_tune.data.cache.images import no_progress
 from elta_tune.data.check import examine_recipe
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 from elta_tune.data.report import describe
 from elta_tune.errors import DataError
 

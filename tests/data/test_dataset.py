@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from elta_tune.config import DataConfig, TrialConfig
-from elta_tune.data.dataset import Dataset, open_dataset, prepare
+from elta_tune.data.dataset import Dataset, Split
+from elta_tune.data.prepare import open_dataset, prepare
 from elta_tune.errors import DataError
 
 
@@ -51,8 +52,7 @@ def test_prepare_and_open_give_the_same_splits(recipe: TrialConfig, cache: Path)
         assert one.fingerprint == other.fingerprint
         assert sorted(one.images) == ([32] if name in ("val", "test") else [32, 36])
     assert prepared.pool is not None
-    assert prepared.pool.scores is None
-    assert prepared.pool.distributions is None
+    assert not isinstance(prepared.pool, Split)
 
 
 def test_a_trial_opens_no_test_split_unless_told(recipe: TrialConfig, cache: Path) -> None:
@@ -67,7 +67,7 @@ def test_labels_and_images_belong_together(tmp_path: Path) -> None:
     train = dataset.train
     assert train.ids.tolist() == ["train0.png", "train1.png", "train4.png"]
     # Image i has i + 1 votes for 1 and one each for 2 and 3.
-    np.testing.assert_allclose(train.true_scores, [(i + 1 + 2 + 3) / (i + 3) for i in (0, 1, 4)])
+    np.testing.assert_allclose(train.scores, [(i + 1 + 2 + 3) / (i + 3) for i in (0, 1, 4)])
     assert train.distributions is not None
     np.testing.assert_allclose(train.distributions[2], [5 / 7, 1 / 7, 1 / 7], rtol=1e-6)
     assert train.images[16].gather(np.array([0, 1, 2]))[:, 0, 0, 0].tolist() == [0, 1, 4]
@@ -139,7 +139,7 @@ def test_a_model_of_distributions_may_be_judged_by_scores(tmp_path: Path) -> Non
     dataset = prepare(config(tmp_path, scale=[1, 3]), tmp_path / "cache")
     assert dataset.train.distributions is not None
     assert dataset.val.distributions is None
-    assert dataset.val.true_scores.tolist() == [1.25, 2]
+    assert dataset.val.scores.tolist() == [1.25, 2]
 
 
 @pytest.mark.parametrize(

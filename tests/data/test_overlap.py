@@ -13,7 +13,7 @@ from elta_tune.config import DataConfig
 from elta_tune.data import overlap
 from elta_tune.data.cache.images import no_progress
 from elta_tune.data.check import examine
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 from elta_tune.errors import DataError
 
 

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from elta_tune.config import load_recipe
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 from elta_tune.training.self_training import check_fits
 
 TRIALS = Path(__file__).parents[2] / "trials"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.dataset import open_dataset
+from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import ModelError
 from elta_tune.models.checkpoint import save_checkpoint
 from elta_tune.records import TrialFolder
@@ -86,7 +86,7 @@ def test_a_score_is_mapped_to_tenths_and_back(scores: TrialConfig, cache: Path) 
     config = scores.replace({"model.head": "mse"})
     dataset = open_dataset(config.data, cache)
     samples = _samples(config, dataset, None)
-    mos = dataset.train.true_scores
+    mos = dataset.train.scores
     expected = [(1 + 9 * score / 100) / 10 for score in mos]  # 0…100 → 1…10 → .1…1
     np.testing.assert_allclose(samples.targets[:, 0].numpy(), expected, rtol=1e-6)
     np.testing.assert_allclose(from_method_scale(to_method_scale(mos, (0, 100)), (0, 100)), mos)

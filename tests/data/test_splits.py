@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.stats import ks_2samp
 
 from elta_tune.config import DataConfig
 from elta_tune.data.readers import Ratings, read_ratings
-from elta_tune.data.splits import passed_over, read_splits
+from elta_tune.data.splits import SPLITS, LabelledName, passed_over, read_splits
 from elta_tune.errors import DataError
 
 
@@ -34,7 +35,12 @@ def scored(root: Path, count: int, *, shuffled: int | None = None) -> Path:
     return written(root / "all.csv", rows)
 
 
-def ids(splits: dict[str, Ratings]) -> dict[str, set[str]]:
+def read_labelled(config: DataConfig, names: Collection[str] = SPLITS) -> Mapping[LabelledName, Ratings]:
+    """The splits that have labels."""
+    return read_splits(config, names).labelled
+
+
+def ids(splits: Mapping[LabelledName, Ratings]) -> dict[str, set[str]]:
     """The ids of each split."""
     return {name: set(ratings.ids) for name, ratings in splits.items()}
 
@@ -46,7 +52,7 @@ OFFICIAL = "name,mos,std,official_split"
 def test_a_column_tells_the_splits_of_one_file(tmp_path: Path, words: tuple[str, str, str]) -> None:
     rows = [f"a{number},{number},1,{words[place]}" for number, place in enumerate([0, 2, 0, 1, 0, 2])]
     file = written(tmp_path / "meta.csv", rows, OFFICIAL)
-    splits = read_splits(config(tmp_path, ratings=file.name))
+    splits = read_labelled(config(tmp_path, ratings=file.name))
     assert {name: ratings.ids.tolist() for name, ratings in splits.items()} == {
         "train": ["a0", "a2", "a4"],
         "val": ["a3"],
@@ -54,33 +60,33 @@ def test_a_column_tells_the_splits_of_one_file(tmp_path: Path, words: tuple[str,
     }
     assert splits["test"].scores.tolist() == [1, 5]
     assert splits["val"].origin == "meta.csv, its val rows"
-    assert ids(read_splits(config(tmp_path, train="meta.csv", val="meta.csv", test="meta.csv"))) == ids(splits)
+    assert ids(read_labelled(config(tmp_path, train="meta.csv", val="meta.csv", test="meta.csv"))) == ids(splits)
 
 
 def test_a_file_of_one_split_may_say_so_of_each_row(tmp_path: Path) -> None:
     for name in ("train", "val"):
         written(tmp_path / f"{name}.csv", [f"{name}{k},{k},1,{name}" for k in range(3)], OFFICIAL)
-    assert ids(read_splits(config(tmp_path)))["val"] == {"val0", "val1", "val2"}
+    assert ids(read_labelled(config(tmp_path)))["val"] == {"val0", "val1", "val2"}
 
 
 def test_rows_of_another_split_in_a_file_of_one_are_not_trained_on(tmp_path: Path) -> None:
     written(tmp_path / "train.csv", ["a,1,1,train", "b,2,1,test"], OFFICIAL)
     written(tmp_path / "val.csv", ["c,1", "d,2"])
-    assert ids(read_splits(config(tmp_path))) == {"train": {"a"}, "val": {"c", "d"}}
-    everything = read_splits(config(tmp_path, columns={"split": "none"}))
+    assert ids(read_labelled(config(tmp_path))) == {"train": {"a"}, "val": {"c", "d"}}
+    everything = read_labelled(config(tmp_path, columns={"split": "none"}))
     assert ids(everything)["train"] == {"a", "b"}
 
 
 def test_a_split_that_no_row_is_of_is_refused_with_what_there_is(tmp_path: Path) -> None:
     written(tmp_path / "meta.csv", ["a,1,1,train", "b,2,1,test", "c,2,1,test"], OFFICIAL)
     with pytest.raises(DataError, match=r"data\.val: .* says val of no row \(there are 2 test, 1 train\)"):
-        read_splits(config(tmp_path, ratings="meta.csv"))
+        read_labelled(config(tmp_path, ratings="meta.csv"))
 
 
 def test_a_file_without_validation_rows_may_have_them_held_out(tmp_path: Path) -> None:
     rows = [f"a{k},{k},1,{'test' if k % 5 == 0 else 'train'}" for k in range(50)]
     written(tmp_path / "meta.csv", rows, OFFICIAL)
-    splits = read_splits(config(tmp_path, ratings="meta.csv", split={"val": 0.2, "test": 0}))
+    splits = read_labelled(config(tmp_path, ratings="meta.csv", split={"val": 0.2, "test": 0}))
     assert {name: len(ratings.ids) for name, ratings in splits.items()} == {"train": 32, "val": 8, "test": 10}
     assert ids(splits)["test"] == {f"a{k}" for k in range(0, 50, 5)}
 
@@ -88,26 +94,26 @@ def test_a_file_without_validation_rows_may_have_them_held_out(tmp_path: Path) -
 def test_one_file_without_a_column_has_to_say_how_it_is_split(tmp_path: Path) -> None:
     scored(tmp_path, 20)
     with pytest.raises(DataError, match=r"data\.val: this is the training file") as error:
-        read_splits(config(tmp_path, ratings="all.csv"))
+        read_labelled(config(tmp_path, ratings="all.csv"))
     assert "data.split.val" in str(error.value.hint)
     with pytest.raises(DataError, match=r"data\.val: this is the training file"):
-        read_splits(config(tmp_path, train="all.csv", val="all.csv"))
+        read_labelled(config(tmp_path, train="all.csv", val="all.csv"))
 
 
 def test_a_missing_validation_file_says_how_to_do_without(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.csv: no such file") as error:
-        read_splits(config(tmp_path))
+        read_labelled(config(tmp_path))
     assert "--set data.root" in str(error.value.hint)
     written(tmp_path / "train.csv", ["a,1"])
     with pytest.raises(DataError, match=r"val\.csv: no such file") as error:
-        read_splits(config(tmp_path))
+        read_labelled(config(tmp_path))
     assert "data.split.val" in str(error.value.hint)
 
 
 @pytest.mark.parametrize("count", [40, 3000])
 def test_held_out_parts_have_their_share_and_no_image_twice(tmp_path: Path, count: int) -> None:
     scored(tmp_path, count)
-    splits = read_splits(config(tmp_path, train="all.csv", split={"val": 0.1, "test": 0.05}))
+    splits = read_labelled(config(tmp_path, train="all.csv", split={"val": 0.1, "test": 0.05}))
     assert {name: len(ratings.ids) for name, ratings in splits.items()} == {
         "train": count * 0.85,
         "val": count * 0.1,
@@ -127,7 +133,7 @@ def test_held_out_parts_have_their_share_and_no_image_twice(tmp_path: Path, coun
 
 def test_the_tails_are_in_each_part(tmp_path: Path) -> None:
     scored(tmp_path, 3000)
-    splits = read_splits(config(tmp_path, train="all.csv", split={"val": 0.1, "test": 0.1}))
+    splits = read_labelled(config(tmp_path, train="all.csv", split={"val": 0.1, "test": 0.1}))
     train = splits["train"].scores
     low, high = np.quantile(train, [0.02, 0.98])
     for name in ("val", "test"):
@@ -142,7 +148,7 @@ def test_the_tails_are_in_each_part(tmp_path: Path) -> None:
 def test_what_is_held_out_hangs_on_ids_and_seed_alone(tmp_path: Path) -> None:
     def parts(shuffled: int | None, seed: int) -> dict[str, set[str]]:
         scored(tmp_path, 500, shuffled=shuffled)
-        return ids(read_splits(config(tmp_path, train="all.csv", split={"val": 0.1, "test": 0.1, "seed": seed})))
+        return ids(read_labelled(config(tmp_path, train="all.csv", split={"val": 0.1, "test": 0.1, "seed": seed})))
 
     first = parts(None, 0)
     assert parts(1, 0) == parts(2, 0) == first
@@ -153,7 +159,7 @@ def test_what_is_held_out_hangs_on_ids_and_seed_alone(tmp_path: Path) -> None:
 def test_too_few_images_to_hold_out_are_refused(tmp_path: Path) -> None:
     scored(tmp_path, 4)
     with pytest.raises(DataError, match=r"data\.split\.val: 0\.1 of 4 images leaves a part empty"):
-        read_splits(config(tmp_path, train="all.csv", split={}))
+        read_labelled(config(tmp_path, train="all.csv", split={}))
 
 
 def test_a_file_of_a_split_is_not_passed_over_without_a_word(tmp_path: Path) -> None:
@@ -162,7 +168,7 @@ def test_a_file_of_a_split_is_not_passed_over_without_a_word(tmp_path: Path) -> 
     split = {"val": 0.2, "test": 0.1}
     (told,) = passed_over(config(tmp_path, split=split))
     assert told == f"{tmp_path / 'val.csv'} is not read: data.split.val holds out 0.2 of the training images instead"
-    held_out = read_splits(config(tmp_path, split=split))
+    held_out = read_labelled(config(tmp_path, split=split))
     assert {name: len(part.ids) for name, part in held_out.items()} == {"train": 28, "val": 8, "test": 4}
     assert "b0" not in held_out["val"].ids
     for chosen in ({"split": {**split, "val": 0}}, {"split": split, "ratings": "train.csv"}, {}):
@@ -173,4 +179,4 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
     written(tmp_path / "train.csv", ["a,1"])
     written(tmp_path / "val.csv", ["b,1"])
     written(tmp_path / "test.csv", ["not a table of scores"], header="nothing")
-    assert set(read_splits(config(tmp_path), ("train", "val", "pool"))) == {"train", "val"}
+    assert set(read_labelled(config(tmp_path), ("train", "val", "pool"))) == {"train", "val"}

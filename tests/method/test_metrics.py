@@ -172,7 +172,7 @@ def test_predictions_that_are_not_finite_make_metrics_nan(bad, share):
     assert {key for key, value in metrics.items() if not math.isnan(value)} == unaffected
 
 
-def test_true_scores_that_are_nan_make_metrics_nan():
+def test_scores_that_are_nan_make_metrics_nan():
     metrics = evaluate([5.0] * 4 + [6.0] * 4, [4.0] * 3 + [math.nan] + [6.0] * 4, tail_cuts=(4.0, 6.0))
     assert all(math.isnan(metrics[key]) for key in ALWAYS)
     assert (metrics["n_low"], metrics["n_mid"], metrics["n_high"]) == (3, 0, 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.cache.packs import Images
-from elta_tune.data.dataset import Dataset, Split
+from elta_tune.data.dataset import Dataset, ImageSet, Split
 from elta_tune.method.metrics import tail_cuts
 
 RESIZE, CROP = 36, 32
@@ -38,7 +39,7 @@ def in_memory(array: np.ndarray) -> Images:
 
 
 def make_split(name: str, count: int, bins: int, scale: tuple[float, float], *, votes: bool = True) -> Split:
-    """Images whose brightness follows their MOS; a pool has no labels."""
+    """Images whose brightness follows their MOS."""
     random = np.random.default_rng([len(name), count])
     quality = random.uniform(0.1, 0.9, count)
     pixels = random.normal(255 * quality[:, None, None, None], 30, (count, RESIZE, RESIZE, 3)).clip(0, 255)
@@ -47,17 +48,21 @@ def make_split(name: str, count: int, bins: int, scale: tuple[float, float], *, 
     levels = np.linspace(*scale, bins)
     weights = np.exp(-(((levels - scale[0]) / (scale[1] - scale[0]) - quality[:, None]) ** 2) / 0.05)
     distributions = weights / weights.sum(axis=1, keepdims=True)
-    labelled = name != "pool"
     return Split(
         name=name,
         file=Path(f"{name}.csv"),
         origin=f"{name}.csv",
         ids=np.array([f"{name}_{number}.jpg" for number in range(count)], dtype=object),
-        distributions=distributions.astype(np.float32) if labelled and votes else None,
-        scores=distributions @ levels if labelled else None,
         images={RESIZE: in_memory(large), CROP: in_memory(small)},
         left_out=(),
+        scores=distributions @ levels,
+        distributions=distributions.astype(np.float32) if votes else None,
     )
+
+
+def without_labels(split: Split) -> ImageSet:
+    """The images of a split."""
+    return ImageSet(**{field.name: getattr(split, field.name) for field in fields(ImageSet)})
 
 
 @pytest.fixture
@@ -81,11 +86,11 @@ def make_dataset() -> Callable[..., Dataset]:
             train=labelled["train"],
             val=labelled["val"],
             test=None,
-            pool=make_split("pool", pool, bins, scale) if pool else None,
+            pool=without_labels(make_split("pool", pool, bins, scale)) if pool else None,
             bins=np.linspace(*scale, bins) if votes else None,
             scale=scale,
             threshold=sum(scale) / 2,
-            tail_cuts=tail_cuts(labelled["train"].true_scores),
+            tail_cuts=tail_cuts(labelled["train"].scores),
             is_spread=is_spread,
         )
 

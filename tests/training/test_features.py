@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.cache.inventory import list_entries, remove_entry
-from elta_tune.data.dataset import Dataset, open_dataset
+from elta_tune.data.dataset import Dataset
+from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import ModelError
 from elta_tune.training.features import Features, frozen_dataset
 from elta_tune.training.model import AestheticModel

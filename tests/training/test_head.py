@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.batches import epoch_order
-from elta_tune.data.dataset import Dataset, open_dataset
+from elta_tune.data.dataset import Dataset
+from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import ConfigError, ModelError
 from elta_tune.models.checkpoint import save_checkpoint
 from elta_tune.records import TrialFolder
@@ -80,7 +81,7 @@ def test_a_frozen_training_is_that_of_a_head_on_features(
     *_, last = train(config, dataset)
     model = new_model(config, dataset, round=0)
     features = features_of(dataset, config, "train")
-    scores = 1 + 9 * (torch.tensor(dataset.train.true_scores).float() - 1) / 4
+    scores = 1 + 9 * (torch.tensor(dataset.train.scores).float() - 1) / 4
     targets = torch.from_numpy(dataset.train.distributions) if head == "emd" else scores[:, None] / 10
     optimizer = torch.optim.Adam(model.head.parameters(), lr=config.optim.lr)
     model.head.train()

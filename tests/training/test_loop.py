@@ -36,7 +36,7 @@ def build(config: TrialConfig, dataset: Dataset) -> AestheticModel:
 
 
 def labels(config: TrialConfig, dataset: Dataset) -> Samples:
-    scores = torch.from_numpy(to_method_scale(dataset.train.true_scores, dataset.scale)).float()
+    scores = torch.from_numpy(to_method_scale(dataset.train.scores, dataset.scale)).float()
     targets = scores[:, None] / 10 if config.model.head == "mse" else torch.from_numpy(dataset.train.distributions)
     return Samples(dataset.train.images[config.data.resize], targets, scores)
 
@@ -203,11 +203,11 @@ def test_metrics_are_measured_on_the_data_set_s_own_scale(
     votes: bool, quick: TrialConfig, make_dataset: MakeDataset
 ) -> None:
     dataset = make_dataset(val=40, scale=(0, 100), votes=votes)
-    truth = dataset.val.true_scores
+    truth = dataset.val.scores
     noisy = truth + np.random.default_rng(0).normal(0, 15, len(truth))
     shares = np.random.default_rng(1).dirichlet(np.ones(5), len(truth))
     metrics = evaluate(Predictions(dataset.val.ids, truth, noisy, shares, None), dataset.val, dataset)
-    low, high = np.percentile(dataset.train.true_scores, [20, 80])
+    low, high = np.percentile(dataset.train.scores, [20, 80])
     expected = {
         "srcc": stats.spearmanr(noisy, truth).statistic,
         "plcc": stats.pearsonr(noisy, truth).statistic,

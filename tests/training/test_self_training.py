@@ -155,7 +155,7 @@ def test_a_round_trains_on_labels_and_pseudo_labels(
     count = len(selection.rows)
     assert count > 0
     np.testing.assert_array_equal(labels.targets, dataset.train.distributions)
-    np.testing.assert_allclose(labels.scores, 1 + 9 * (dataset.train.true_scores - 1) / 4, rtol=1e-6)
+    np.testing.assert_allclose(labels.scores, 1 + 9 * (dataset.train.scores - 1) / 4, rtol=1e-6)
     np.testing.assert_array_equal(both.targets[:-count], labels.targets)
     np.testing.assert_array_equal(both.targets[-count:], selection.raw if target == "raw" else selection.sharpened)
     np.testing.assert_allclose(
@@ -319,6 +319,6 @@ def test_what_fits_passes_the_check(quick: TrialConfig, make_dataset: MakeDatase
 def test_test_labels_never_enter(quick: TrialConfig, make_dataset: MakeDataset) -> None:
     """A study never sees the test split: a data set without one trains the same."""
     dataset = make_dataset()
-    test = replace(dataset.val, name="test", file=Path("test.csv"), scores=dataset.val.true_scores[::-1].copy())
+    test = replace(dataset.val, name="test", file=Path("test.csv"), scores=dataset.val.scores[::-1].copy())
     left, right = (next(epochs_of(quick, given))[1] for given in (dataset, replace(dataset, test=test)))
     assert same(left, right)

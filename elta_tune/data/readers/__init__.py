@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -27,44 +28,55 @@ SPLIT_WORDS = {
 SPLIT_NUMBERS = {"0": "train", "1": "val", "2": "test", "0.0": "train", "1.0": "val", "2.0": "test"}
 """What pyiqa's `official_split` says, too: in another column, numbers may be those of folds."""
 
+PER_IMAGE = ("ids", "scores", "distributions", "votes", "splits")
+"""Fields of `Ratings` with a row for each image."""
+
 
 @dataclass(frozen=True)
-class Ratings:
-    """What a rating file says of N images, in its order.
+class ImageList:
+    """N images without labels, as a file or a folder lists them.
 
     Attributes:
-        file: where it was read.
+        file: the file or the folder.
         origin: which rows of it these are, in words.
-        format: the name of its form.
+        format: the name of its format.
         ids: (N,) text.
-        scores: (N,) MOS on the data set's own scale; None for unlabelled images.
-        distributions: (N, K), each row sums to 1; None where there are scores only.
-        votes: (N,) how many votes each is of; None where the file has shares of votes, or scores.
-        bins: (K,) the rating of each column of them.
-        is_spread: whether the distributions were made from the scores (`data.spread`).
-        scale: the lowest and highest possible rating.
-        threshold: a MOS above it counts as beautiful.
-        splits: (N,) train, val or test, where a column says so.
     """
 
     file: Path
     origin: str
     format: str
     ids: NDArray[np.object_]
-    scores: NDArray[np.float64] | None = None
+
+    def take(self, rows: NDArray[np.bool_], origin: str) -> Self:
+        """The rows that are marked, (N,)."""
+        kept = {name: value[rows] for name, value in vars(self).items() if name in PER_IMAGE and value is not None}
+        return replace(self, origin=origin, **kept)
+
+
+@dataclass(frozen=True)
+class Ratings(ImageList):
+    """The ratings of N images, in the order of their file.
+
+    Attributes:
+        scores: (N,) MOS on the data set's own scale.
+        scale: the lowest and highest possible rating.
+        threshold: a MOS above it counts as beautiful.
+        distributions: (N, K), each row sums to 1; None where there are scores only.
+        votes: (N,) how many votes each is of; None where the file has shares of votes, or scores.
+        bins: (K,) the rating of each column of them.
+        is_spread: whether the distributions were made from the scores (`data.spread`).
+        splits: (N,) train, val or test, where a column says so.
+    """
+
+    scores: NDArray[np.float64]
+    scale: tuple[float, float]
+    threshold: float
     distributions: NDArray[np.float32] | None = None
     votes: NDArray[np.float64] | None = None
     bins: NDArray[np.float64] | None = None
     is_spread: bool = False
-    scale: tuple[float, float] | None = None
-    threshold: float | None = None
     splits: NDArray[np.object_] | None = None
-
-    def take(self, rows: NDArray[np.bool_], origin: str) -> Ratings:
-        """The rows that are marked, (N,)."""
-        arrays = {name: getattr(self, name) for name in ("ids", "scores", "distributions", "votes", "splits")}
-        kept = {name: array[rows] for name, array in arrays.items() if array is not None}
-        return replace(self, origin=origin, **kept)
 
 
 def id_bytes(text: str) -> bytes:
@@ -87,19 +99,15 @@ def read_ratings(path: Path, config: DataConfig) -> Ratings:
     if labels.rows is None:
         _refuse_repeated(table, choice, ids)
     rows = slice(None) if labels.rows is None else labels.rows
-    ratings = Ratings(
-        path,
-        path.name,
-        choice.name,
-        ids.to_numpy(dtype=object)[rows],
-        splits=None if choice.split is None else _splits(table, choice.split, config)[rows],
-    )
+    listed = ImageList(path, path.name, choice.name, ids.to_numpy(dtype=object)[rows])
     if labels.votes is not None:
-        return _with_votes(ratings, choice, labels.votes, config)
-    return _with_scores(ratings, choice, table, labels, config)
+        ratings = _with_votes(listed, choice, labels.votes, config)
+    else:
+        ratings = _with_scores(listed, choice, table, labels, config)
+    return ratings if choice.split is None else replace(ratings, splits=_splits(table, choice.split, config)[rows])
 
 
-def read_unlabelled(path: Path, config: DataConfig) -> Ratings:
+def read_unlabelled(path: Path, config: DataConfig) -> ImageList:
     """Reads a list of images without ratings: a folder, or a table whose ratings, if it has any, are not looked at.
 
     Raises:
@@ -112,13 +120,13 @@ def read_unlabelled(path: Path, config: DataConfig) -> Ratings:
         names = [
             file.as_posix() for file in relative if not any(part.startswith((".", "__MACOSX")) for part in file.parts)
         ]
-        return Ratings(path, path.name, "folder", np.array(names, dtype=object))
+        return ImageList(path, path.name, "folder", np.array(names, dtype=object))
     sheet = open_sheet(path, config.columns.id)
     choice = choose_ids(sheet, config)
     table = load(sheet, choice.columns, text=choice.columns)
     ids = _ids(table, choice)
     _refuse_repeated(table, choice, ids)
-    return Ratings(path, path.name, "list", ids.to_numpy(dtype=object))
+    return ImageList(path, path.name, "list", ids.to_numpy(dtype=object))
 
 
 def _ids(table: Table, choice: Choice) -> pd.Series[str]:
@@ -160,19 +168,17 @@ def _splits(table: Table, column: str, config: DataConfig) -> NDArray[np.object_
     return splits.to_numpy(dtype=object)
 
 
-def _with_votes(ratings: Ratings, choice: Choice, votes: NDArray[np.float64], config: DataConfig) -> Ratings:
+def _with_votes(listed: ImageList, choice: Choice, votes: NDArray[np.float64], config: DataConfig) -> Ratings:
     bins = np.array(choice.form.bins)
     scale = config.scale or (bins[0], bins[-1])
     if scale[0] > bins[0] or scale[1] < bins[-1]:
-        raise DataError(f"{ratings.file}: data.scale: {_span(scale)} does not hold its ratings {_span(bins)}")
+        raise DataError(f"{listed.file}: data.scale: {_span(scale)} does not hold its ratings {_span(bins)}")
     if config.spread is not None:
-        raise DataError(
-            f"{ratings.file}: data.spread: it has distributions of {len(bins)} bins; only scores are spread"
-        )
+        raise DataError(f"{listed.file}: data.spread: it has distributions of {len(bins)} bins; only scores are spread")
     totals = votes.sum(axis=1)
     distributions = votes / totals[:, None]
-    return replace(
-        ratings,
+    return Ratings(
+        **vars(listed),
         scores=distributions @ bins,
         distributions=distributions.astype(np.float32),
         votes=totals if (votes == np.floor(votes)).all() else None,
@@ -182,28 +188,26 @@ def _with_votes(ratings: Ratings, choice: Choice, votes: NDArray[np.float64], co
     )
 
 
-def _with_scores(ratings: Ratings, choice: Choice, table: Table, labels: Labels, config: DataConfig) -> Ratings:
+def _with_scores(listed: ImageList, choice: Choice, table: Table, labels: Labels, config: DataConfig) -> Ratings:
     scores, column = labels.scores, choice.form.score
     assert scores is not None
     assert column is not None
     if config.scale is None and not choice.form.scales:
         raise DataError(
-            f"{ratings.file}: {column}: from {scores.min():g} to {scores.max():g}, on a scale that no one has stated",
+            f"{listed.file}: {column}: from {scores.min():g} to {scores.max():g}, on a scale that no one has stated",
             "say the lowest and highest possible score, such as --set data.scale=[1,10]",
         )
     scales = (config.scale,) if config.scale else choice.form.scales
     low, high = scale = next((scale for scale in scales if scores.max() <= scale[1]), scales[-1])
     rule = f"is outside the scale {_span(scale)}; if that is another, say it: --set data.scale=[lowest,highest]"
     table.refuse((scores < low) | (scores > high), column, rule)
-    ratings = replace(ratings, scores=scores, scale=scale, threshold=_threshold(choice, scale, config))
+    ratings = Ratings(**vars(listed), scores=scores, scale=scale, threshold=_threshold(choice, scale, config))
     if config.spread is None:
         return ratings
     bins = np.linspace(low, high, config.bins)
     if config.spread < (bins[1] - bins[0]) / 4:
         apart = f"a quarter of the distance of {config.bins} bins ({bins[1] - bins[0]:.3g})"
-        raise DataError(
-            f"{ratings.file}: data.spread: {config.spread:g} is less than {apart}", "or take more data.bins"
-        )
+        raise DataError(f"{listed.file}: data.spread: {config.spread:g} is less than {apart}", "or take more data.bins")
     return replace(ratings, distributions=spread_scores(scores, bins, config.spread), bins=bins, is_spread=True)
 
 

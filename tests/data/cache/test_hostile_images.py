@@ -17,7 +17,7 @@ from PIL import Image
 
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import decoding
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 from elta_tune.errors import DataError
 
 SIZE = 16
@@ -198,7 +198,7 @@ def test_bombs_do_not_allocate(tmp_path: Path, watched: Callable[..., list[int]]
 import sys
 from pathlib import Path
 from elta_tune.config import DataConfig
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 before = peak()
 root = Path(sys.argv[1])
 train = prepare(DataConfig(root=root, resize=16, crop=16, max_missing=0.9), root / "cache").train

@@ -15,7 +15,7 @@ from elta_tune.config import DataConfig
 from elta_tune.data.cache.images import complete, look_up
 from elta_tune.data.cache.index import Shelf
 from elta_tune.data.cache.inventory import list_entries, remove_entry
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 from elta_tune.errors import DataError
 
 

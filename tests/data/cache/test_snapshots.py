@@ -15,7 +15,8 @@ from PIL import Image
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import builder
 from elta_tune.data.cache.inventory import list_entries, remove_entry
-from elta_tune.data.dataset import Dataset, Split, open_dataset, prepare
+from elta_tune.data.dataset import Dataset, Split
+from elta_tune.data.prepare import open_dataset, prepare
 from elta_tune.errors import DataError
 
 
@@ -74,7 +75,7 @@ STUDY = """
 import sys
 from pathlib import Path
 from elta_tune.config import DataConfig
-from elta_tune.data.dataset import prepare
+from elta_tune.data.prepare import prepare
 prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
 print("goes on", flush=True)
 sys.stdin.read()

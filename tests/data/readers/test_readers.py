@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elta_tune.config import DataConfig
-from elta_tune.data.readers import read_ratings, read_unlabelled
+from elta_tune.data.readers import Ratings, read_ratings, read_unlabelled
 from elta_tune.errors import EltaTuneError
 
 AVA = "image_id," + ",".join(f"score{k}" for k in range(2, 12))
@@ -103,7 +103,6 @@ def test_columns_without_a_header_are_named_by_their_numbers(tmp_path: Path, col
     (tmp_path / "train.csv").write_text("0,a.jpg,2.5\n1,b.jpg,4\n")
     ratings = read_ratings(tmp_path / "train.csv", DataConfig.model_validate({"scale": [1, 5], "columns": columns}))
     assert ratings.ids.tolist() == ["a.jpg", "b.jpg"]
-    assert ratings.scores is not None
     assert ratings.scores.tolist() == [2.5, 4]
 
 
@@ -215,8 +214,7 @@ def test_a_pools_ratings_are_not_looked_at(tmp_path: Path) -> None:
     file = written(tmp_path, COUNTS, "a,1,x,3", "b,,,", "c,-1,0,0")
     pool = read_unlabelled(file, DataConfig())
     assert pool.ids.tolist() == ["a", "b", "c"]
-    assert pool.scores is None
-    assert pool.distributions is None
+    assert not isinstance(pool, Ratings)
 
 
 LONE = [["session1/iaa_pub1_", "session1/iaa_pub2_"], ["abc-1", "abc-2"], ["a.heic", "b.heic"], ["photo", "a"]]
