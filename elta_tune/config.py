@@ -125,6 +125,10 @@ class DataConfig(Section):
     """Spread scores over bins, so that `emd` can learn them: a Gaussian of this standard deviation, on their scale."""
     bins: Annotated[int, Field(ge=2, le=1000)] = 10
     """Bins over which scores are spread, from the lowest to the highest rating."""
+    higher_is_better: bool | None = None
+    """False where a low rating is a good one, as in DMOS; null is true, with a note where a column is called dmos."""
+    on_unlabelled: Literal["refuse", "skip"] = "refuse"
+    """What becomes of a row without a rating in a file of ratings; rows that are skipped are counted and named."""
     max_missing: Annotated[float, Field(ge=0, lt=1)] = 0.005
     """Largest share of a split's images that may be missing or unreadable."""
     resize: Size = 300
@@ -144,6 +148,23 @@ class DataConfig(Section):
             raise ValueError(f"should rise, not {list(scale)}")
         return scale
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_give_way(cls, content: Any) -> Any:
+        """Defaults that contradict what is given: a share where a file is named; the one of two sizes that is not."""
+        if not isinstance(content, Mapping):
+            return content
+        given = {key: value for key, value in content.items() if value is not None}
+        result, split = dict(content), given.get("split")
+        if isinstance(split, Mapping):
+            result["split"] = {**{name: 0.0 for name in ("val", "test") if name in given}, **split}
+        sizes = {key: cls.model_fields[key].default for key in ("resize", "crop")}
+        sizes |= {key: given[key] for key in sizes if type(given.get(key)) is int}
+        if sizes["crop"] > sizes["resize"] and len(given.keys() & {"resize", "crop"}) == 1:
+            name, size = ("resize", sizes["crop"]) if "crop" in given else ("crop", sizes["resize"])
+            result[name] = size
+        return result
+
     @field_validator("crop")
     @classmethod
     def _within_resize(cls, crop: int, info: ValidationInfo) -> int:
@@ -160,12 +181,13 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _told_once(self) -> DataConfig:
+    def _one_origin_of_each_split(self) -> DataConfig:
         for name in ("val", "test"):
             if self.split and getattr(self.split, name) > 0 and getattr(self, name) is not None:
-                raise field_error(name, f"this file and data.split.{name} both say it; set data.split.{name} to 0")
+                rule = f"both this file and data.split.{name} are to provide the {name} images; set data.split.{name}=0"
+                raise field_error(name, rule)
         if self.ratings and self.train:
-            raise field_error("ratings", "this file and data.train both hold the training images; name one")
+            raise field_error("ratings", "both this file and data.train contain the training images; name one of them")
         return self
 
     def path(self, name: Literal["train", "val", "test", "pool", "images"]) -> Path | None:

@@ -400,3 +400,34 @@ def test_a_field_acts_while_its_switch_is_on_and_never_while_it_is_off(field, tr
     switch = next(switch for switch in SWITCHES if field in switch.fields)
     assert not switch.is_on(TrialConfig().replace(off).get(switch.switch))
     assert on is None or switch.is_on(TrialConfig().replace(on).get(switch.switch))
+
+
+@pytest.mark.parametrize(
+    ("data", "resolved"),
+    [
+        ({"train": "A.csv", "test": "B.csv", "split": {"val": 0.1}}, {"split": {"val": 0.1, "test": 0.0}}),
+        ({"train": "A.csv", "val": "B.csv", "split": {}}, {"split": {"val": 0.0, "test": 0.1}}),
+        ({"train": "A.csv", "val": None, "split": {}}, {"split": {"val": 0.1, "test": 0.1}}),
+        ({"crop": 384}, {"crop": 384, "resize": 384}),
+        ({"resize": 128}, {"crop": 128, "resize": 128}),
+        ({"resize": 320}, {"crop": 256, "resize": 320}),
+    ],
+)
+def test_a_default_gives_way_to_what_is_given(write, data, resolved):
+    recipe = load_recipe(write(yaml.safe_dump({"data": data})))
+    written = yaml.safe_load(recipe.to_yaml())["data"]
+    for name, value in resolved.items():
+        expected = {**value, "seed": 0} if name == "split" else value
+        assert written[name] == expected
+    assert load_recipe(write(recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"test": "B.csv", "split": {"val": 0.1, "test": 0.1}}, "data.test: both this file and data.split.test"),
+        ({"crop": 301, "resize": 300}, "data.crop: should be at most data.resize (300)"),
+    ],
+)
+def test_a_contradiction_that_was_written_is_refused(write, data, words):
+    assert words in refusal(load_recipe, write(yaml.safe_dump({"data": data})))
