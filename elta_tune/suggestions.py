@@ -121,8 +121,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     A synonym comes before a similar spelling.
     """
     candidates = list(known)
-    near = _synonyms(name, candidates) or difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
-    return _question(near)
+    lower = {candidate.lower(): candidate for candidate in candidates}
+    spelled = [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=1)]
+    return _question(_synonyms(name, candidates) or spelled)
 
 
 def suggest_field(name: str, known: Iterable[str]) -> str:
