@@ -1,9 +1,9 @@
 """Everything elta-tune can refuse, as one tree.
 
     EltaTuneError            one line for the user, a hint, exit code 2
-    ├── ConfigError          a recipe, a space or a --set is wrong: file, field, rule, value
+    ├── ConfigError          a recipe, a space or an override is wrong: file, field, rule, value
     ├── DataError            a rating file or its images are wrong: file, line, field
-    ├── ModelError           a backbone or its weights can't be had
+    ├── ModelError           a backbone or its weights are unavailable
     ├── StudyError           a study or trial can't be opened, continued or exported
     │   └── DamagedError     a file of it is damaged or can't be read
     └── TrialError           a training ended without a result; the trial becomes failed, the study goes on
@@ -11,17 +11,22 @@
         └── OutOfMemoryError the device has no memory left
 
 Anything else that is raised is a fault of the program and keeps its traceback.
+
+**Messages name no flags.** What the user can change stands in backticks, as an argument of the API or a field of the
+recipe: ``"name a file: `data.val=FILE`"``, ``"`trials=0`: should be 1 or more"``, ``"replace it: `force=True`"``,
+``"choose another `out`"``. The command shows these as it takes them: ``--set data.val=FILE``, ``--trials 0``,
+``--force``, ``--out``. Notes and warnings are written the same way.
 """
 
 from __future__ import annotations
 
 
 class EltaTuneError(Exception):
-    """What the user has to know, and how to go on.
+    """What is wrong, and how to go on.
 
     Args:
         message: what is wrong, with the file and the field's dotted name.
-        hint: what to type or change, where one can say.
+        hint: what to type or change, if that is known.
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
@@ -34,12 +39,12 @@ class EltaTuneError(Exception):
 
 
 def reason_of(error: Exception) -> str:
-    """Why a trial failed, for its result: what the user has to know, or the name of a fault of the program."""
+    """Why a trial failed, for its result: the message, or the type of a fault of the program."""
     return error.message if isinstance(error, EltaTuneError) else f"{type(error).__name__}: {error}"
 
 
 class ConfigError(EltaTuneError):
-    """A recipe, a search space or a ``--set`` is wrong."""
+    """A recipe, a search space or an override is wrong."""
 
 
 class DataError(EltaTuneError):
@@ -47,7 +52,7 @@ class DataError(EltaTuneError):
 
 
 class ModelError(EltaTuneError):
-    """A backbone or its weights can't be had."""
+    """A backbone or its weights are unavailable."""
 
 
 class StudyError(EltaTuneError):

@@ -30,6 +30,7 @@ ROOMS = (
     "results",
     "api",
     "cli",
+    "__main__",
 )
 PACKAGE = Path(elta_tune.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from elta_tune.api import DEFAULT_CACHE
-from elta_tune.cli.options import Cache, Json, Set, print_json
+from elta_tune.cli.options import Cache, Json, Set
+from elta_tune.cli.output import print_json
 
 app = typer.Typer(help="Data sets, and the cache of their images.", no_args_is_help=True, rich_markup_mode=None)
 Limit = Annotated[float | None, typer.Option(min=0, help="Most gigabytes that may be written to the cache.")]
@@ -49,7 +50,7 @@ def check(
         refusals = refused_files(config.data, cache) or [error]
         content = describe_refused(refusals)
     for line in passed_over(config.data):
-        errors.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
+        errors.print(f"note: {line}", style="yellow", soft_wrap=True)
     if as_json:
         print_json(content)
     elif content["splits"]:
@@ -136,7 +137,7 @@ def _list(cache: Path, remove: list[str], *, as_json: bool) -> None:
         told = {"entries": [asdict(entry) for entry in entries], "removed": [asdict(entry) for entry in removed]}
         return print_json({"cache": cache, **told})
     for entry in removed:
-        console.print(f"removed {entry.key}: {size_text(entry.bytes)}", markup=False)
+        console.print(f"removed {entry.key}: {size_text(entry.bytes)}")
     show_entries(cache, entries)
 
 

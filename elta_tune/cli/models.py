@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from elta_tune.api import DEFAULT_CACHE
-from elta_tune.cli.options import MODEL, Cache, Device, Force, Head, Json, Runs, Set, SetData, print_json
+from elta_tune.cli.options import MODEL, Cache, Device, Force, Head, Json, Runs, Set, SetData
+from elta_tune.cli.output import encodable_json, print_json, printable, stop_without_output
 
 if TYPE_CHECKING:
     from elta_tune.data.splits import LabelledName
@@ -128,6 +129,7 @@ def predict(
         else:
             for one in rows:
                 print(_line(one, as_json), flush=True)
+                stop_without_output()
     if failed:
         told = f"note: {failed:,} of {count:,} images have a reason instead of a score"
         errors.print(told, style="yellow", soft_wrap=True)
@@ -150,7 +152,7 @@ def export(
 
     file = exported_file(kind, output, force)
     difference = write_model(_load(model, runs, head), file, cast("Kind", kind))
-    console.print(f"{file}  (read back: within {difference:.1e})", markup=False, soft_wrap=True)
+    console.print(f"{file}  (read back: within {difference:.1e})", soft_wrap=True)
 
 
 def _load(model: str, runs: Path, head: str | None) -> Checkpoint:
@@ -243,18 +245,17 @@ def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) ->
     if labels.diagnosis:
         figures = ", ".join(f"{name} {figure(labels.diagnosis[name])}" for name in ("mae", "srcc"))
         console.print(f"against the gt of these images, which was not read for the choice: {figures}", soft_wrap=True)
-    console.print(str(out), markup=False, soft_wrap=True)
+    console.print(str(out), soft_wrap=True)
 
 
 def _line(prediction: Prediction, as_json: bool) -> str:
     from elta_tune.cli.text import metric
-    from elta_tune.files import as_utf8
     from elta_tune.results.tables import json_line
 
     if as_json:
-        return json_line(prediction)
+        return encodable_json(json_line(prediction))
     reason = f"  ({prediction.reason})" if prediction.reason else ""
-    return f"{metric(prediction.score):>8}  {as_utf8(prediction.image_id + reason)}"
+    return f"{metric(prediction.score):>8}  {printable(prediction.image_id + reason)}"
 
 
 def _tell_metrics(told: dict[str, Any], as_json: bool) -> None:

@@ -88,7 +88,7 @@ def _attach(command: Command, node: Node) -> bool:
     plan, nni = command.plan(), NniFolder(command.folder)
     workers = nni.workers()
     raise_budget(nni, plan, node)
-    console.print(f"study {command.folder.name} is running: attached to it", markup=False, soft_wrap=True)
+    console.print(f"study {command.folder.name} is running: attached to it", soft_wrap=True)
     if kept := command.kept_from(workers, node):
         console.print(f"note: {', '.join(kept)}: as it was started; to change that, stop it first", style="yellow")
     _tell_address(node)
@@ -123,15 +123,15 @@ def _start(command: Command) -> None:
         tell_prepared(plan, ready.dataset, ready.workers.slots)
         if ready.ended_before:
             told = f"note: it had ended: {ready.ended_before}"
-            errors.print(told, style="yellow", markup=False, soft_wrap=True)
+            errors.print(told, style="yellow", soft_wrap=True)
         done = f"{folder.ended()} of {plan.budget.trials} trials done"
         verb = "goes on" if ready.resumed else "starts"
-        console.print(f"study {folder.name} {verb}: {done}, in {folder.path}", markup=False, soft_wrap=True)
+        console.print(f"study {folder.name} {verb}: {done}, in {folder.path}", soft_wrap=True)
         _tell_address(ready.node)
         if not command.detach:
             return watch(folder, plan, ready.node, ready.workers)
     stop = typed("stop", study_argument(folder))
-    console.print(f"left running; to watch it: the same command; to end it: {stop}", markup=False, soft_wrap=True)
+    console.print(f"left running; to watch it: the same command; to end it: {stop}", soft_wrap=True)
     return None
 
 
@@ -158,7 +158,7 @@ def watch(folder: StudyFolder, plan: StudyPlan, node: Node, workers: Workers) ->
             view.show(event)
     tell_outcome(folder, plan)
     if watcher.stopped:
-        console.print(f"stopped; to go on:\n  {this_command()}", markup=False, soft_wrap=True)
+        console.print(f"stopped; to go on:\n  {this_command()}", soft_wrap=True)
         raise typer.Exit(130)
 
 

@@ -1,9 +1,9 @@
-"""Options that several commands have, and what `--json` prints."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,10 +29,3 @@ Head = Annotated[
     typer.Option(metavar="emd|mse", help="Of a released checkpoint, which holds both.", show_default="the trained one"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda:0, mps; auto: the first GPU, else the CPU.")]
-
-
-def print_json(value: Any) -> None:
-    """Prints a value as JSON; what is not a finite number is null."""
-    from elta_tune.files import to_json
-
-    print(to_json(value, indent=2))

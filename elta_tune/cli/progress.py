@@ -25,7 +25,7 @@ def preparing(console: Console) -> Iterator[Callable[[int, int, str], None]]:
         if what not in tasks:
             tasks[what] = progress.add_task(what, total=total)
             if not console.is_terminal:
-                console.print(f"{what}: {total}", markup=False)
+                console.print(f"{what}: {total}")
         progress.update(tasks[what], completed=done)
 
     if console.is_terminal:

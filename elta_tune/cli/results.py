@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from elta_tune.api import DEFAULT_CACHE
-from elta_tune.cli.options import Cache, Json, Runs, Study, print_json
+from elta_tune.cli.options import Cache, Json, Runs, Study
+from elta_tune.cli.output import print_json
 
 if TYPE_CHECKING:
     from elta_tune.models.formats.kinds import Kind
@@ -105,7 +106,7 @@ def list_studies(runs: Runs = Path("runs"), as_json: Json = False) -> None:
 
     if not rows:
         return console.print(
-            f"there is no study in {runs}; start one: elta-tune run --space default.yaml", markup=False, soft_wrap=True
+            f"there is no study in {runs}; start one: elta-tune run --space default.yaml", soft_wrap=True
         )
     table = plain_table(
         ["study", "state", "trials", "pruned", "failed", "metric", "best"], right=["trials", "pruned", "failed", "best"]

@@ -90,7 +90,7 @@ def to_be_continued() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"\nstopped at once; to go on:\n  {this_command()}", markup=False, soft_wrap=True)
+        console.print(f"\nstopped at once; to go on:\n  {this_command()}", soft_wrap=True)
         raise typer.Exit(130) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -102,7 +102,7 @@ def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
     from elta_tune.studies.completion import is_exhausted, trials_wanted
 
     told = f"study {folder.name} is finished: {folder.ended()} of {trials_wanted(plan)} trials"
-    console.print(told, markup=False, soft_wrap=True)
+    console.print(told, soft_wrap=True)
     more = "its space is used up" if is_exhausted(folder) else "--trials raises the budget"
     more = "its grid is used up" if plan.space.sampler.name == "grid" else more
     console.print(f"{more}; another study of the same: --name NAME")
@@ -158,7 +158,7 @@ def _watch(folder: StudyFolder, plan: StudyPlan, run: Run) -> None:
             view.show(event)
     tell_outcome(folder, plan)
     if supervisor.stopped == "interrupted":
-        console.print(f"stopped; to go on:\n  {this_command()}", markup=False, soft_wrap=True)
+        console.print(f"stopped; to go on:\n  {this_command()}", soft_wrap=True)
         raise typer.Exit(130)
     if supervisor.stopped == "timeout":
         console.print("the time of the study is used up; to go on: the same command with a larger --timeout")
@@ -233,7 +233,7 @@ def train(
         )
     told = result["reason"] or f"{config.evaluation.metric} {metric(result['value'])} at step {result['best_step']}"
     told = f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder}"
-    console.print(told, markup=False, soft_wrap=True)
+    console.print(told, soft_wrap=True)
     if result["state"] == "failed":
         console.print("to train it anew, remove that folder or choose another with --out")
         raise typer.Exit(1)

@@ -29,7 +29,7 @@ def stop(study: Study = None, runs: Runs = Path("runs")) -> None:
     else:  # `is_running` tells of a lock that can't be read
         stopped = folder.is_running() and _stop_process(folder.lock_file, folder.name)
     told = "is stopped" if stopped else "is not running"
-    console.print(f"study {folder.name} {told}", markup=False, soft_wrap=True)
+    console.print(f"study {folder.name} {told}", soft_wrap=True)
 
 
 def _stop_process(lock: Path, name: str) -> bool:
@@ -45,7 +45,7 @@ def _stop_process(lock: Path, name: str) -> bool:
         return False
     if not told.is_here:
         raise StudyError(f"study {name} runs as {told}", "stop it there")
-    console.print(f"stopping study {name} ({told})", markup=False, soft_wrap=True)
+    console.print(f"stopping study {name} ({told})", soft_wrap=True)
     try:
         process = psutil.Process(told.process)
         # Where machines of one name, or containers, share a folder, the number may be another process's here.
@@ -80,7 +80,7 @@ def _stop_nni(folder: StudyFolder) -> bool:
         raise StudyError(f"{error.filename}: {error.strerror}", "the study's owner can stop it") from None
     left = bool(members(nni))
     if left and not watched:
-        console.print(f"stopping study {folder.name}", markup=False, soft_wrap=True)
+        console.print(f"stopping study {folder.name}", soft_wrap=True)
     end(nni)
     if folder.is_running():
         raise StudyError(f"study {folder.name} is run by another user, or elsewhere", "it can be stopped there")

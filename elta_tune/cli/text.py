@@ -6,22 +6,52 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.padding import Padding
 from rich.rule import Rule
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=False)
-errors = Console(stderr=True, highlight=False)
+from elta_tune.cli.output import as_typed, printable
 
 HEADLINE = ("srcc", "plcc", "accuracy")
 """What every trial shows."""
 STATE_STYLE = {"complete": "green", "pruned": "yellow", "failed": "red"}
+
+
+class SafeConsole(Console):
+    """A console that takes no markup, and shows a terminal's escapes as text."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string with its escapes as text, before anything measures how wide it is."""
+        return super().render_str(printable(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The pieces of what is shown."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+console = SafeConsole()
+errors = SafeConsole(stderr=True)
+
+
+def say(text: str, style: str = "") -> None:
+    """Prints a text, which the terminal breaks where it must."""
+    console.print(Text(text, style=style), soft_wrap=True)
+
+
+def note(text: str, style: str = "yellow") -> None:
+    """Prints a note on standard error."""
+    errors.print(Text(f"note: {as_typed(text)}", style=style), soft_wrap=True)
 
 
 def number(value: Any, digits: int = 4) -> str:

@@ -1,0 +1,5 @@
+"""`python -m elta_tune`: the command."""
+
+from elta_tune.cli import main
+
+main()
