@@ -20,6 +20,8 @@ recipe: ``"name a file: `data.val=FILE`"``, ``"`trials=0`: should be 1 or more"`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class EltaTuneError(Exception):
     """What is wrong, and how to go on.
@@ -48,7 +50,15 @@ class ConfigError(EltaTuneError):
 
 
 class DataError(EltaTuneError):
-    """A rating file or its images are wrong."""
+    """A rating file or its images are wrong.
+
+    Args:
+        settings: values of the recipe's fields with which a check can go on, to find what else is wrong.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, settings: Mapping[str, object] | None = None) -> None:
+        super().__init__(message, hint)
+        self.settings = settings or {}
 
 
 class ModelError(EltaTuneError):

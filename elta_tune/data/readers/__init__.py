@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from elta_tune.config import DataConfig
 from elta_tune.data.readers.choice import Choice, choose, choose_ids
 from elta_tune.data.readers.columns import simplified
-from elta_tune.data.readers.formats import Labels
+from elta_tune.data.readers.formats import Scores, Votes
 from elta_tune.data.readers.spread import spread_scores
-from elta_tune.data.readers.tables import Formula, Table, load, open_sheet
+from elta_tune.data.readers.tables import Formula, RowsError, Table, load, open_sheet
 from elta_tune.data.readers.text import IMAGE_SUFFIXES
 from elta_tune.errors import DataError
 
@@ -28,6 +28,8 @@ SPLIT_WORDS = {
 SPLIT_NUMBERS = {"0": "train", "1": "val", "2": "test", "0.0": "train", "1.0": "val", "2.0": "test"}
 """What pyiqa's `official_split` says, too: in another column, numbers may be those of folds."""
 
+COMMON_SCALES = ((0, 1), (1, 5), (1, 7), (1, 10), (0, 10), (0, 100), (-1, 1))
+"""Suggested where a scale is unknown; the first one that contains the scores."""
 PER_IMAGE = ("ids", "scores", "distributions", "votes", "splits")
 """Fields of `Ratings` with a row for each image."""
 
@@ -61,12 +63,15 @@ class Ratings(ImageList):
     Attributes:
         scores: (N,) MOS on the data set's own scale.
         scale: the lowest and highest possible rating.
-        threshold: a MOS above it counts as beautiful.
+        threshold: a MOS above it counts as beautiful; below it, where a low rating is a good one.
         distributions: (N, K), each row sums to 1; None where there are scores only.
         votes: (N,) how many votes each is of; None where the file has shares of votes, or scores.
         bins: (K,) the rating of each column of them.
         is_spread: whether the distributions were made from the scores (`data.spread`).
         splits: (N,) train, val or test, where a column says so.
+        higher_is_better: whether a high rating is a good one.
+        unlabelled: ids of the rows of the file that were skipped because they have no rating.
+        note: what the user should know of the file.
     """
 
     scores: NDArray[np.float64]
@@ -77,6 +82,9 @@ class Ratings(ImageList):
     bins: NDArray[np.float64] | None = None
     is_spread: bool = False
     splits: NDArray[np.object_] | None = None
+    higher_is_better: bool = True
+    unlabelled: tuple[str, ...] = ()
+    note: str | None = None
 
 
 def id_bytes(text: str) -> bytes:
@@ -84,23 +92,44 @@ def id_bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def read_ratings(path: Path, config: DataConfig) -> Ratings:
+def read_ratings(path: Path, config: DataConfig, problems: list[DataError] | None = None) -> Ratings:
     """Reads a table of rated images.
 
+    Args:
+        problems: where given, wrong rows are left out and reported here: so a check finds more than the first one.
+
     Raises:
-        DataError: the file can't be read, its columns tell no form, or a row is wrong: file, line, column, rule.
+        DataError: the file can't be read, its columns show no format, or a row is wrong: file, line, column, rule.
         ConfigError: there is no such `data.format`.
     """
     sheet = open_sheet(path, config.columns.id)
     choice = choose(sheet, config)
     table = load(sheet, choice.columns, text={*choice.id, *([choice.split] if choice.split else [])})
+    unlabelled: list[str] = []
+    while True:
+        try:
+            return replace(_read(table, choice, config), unlabelled=tuple(unlabelled))
+        except RowsError as error:
+            if error.rows.all():
+                raise
+            if error.is_unlabelled and config.on_unlabelled == "skip":
+                unlabelled += _ids(table, choice)[error.rows].tolist()
+            elif problems is None:
+                raise
+            else:
+                problems.append(error)
+            table = table.without(error.rows)
+
+
+def _read(table: Table, choice: Choice, config: DataConfig) -> Ratings:
     ids = _ids(table, choice)
     labels = choice.form.read(table, choice.form, ids)
-    if labels.rows is None:
+    first_rows = labels.rows if isinstance(labels, Votes) else None
+    if first_rows is None:
         _refuse_repeated(table, choice, ids)
-    rows = slice(None) if labels.rows is None else labels.rows
-    listed = ImageList(path, path.name, choice.name, ids.to_numpy(dtype=object)[rows])
-    if labels.votes is not None:
+    rows = slice(None) if first_rows is None else first_rows
+    listed = ImageList(table.path, table.path.name, choice.name, ids.to_numpy(dtype=object)[rows])
+    if isinstance(labels, Votes):
         ratings = _with_votes(listed, choice, labels.votes, config)
     else:
         ratings = _with_scores(listed, choice, table, labels, config)
@@ -161,10 +190,10 @@ def _splits(table: Table, column: str, config: DataConfig) -> NDArray[np.object_
     words = table.text(column).str.lower()
     splits = words.map(SPLIT_WORDS | SPLIT_NUMBERS if takes_numbers else SPLIT_WORDS)
     wrong = splits.isna().to_numpy()
-    rule = "is no split (train, val, test)"
+    hint = "to ignore this column: `data.columns.split=none`"
     if not takes_numbers and words[wrong].isin(SPLIT_NUMBERS).any():
-        rule += f"; if 0, 1, 2 are these, say it: --set data.columns.split={column}"
-    table.refuse(wrong, column, f"{rule}; to take no notice of this column: --set data.columns.split=none")
+        hint = f"if 0, 1, 2 are train, val, test: `data.columns.split={column}`; {hint}"
+    table.refuse(wrong, column, "is no split (train, val, test)", hint=hint)
     return splits.to_numpy(dtype=object)
 
 
@@ -172,9 +201,10 @@ def _with_votes(listed: ImageList, choice: Choice, votes: NDArray[np.float64], c
     bins = np.array(choice.form.bins)
     scale = config.scale or (bins[0], bins[-1])
     if scale[0] > bins[0] or scale[1] < bins[-1]:
-        raise DataError(f"{listed.file}: data.scale: {_span(scale)} does not hold its ratings {_span(bins)}")
+        raise DataError(f"{listed.file}: data.scale: {_span(scale)} does not contain its ratings {_span(bins)}")
     if config.spread is not None:
-        raise DataError(f"{listed.file}: data.spread: it has distributions of {len(bins)} bins; only scores are spread")
+        problem = f"the file has distributions of {len(bins)} bins; only scores are spread"
+        raise DataError(f"{listed.file}: data.spread: {problem}", "leave it out: `data.spread=null`")
     totals = votes.sum(axis=1)
     distributions = votes / totals[:, None]
     return Ratings(
@@ -185,30 +215,57 @@ def _with_votes(listed: ImageList, choice: Choice, votes: NDArray[np.float64], c
         bins=bins,
         scale=scale,
         threshold=_threshold(choice, scale, config),
+        higher_is_better=config.higher_is_better is not False,
     )
 
 
-def _with_scores(listed: ImageList, choice: Choice, table: Table, labels: Labels, config: DataConfig) -> Ratings:
-    scores, column = labels.scores, choice.form.score
-    assert scores is not None
-    assert column is not None
+def _with_scores(listed: ImageList, choice: Choice, table: Table, labels: Scores, config: DataConfig) -> Ratings:
+    scores, column = labels
     if config.scale is None and not choice.form.scales:
-        raise DataError(
-            f"{listed.file}: {column}: from {scores.min():g} to {scores.max():g}, on a scale that no one has stated",
-            "say the lowest and highest possible score, such as --set data.scale=[1,10]",
-        )
+        raise _unknown_scale(listed.file, labels)
     scales = (config.scale,) if config.scale else choice.form.scales
     low, high = scale = next((scale for scale in scales if scores.max() <= scale[1]), scales[-1])
-    rule = f"is outside the scale {_span(scale)}; if that is another, say it: --set data.scale=[lowest,highest]"
-    table.refuse((scores < low) | (scores > high), column, rule)
-    ratings = Ratings(**vars(listed), scores=scores, scale=scale, threshold=_threshold(choice, scale, config))
+    hint = "if the scale is another one, set the lowest and highest possible rating: `data.scale=[LOWEST,HIGHEST]`"
+    table.refuse((scores < low) | (scores > high), column, f"is outside the scale {_span(scale)}", hint=hint)
+    ratings = Ratings(
+        **vars(listed),
+        scores=scores,
+        scale=scale,
+        threshold=_threshold(choice, scale, config),
+        higher_is_better=config.higher_is_better is not False,
+        note=_direction_note(listed.file, column, config),
+    )
     if config.spread is None:
         return ratings
     bins = np.linspace(low, high, config.bins)
     if config.spread < (bins[1] - bins[0]) / 4:
         apart = f"a quarter of the distance of {config.bins} bins ({bins[1] - bins[0]:.3g})"
-        raise DataError(f"{listed.file}: data.spread: {config.spread:g} is less than {apart}", "or take more data.bins")
+        raise DataError(
+            f"{listed.file}: data.spread: {config.spread:g} is less than {apart}", "or set more `data.bins`"
+        )
     return replace(ratings, distributions=spread_scores(scores, bins, config.spread), bins=bins, is_spread=True)
+
+
+def _unknown_scale(file: Path, labels: Scores) -> DataError:
+    """Names a common scale that contains the scores: only their owner knows whether it is theirs."""
+    low, high = float(labels.scores.min()), float(labels.scores.max())
+    common = [list(scale) for scale in COMMON_SCALES if scale[0] <= low and high <= scale[1]]
+    scale = common[0] if common else [low, high]
+    typed = f"`data.scale=[{scale[0]:g},{scale[1]:g}]`"
+    return DataError(
+        f"{file}: {labels.column}: the rating scale is unknown; its scores are from {low:g} to {high:g}",
+        f"set the lowest and highest possible rating, such as {typed}",
+        {"data.scale": scale},
+    )
+
+
+def _direction_note(file: Path, column: str, config: DataConfig) -> str | None:
+    if config.higher_is_better is not None or "dmos" not in simplified(column):
+        return None
+    return (
+        f"{file}: {column}: a high rating counts as a good one; if this is a DMOS, where low is good: "
+        "`data.higher_is_better=false`"
+    )
 
 
 def _threshold(choice: Choice, scale: tuple[float, float], config: DataConfig) -> float:

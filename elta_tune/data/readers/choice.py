@@ -45,7 +45,7 @@ def choose(sheet: Sheet, config: DataConfig) -> Choice:
     """
     name, form = _form(sheet, config)
     columns = sheet.columns if form.header else form.columns
-    if form.score is not None:
+    if form.score:
         form = replace(form, score=_given_column(sheet.path, "score", form.score, columns))
     split = _split_column(sheet.path, columns, config.columns.split)
     taken = {*form.votes, form.score, split}

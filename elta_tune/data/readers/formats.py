@@ -18,32 +18,37 @@ from elta_tune.data.readers.text import SPACES
 from elta_tune.errors import DataError
 
 
-class Labels(NamedTuple):
-    """What a table contains about N images: `votes` (N, K), of which each row has some, or `scores` (N,).
+class Votes(NamedTuple):
+    """Votes (N, K) for N images, of which each row has some; `rows` (N,) of the table name the images, None: all do."""
 
-    `rows` (N,) of the table name the images; None: all rows do.
-    """
-
-    votes: NDArray[np.float64] | None = None
-    scores: NDArray[np.float64] | None = None
+    votes: NDArray[np.float64]
     rows: NDArray[np.int64] | None = None
 
 
-def read_labels(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+class Scores(NamedTuple):
+    """Scores (N,), and the column that they are from."""
+
+    scores: NDArray[np.float64]
+    column: str
+
+
+def read_labels(table: Table, form: Format, ids: pd.Series[str]) -> Votes | Scores:
     """A row for each image, with its votes or its score."""
     if not form.votes:
-        assert form.score is not None
-        return Labels(scores=table.numbers(form.score)[:, 0])
+        table.refuse_unlabelled(form.score)
+        return Scores(table.numbers(form.score)[:, 0], form.score)
+    table.refuse_unlabelled(*form.votes)
     votes = table.numbers(*form.votes)
     for position, name in enumerate(form.votes):
         table.refuse(votes[:, position] < 0, name, "is below 0")
-    table.refuse(votes.sum(axis=1) == 0, form.votes[0], "no votes in this row", quoted=False)
-    return Labels(votes)
+    table.refuse(votes.sum(axis=1) == 0, form.votes[0], "no votes in this row", quoted=False, is_unlabelled=True)
+    return Votes(votes)
 
 
-def read_lists(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+def read_lists(table: Table, form: Format, ids: pd.Series[str]) -> Votes | Scores:
     """A row for each image, whose votes are a list in one cell."""
     (name,) = form.votes
+    table.refuse_unlabelled(name)
     votes = np.zeros((len(ids), len(form.bins)))
     wrong = np.zeros(len(ids), bool)
     for row, cell in enumerate(table.frame[name]):
@@ -54,12 +59,12 @@ def read_lists(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
             wrong[row] = True
     wrong |= ~np.isfinite(votes).all(axis=1) | (votes < 0).any(axis=1) | (votes.sum(axis=1) == 0)
     table.refuse(wrong, name, f"is no list of {len(form.bins)} numbers of votes")
-    return Labels(votes)
+    return Votes(votes)
 
 
-def count_votes(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+def count_votes(table: Table, form: Format, ids: pd.Series[str]) -> Votes | Scores:
     """A row for each vote: counts them, in the order in which the images come first."""
-    assert form.score is not None
+    table.refuse_unlabelled(form.score)
     ratings, bins = table.numbers(form.score)[:, 0], np.array(form.bins)
     columns = np.searchsorted(bins, ratings).clip(max=len(bins) - 1)
     table.refuse(bins[columns] != ratings, form.score, f"is none of the ratings {bins[0]:g}…{bins[-1]:g}")
@@ -67,13 +72,14 @@ def count_votes(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
     first = np.unique(images, return_index=True)[1]
     votes = np.zeros((len(first), len(bins)))
     np.add.at(votes, (images, columns), 1)
-    return Labels(votes, rows=first)
+    return Votes(votes, rows=first)
 
 
-def read_predictions(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+def read_predictions(table: Table, form: Format, ids: pd.Series[str]) -> Votes | Scores:
     """What a model predicted: distributions or, if a row is none, the logits of them."""
+    table.refuse_unlabelled(*form.votes)
     values = table.numbers(*form.votes)
-    return Labels(values if are_shares(values) else softmax(values, axis=1))
+    return Votes(values if are_shares(values) else softmax(values, axis=1))
 
 
 def are_shares(values: NDArray[np.float64]) -> bool:
@@ -94,7 +100,7 @@ class Format:
         id: columns that name the image, joined by "/"; if they are not there, one with the name of an id.
         votes: columns that count votes, or give their shares.
         bins: the rating of each, and with that the scale.
-        score: column of scores, where there are no votes.
+        score: column of scores, where there are no votes; else empty.
         scales: lowest and highest possible score; the first one that holds all of them; () where files differ.
         threshold: a MOS above it counts as beautiful; None is the middle of the scale.
         read: takes the labels from the cells.
@@ -109,10 +115,10 @@ class Format:
     id: tuple[str, ...] = ()
     votes: tuple[str, ...] = ()
     bins: tuple[float, ...] = ()
-    score: str | None = None
+    score: str = ""
     scales: tuple[tuple[float, float], ...] = ()
     threshold: float | None = None
-    read: Callable[[Table, Format, pd.Series[str]], Labels] = read_labels
+    read: Callable[[Table, Format, pd.Series[str]], Votes | Scores] = read_labels
 
     def fits(self, sheet: Sheet) -> bool:
         """Whether a sheet is of this form."""
@@ -154,7 +160,7 @@ def counts(columns: Sequence[str]) -> Format | None:
     if len(votes) < 2:
         return None
 
-    def refuse(table: Table, form: Format, ids: pd.Series[str]) -> Labels:
+    def refuse(table: Table, form: Format, ids: pd.Series[str]) -> Votes | Scores:
         hint = "count_1 counts the lowest rating; to read scores instead: --set data.columns.score=…"
         raise DataError(f"{table.path}: {wrong}", hint)
 

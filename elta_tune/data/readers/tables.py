@@ -10,7 +10,7 @@ import csv
 import itertools
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,16 @@ from elta_tune.data.readers.text import (
     separator_of,
 )
 from elta_tune.errors import DataError, plural
+
+MISSING = ("", "nan", "na", "n/a", "null", "none", "-")
+"""What stands for a missing rating, in small letters."""
+
+
+class RowsError(DataError):
+    """Some rows of a table are wrong: `rows` (N,) marks them. `is_unlabelled`: all that they lack are ratings."""
+
+    rows: NDArray[np.bool_]
+    is_unlabelled = False
 
 
 class Formula(str):
@@ -56,10 +66,14 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Table:
-    """The cells of a sheet. Columns are pandas series, as numbers where every cell is one."""
+    """The cells of a sheet. Columns are pandas series, as numbers where every cell is one; the index counts rows."""
 
     sheet: Sheet
     frame: pd.DataFrame = field(repr=False)
+
+    def without(self, rows: NDArray[np.bool_]) -> Table:
+        """The table without the marked rows; the others keep their lines."""
+        return replace(self, frame=self.frame[~rows])
 
     @property
     def path(self) -> Path:
@@ -98,8 +112,31 @@ class Table:
             self.refuse(text.isin(commas).to_numpy(bool), name, rule)
         return numbers.where(~text.isin(commas), pd.to_numeric(text.str.replace(",", "."), errors="coerce"))
 
-    def refuse(self, wrong: NDArray[np.bool_], name: str, rule: str, *, quoted: bool = True) -> None:
-        """Refuses the first wrong row, if there is one.
+    def refuse_unlabelled(self, *names: str) -> None:
+        """Refuses rows that are empty in all of these columns of ratings.
+
+        Raises:
+            RowsError: there are some.
+        """
+        missing = np.full(len(self.frame), True)
+        for name in names:
+            if missing.any():
+                column = self.frame[name]
+                is_numeric = pd.api.types.is_numeric_dtype(column.dtype)
+                missing &= column.isna() if is_numeric else self.text(name).str.lower().isin(MISSING).to_numpy(bool)
+        self.refuse(missing, names[0], "is no rating", is_unlabelled=True)
+
+    def refuse(
+        self,
+        wrong: NDArray[np.bool_],
+        name: str,
+        rule: str,
+        *,
+        quoted: bool = True,
+        is_unlabelled: bool = False,
+        hint: str | None = None,
+    ) -> None:
+        """Refuses the wrong rows, if there are any, with the first of them in the message.
 
         Args:
             wrong: (N,).
@@ -107,7 +144,7 @@ class Table:
             rule: what is wrong with the `quoted` cell or, without it, with the row.
 
         Raises:
-            DataError: file, line, column, rule.
+            RowsError: file, line, column, rule.
         """
         if wrong.any():
             row = int(wrong.argmax())
@@ -117,10 +154,15 @@ class Table:
                 problem = f"{cell!r} is a formula without a value: open the file in Excel or LibreOffice and save it"
             others = int(wrong.sum()) - 1
             more = f" (and {plural(others, 'more row')} like it)" if others else ""
-            raise DataError(f"{self.path}:{self.line(row)}: {name}: {problem}{more}")
+            if is_unlabelled:
+                hint = "type a rating, or leave such rows out: `data.on_unlabelled=skip`"
+            error = RowsError(f"{self.path}:{self.line(row)}: {name}: {problem}{more}", hint)
+            error.rows, error.is_unlabelled = wrong, is_unlabelled
+            raise error
 
     def line(self, row: int) -> int:
         """The line of the file in which a row begins, counted from 1."""
+        row = int(self.frame.index[row])
         if self.sheet.kind == "text":
             return next(line for index, (line, _) in enumerate(_records(self.sheet)) if index == row)
         return self.sheet.lines[row] if self.sheet.lines else _item_line(self.path, row)

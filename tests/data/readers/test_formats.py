@@ -551,14 +551,14 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: Any, file: 
 def test_a_scale_that_the_form_does_not_tell_has_to_be_stated(tmp_path: Path, name: str) -> None:
     with pytest.raises(EltaTuneError) as error:
         read(CASES[name], tmp_path, scale=None)
-    assert "a scale that no one has stated" in error.value.message
-    assert "--set data.scale" in str(error.value.hint)
+    assert "the rating scale is unknown" in error.value.message
+    assert "`data.scale=[" in str(error.value.hint)
 
 
 def test_a_stated_scale_comes_before_the_forms_own_but_must_hold_the_ratings(tmp_path: Path) -> None:
     assert read(CASES["TAD66K"], tmp_path, scale=[0, 20]).threshold == 10
     assert read(CASES["TAD66K"], tmp_path, scale=[0, 20], threshold=4).threshold == 4
-    with pytest.raises(EltaTuneError, match=r"data\.scale: 1…5 does not hold its ratings 1…10"):
+    with pytest.raises(EltaTuneError, match=r"data\.scale: 1…5 does not contain its ratings 1…10"):
         read(CASES["AVA, counts"], tmp_path, scale=[1, 5])
 
 

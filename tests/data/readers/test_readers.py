@@ -9,7 +9,7 @@ import pytest
 
 from elta_tune.config import DataConfig
 from elta_tune.data.readers import Ratings, read_ratings, read_unlabelled
-from elta_tune.errors import EltaTuneError
+from elta_tune.errors import DataError, EltaTuneError
 
 AVA = "image_id," + ",".join(f"score{k}" for k in range(2, 12))
 COUNTS = "image_id,count_1,count_2,count_3"
@@ -247,7 +247,7 @@ def test_numbers_are_splits_in_an_official_split_or_a_named_column(tmp_path: Pat
     official = written(tmp_path, "name,mos,official_split", *rows)
     assert read_ratings(official, DataConfig(scale=(1, 5))).splits.tolist() == ["train", "val", "test"]
     folds = written(tmp_path, "name,mos,split", *rows, name="folds.csv")
-    assert "--set data.columns.split=split" in refusal(folds, scale=(1, 5)).message
+    assert "`data.columns.split=split`" in str(refusal(folds, scale=(1, 5)).hint)
     named = DataConfig.model_validate({"scale": (1, 5), "columns": {"split": "split"}})
     assert read_ratings(folds, named).splits.tolist() == ["train", "val", "test"]
 
@@ -334,3 +334,53 @@ def test_real_votes_of_five_bins_and_their_pool(shared: Path) -> None:
     assert ratings.scores[0] == pytest.approx((2 * 1 + 3 * 9 + 4 * 8 + 5 * 3) / 21)
     assert len(ratings.ids) == 640
     assert len(read_unlabelled(folder / "pool.csv", DataConfig()).ids) == 103
+
+
+UNLABELLED = {
+    "plain.csv": "name,MOS\na,4\nb,\nc,nan\nd,5\n",
+    "counts.csv": "name,count_1,count_2\na,1,2\nb,,\nc,0,0\nd,2,1\n",
+    "list.json": '[{"image": "a", "gt_score": 4},\n{"image": "b", "gt_score": null},\n{"image": "c"},\n'
+    '{"image": "d", "gt_score": 5}]',
+}
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_rows_without_a_rating_are_refused_or_skipped(tmp_path: Path, name: str) -> None:
+    file = written(tmp_path, *UNLABELLED[name].splitlines(), name=name)
+    scale = {} if name == "counts.csv" else {"scale": (1, 5)}
+    error = refusal(file, **scale)
+    assert error.message.startswith(f"{file}:{2 if name == 'list.json' else 3}: ")
+    assert "`data.on_unlabelled=skip`" in str(error.hint)
+    ratings = read_ratings(file, DataConfig(on_unlabelled="skip", **scale))
+    assert ratings.ids.tolist() == ["a", "d"]
+    assert sorted(ratings.unlabelled) == ["b", "c"]
+
+
+def test_a_row_that_lacks_only_some_votes_is_wrong(tmp_path: Path) -> None:
+    file = written(tmp_path, COUNTS, "a,1,,3", "b,1,2,3")
+    assert refusal(file, on_unlabelled="skip").message == f"{file}:2: count_2: is empty"
+
+
+def test_a_file_without_any_rating_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path, "name,MOS", "a,", "b,")
+    assert "is empty (and 1 more row like it)" in refusal(file, scale=(1, 5), on_unlabelled="skip").message
+
+
+def test_all_wrong_rows_are_collected(tmp_path: Path) -> None:
+    file = written(
+        tmp_path, "name,MOS,split", "a,4,train", ",4,val", "c,x,val", "d,9,val", "a,3,test", "f,3,trial", "g,,val"
+    )
+    problems: list[DataError] = []
+    ratings = read_ratings(file, DataConfig(scale=(1, 5)), problems)
+    assert ratings.ids.tolist() == ["a"]
+    assert sorted(int(problem.message.split(":")[1]) for problem in problems) == [3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("column", ["dmos", "DMOS", "D-MOS", "mean_dmos"])
+def test_a_dmos_without_a_direction_has_a_note(tmp_path: Path, column: str) -> None:
+    file = written(tmp_path, f"name,{column}", "a,4", "b,2")
+    fields = {"scale": (1, 5), "columns": {"score": column}}
+    assert "`data.higher_is_better=false`" in str(read_ratings(file, DataConfig.model_validate(fields)).note)
+    for direction in (True, False):
+        ratings = read_ratings(file, DataConfig.model_validate({**fields, "higher_is_better": direction}))
+        assert (ratings.note, ratings.higher_is_better) == (None, direction)

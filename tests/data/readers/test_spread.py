@@ -55,7 +55,7 @@ def test_a_recipe_spreads_scores_over_the_whole_scale(tmp_path: Path) -> None:
 
 
 def test_votes_are_not_spread(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"data\.spread: it has distributions of 2 bins"):
+    with pytest.raises(DataError, match=r"data\.spread: the file has distributions of 2 bins"):
         read_ratings(rated(tmp_path, "image,count_1,count_2\na,1,2\n"), DataConfig(spread=1.0))
 
 
