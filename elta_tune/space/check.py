@@ -203,7 +203,7 @@ def _bad_values(recipe: TrialConfig, name: str, parameter: Parameter) -> Iterato
 
 def _outside(name: str, value: Any, parameter: Parameter) -> str:
     other = next((probe for probe in parameter.probes() if probe is not None), None)
-    remedies = [f"start from another recipe: {name}={shown(other)}"]
+    remedies = [f"start from another recipe: `{name}={shown(other)}`"]
     if isinstance(parameter, CategoricalParameter):
         remedies.insert(0, f"add {shown(value)} to the choices")
     elif value is not None:
@@ -244,7 +244,7 @@ def _dead(space: SearchSpace, recipe: TrialConfig, name: str, parameter: Paramet
         elif off:
             yield (
                 f"has no effect while {field} is {shown(off[0])} in the recipe; "
-                f"vary {field} too, or set another value in the recipe: {field}=VALUE"
+                f"vary {field} too, or set another value in the recipe: `{field}=VALUE`"
             )
 
 

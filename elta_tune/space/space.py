@@ -175,7 +175,7 @@ def hold_without_pool(space: SearchSpace, recipe: TrialConfig) -> tuple[SearchSp
     why = "no pool" if recipe.model.head == "emd" else "model.head: mse"
     note = f"{why}: self_training.rounds is held at 0" + (f"; not varied: {', '.join(dead)}" if dead else "")
     if len(dead) == len(space.parameters):
-        raise ConfigError(f"{note}; nothing is left to vary", "name a pool: --set data.pool=FILE")
+        raise ConfigError(f"{note}; nothing is left to vary", "name a pool: `data.pool=FILE`")
     return space.without(dead), recipe.replace({"self_training.rounds": 0}), note
 
 

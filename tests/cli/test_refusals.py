@@ -71,7 +71,7 @@ def test_a_space_that_varies_a_feature_which_is_switched_off(refused, space_file
     file = space_file("  mixup.tau_1: {type: float, low: 0.1, high: 1}\n")
     assert refused("--space", file.name, "--recipe", "tiny.yaml", "--set", "mixup.pairs=0") == (
         "mine.yaml:3: parameters.mixup.tau_1: has no effect while mixup.pairs is 0 in the recipe; "
-        "vary mixup.pairs too, or set another value in the recipe: mixup.pairs=VALUE\n"
+        "vary mixup.pairs too, or set another value in the recipe: --set mixup.pairs=VALUE\n"
     )
 
 

@@ -66,5 +66,5 @@ def test_a_space_that_does_not_fit_is_refused(elta_tune, tmp_path, recipe_file):
     assert done.stderr == (
         "elta-tune: tall.yaml:8: parameters.training.epochs: "
         "the recipe's value 2 is outside 1 … 9 by 4, and trial 0 trains the recipe: "
-        "widen the range, or start from another recipe: training.epochs=1\n"
+        "widen the range, or start from another recipe: --set training.epochs=1\n"
     )

@@ -62,15 +62,15 @@ def test_every_error_of_a_space_is_told_at_once_each_with_its_line(write):
         "6: parameters.optim.lrr: a recipe has no such field — did you mean 'optim.lr'?",
         "7: parameters.data.crop: decides what is measured; it is the same for all trials, so set it in the recipe",
         "8: parameters.mixup.tau_1: the recipe's value 0.5 is outside 0.6 … 1, and trial 0 trains the recipe: "
-        "widen the range, or start from another recipe: mixup.tau_1=0.6",
+        "widen the range, or start from another recipe: `mixup.tau_1=0.6`",
         "8: parameters.mixup.tau_1: has no effect while mixup.pairs is 0 in the recipe; "
-        "vary mixup.pairs too, or set another value in the recipe: mixup.pairs=VALUE",
+        "vary mixup.pairs too, or set another value in the recipe: `mixup.pairs=VALUE`",
         "9: parameters.mixup.tau_2: should be greater than 0, not -1.0",
         "9: parameters.mixup.tau_2: has no effect while mixup.pairs is 0 in the recipe; "
-        "vary mixup.pairs too, or set another value in the recipe: mixup.pairs=VALUE",
+        "vary mixup.pairs too, or set another value in the recipe: `mixup.pairs=VALUE`",
         "13: parameters.model.dropout: should be less than 1, not 1.5",
         "14: parameters.training.emd_reduction: has no effect while model.head is 'mse' in the recipe; "
-        "vary model.head too, or set another value in the recipe: model.head=VALUE",
+        "vary model.head too, or set another value in the recipe: `model.head=VALUE`",
         "15: parameters.simloss.weight.when: a recipe has no field training.epoch — did you mean 'training.epochs'?",
         "18: enqueue.1.mixup.tau_1: 3.0 is outside 0.6 … 1",
         "18: enqueue.1.optim.momentum: is not varied",
@@ -90,7 +90,7 @@ def test_what_can_not_be_read_does_not_hide_what_is_wrong_beside_it(write):
     assert refusal(load_space, file, TrialConfig()) == [
         "3: parameters.optim.lrr: a recipe has no such field — did you mean 'optim.lr'?",
         "4: parameters.mixup.tau_1: the recipe's value 0.5 is outside 0.6 … 1, and trial 0 trains the recipe: "
-        "widen the range, or start from another recipe: mixup.tau_1=0.6",
+        "widen the range, or start from another recipe: `mixup.tau_1=0.6`",
         "8: enqueue.0.mixup.tau_1: 3.0 is outside 0.6 … 1",
         "1: budgett: there is no such field — did you mean 'budget'?",
         "5: parameters.self_training.rounds.low: should be a whole number, not 'none'",
@@ -259,13 +259,15 @@ def test_both_ends_are_told(check):
 def test_a_space_contains_the_recipes_own_value(parameter, recipe, check):
     (line,) = refusal(check, parameter, **recipe)
     assert line.startswith(f"2: parameters.{parameter.partition(':')[0]}: the recipe's value ")
-    field, _, value = line.rpartition("start from another recipe: ")[2].partition("=")  # the remedy works as it is
+    field, _, value = (
+        line.rpartition("start from another recipe: `")[2].rstrip("`").partition("=")
+    )  # the remedy works as it is
     check(parameter, **recipe | {field.replace(".", "__"): yaml.safe_load(value)})
 
 
 def test_a_value_outside_the_choices_names_a_remedy(check):
     (line,) = refusal(check, "mixup.alpha: {type: categorical, choices: [0.5, 1, 2]}")
-    assert line.endswith(": add null to the choices, or start from another recipe: mixup.alpha=0.5")
+    assert line.endswith(": add null to the choices, or start from another recipe: `mixup.alpha=0.5`")
 
 
 @pytest.mark.parametrize(
@@ -365,7 +367,7 @@ def test_a_field_may_vary_only_where_its_feature_is_on(switch, field, check):
     assert list(check(parameter + "}", **{key: on}).parameters) == [field]
     (line,) = refusal(check, parameter + "}", **{key: off})
     assert line.startswith(f"2: parameters.{field}: has no effect while {switch.switch} is ")
-    assert line.endswith(f"or set another value in the recipe: {switch.switch}=VALUE")
+    assert line.endswith(f"or set another value in the recipe: `{switch.switch}=VALUE`")
     # The switch varies, too: then the field needs a condition, whatever the recipe's value is.
     for own in (on, off):
         (line,) = refusal(check, f"{switch.switch}: {both}", parameter + "}", **{key: own})
