@@ -71,6 +71,8 @@ const WRITES = [
     ['DELETE', /^\/api\/v1\/nni\/trial-jobs\/\w+$/, true], // also from the web UI
 ];
 
+const NO_SECRET = 'open the whole address that the command printed; elta-tune ui prints it again';
+
 /** Why a request is refused, or null. */
 function refusal({ method, url, headers }) {
     const host = headers.host || '';
@@ -85,7 +87,7 @@ function refusal({ method, url, headers }) {
     }
     const [, prefix, inside] = /^\/([^/?#]*)(.*)$/.exec(url) || [];
     if (prefix === undefined || !isSecret(prefix)) {
-        return 'no secret';
+        return NO_SECRET;
     }
     let place;
     try {
@@ -119,10 +121,13 @@ const COLUMNS = `{
     }
 }`;
 
+/** Icons from the installation, since the pages may ask no other host for theirs, and a layout that cuts nothing. */
+const STYLE = fs.readFileSync(path.join(__dirname, 'page.css'), 'utf8');
+
 function sendPage(response) {
     const page = fs.readFileSync(path.join(process.cwd(), 'static', 'index.html'), 'utf8');
     response.writeHead(200, { 'Content-Type': 'text/html; charset=utf-8', 'Cache-Control': 'no-store' });
-    response.end(page.replace('<head>', `<head><script>${COLUMNS}</script>`));
+    response.end(page.replace('</head>', `<script>${COLUMNS}</script><style>${STYLE}</style></head>`));
 }
 
 const HEADERS = {

@@ -216,6 +216,39 @@ def assert_drawn(page, name, top, bottom):
         page.wait_for_timeout(250)
 
 
+PLACES = ("", "detail", "experiment")
+UNDRAWN = """[...document.querySelectorAll('[data-icon-name]')].filter(icon => {
+    const glyph = getComputedStyle(icon, '::before');
+    return glyph.fontFamily !== 'codicon' || glyph.content === 'none' || glyph.fontSize === '0px';
+}).map(icon => icon.dataset.iconName)"""
+CUT = """[...document.querySelectorAll('.overviewWrapper *, .nav-main *')].filter(element =>
+    getComputedStyle(element).overflowX === 'hidden' && !element.classList.contains('ellipsis')
+    && element.scrollWidth > element.clientWidth + 1).map(element => element.className)"""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_every_icon_is_drawn_from_the_installation(page, running, place):
+    page.goto(running[1] + place)
+    page.wait_for_selector("[data-icon-name=Copy]")
+    assert page.evaluate(UNDRAWN) == []
+    assert page.evaluate("document.fonts.check('16px codicon')")
+
+
+@pytest.mark.parametrize("width", [1280, 1920])
+def test_nothing_of_the_overview_is_cut(page, running, width):
+    size = page.viewport_size
+    page.set_viewport_size({"width": width, "height": 800})
+    try:
+        page.goto(running[1])
+        page.wait_for_selector("text=Best metric")
+        page.wait_for_selector(".bestTable .ms-DetailsRow")
+        looked_at(page, f"overview-{width}")
+        assert page.evaluate(CUT) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    finally:
+        page.set_viewport_size(size)
+
+
 def test_the_pages_got_nothing_from_any_other_host(page, running, seen):
     assert {host for host in seen if seen[host]} == {running[1].split("/")[2]}
     assert len(seen) > 1  # they do ask a content network for fonts

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 
 import psutil
 import pytest
+from PIL import ImageFont
 
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder
@@ -65,7 +66,8 @@ OUTSIDE += ["/{prefix}x/", "//{prefix}/", "/%2f{prefix}/", "/x/../{prefix}/"]
 
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_nothing_is_served_without_the_secret(node, path):
-    assert ask(node, path) == (403, "forbidden: no secret\n")
+    told = "forbidden: open the whole address that the command printed; elta-tune ui prints it again\n"
+    assert ask(node, path) == (403, told)
 
 
 def test_a_connection_that_was_served_once_needs_the_secret_again(node):
@@ -176,6 +178,14 @@ def test_pages_may_load_nothing_from_elsewhere_and_be_framed_by_nobody(node):
     policy = headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'self';") and "frame-ancestors 'none'" in policy and "http" not in policy
     assert headers["Referrer-Policy"] == "no-referrer"  # the address of the page is the secret
+
+
+def test_each_icon_is_a_glyph_of_the_installed_font():
+    (font,) = (nni_node.require_nni() / "static" / "static" / "media").glob("codicon.*.ttf")
+    codes = re.findall(r"content: '\\([0-9a-f]{4})'", nni_node.GUARD.with_name("page.css").read_text())
+    drawn = {code: bytes(ImageFont.truetype(font, 16).getmask(chr(int(code, 16)))) for code in {*codes, "e000"}}
+    assert len(codes) > 30 and "e000" not in codes
+    assert [code for code in codes if drawn[code] == drawn["e000"]] == []  # the font's sign for what it has not
 
 
 def test_it_listens_on_loopback_alone_and_keeps_the_secret_off_the_command_line(node):
