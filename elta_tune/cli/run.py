@@ -16,7 +16,7 @@ from elta_tune.cli.options import Cache, Runs, Set
 
 if TYPE_CHECKING:
     from elta_tune.data.dataset import Dataset
-    from elta_tune.executors.local import Slot
+    from elta_tune.executors import Slot
     from elta_tune.records import StudyFolder
     from elta_tune.studies.launch import Run
     from elta_tune.studies.plan import StudyPlan
@@ -128,7 +128,7 @@ def tell_prepared(plan: StudyPlan, dataset: Dataset, slots: Sequence[Slot]) -> N
     from rich.text import Text
 
     from elta_tune.cli.text import console, errors
-    from elta_tune.executors.local import cores_text
+    from elta_tune.executors import cores_text
 
     for line in (*dataset.warnings, *filter(None, [plan.note])):
         errors.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)

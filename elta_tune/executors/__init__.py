@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from elta_tune.config import TrialConfig
+from elta_tune.cores import available_cores
+from elta_tune.errors import ConfigError
 
 Verdict = Literal["go on", "prune", "stop"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one trial runs at a time."""
+
+    device: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -85,3 +95,24 @@ class Executor(Protocol):
     def close(self) -> None:
         """Ends whatever still runs, at once."""
         ...
+
+
+def plan_slots(devices: Sequence[str], workers: int | None) -> list[Slot]:
+    """One slot per device, or `workers` of them dealt out over the devices; they share the cores.
+
+    Raises:
+        ConfigError: no device, or no worker.
+    """
+    if not devices or (workers is not None and workers < 1):
+        raise ConfigError("--workers and --devices: there should be at least one of each")
+    count = workers or len(devices)
+    threads = max(1, available_cores() // count)
+    return [Slot(devices[index % len(devices)], threads) for index in range(count)]
+
+
+def cores_text(slots: Sequence[Slot]) -> str:
+    """How the slots share the machine, for people."""
+    devices = ", ".join(dict.fromkeys(slot.device for slot in slots))
+    plural = "s" if len(slots) > 1 else ""
+    cores = "core" if slots[0].threads == 1 else "cores"
+    return f"{len(slots)} worker{plural} on {devices}, {slots[0].threads} {cores} each"

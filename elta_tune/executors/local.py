@@ -19,20 +19,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from types import ModuleType
 
-from elta_tune.cores import available_cores
-from elta_tune.errors import ConfigError
-from elta_tune.executors import Ended, Halted, Heard, Job, Reported, Verdict
+from elta_tune.executors import Ended, Halted, Heard, Job, Reported, Slot, Verdict
 
 PRELOAD = ["elta_tune.executors.worker", "scipy.stats", "pandas.io.formats.csvs", "torch.utils.serialization"]
 """What a trial's process imports, libraries' own late imports among it: the forkserver has it ready."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where one trial runs at a time."""
-
-    device: str
-    threads: int
 
 
 @dataclass
@@ -42,19 +32,6 @@ class Running:
     process: ForkServerProcess
     connection: Connection
     slot: Slot
-
-
-def plan_slots(devices: Sequence[str], workers: int | None) -> list[Slot]:
-    """One slot per device, or `workers` of them dealt out over the devices; they share the cores.
-
-    Raises:
-        ConfigError: no device, or no worker.
-    """
-    if not devices or (workers is not None and workers < 1):
-        raise ConfigError("--workers and --devices: there should be at least one of each")
-    count = workers or len(devices)
-    threads = max(1, available_cores() // count)
-    return [Slot(devices[index % len(devices)], threads) for index in range(count)]
 
 
 def start_forkserver() -> None:
@@ -166,11 +143,3 @@ def _fault(exitcode: int | None) -> str | None:
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return f"the process was ended by {name}{hint}"
     return f"the process ended with exit code {exitcode}" if exitcode else None
-
-
-def cores_text(slots: Sequence[Slot]) -> str:
-    """How the slots share the machine, for people."""
-    devices = ", ".join(dict.fromkeys(slot.device for slot in slots))
-    plural = "s" if len(slots) > 1 else ""
-    cores = "core" if slots[0].threads == 1 else "cores"
-    return f"{len(slots)} worker{plural} on {devices}, {slots[0].threads} {cores} each"

@@ -20,7 +20,7 @@ from elta_tune.studies.plan import StudyPlan, make_plan, record_plan, settle
 if TYPE_CHECKING:
     from elta_tune.data.cache.images import Progress
     from elta_tune.data.dataset import Dataset
-    from elta_tune.executors.local import Slot
+    from elta_tune.executors import Slot
     from elta_tune.studies.optuna.supervisor import Supervisor
 
 

@@ -9,7 +9,7 @@ from elta_tune.config import TrialConfig
 from elta_tune.data.cache.images import Progress
 from elta_tune.data.dataset import Dataset
 from elta_tune.data.prepare import prepare
-from elta_tune.executors.local import Slot, plan_slots
+from elta_tune.executors import Slot, plan_slots
 from elta_tune.studies.plan import StudyPlan
 from elta_tune.training.devices import available_devices, check_devices
 from elta_tune.training.model import check_backbone

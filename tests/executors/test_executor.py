@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from elta_tune.executors import Ended, Executor, Halted, Job, Reported
-from elta_tune.executors.local import LocalExecutor, Slot
+from elta_tune.executors import Ended, Executor, Halted, Job, Reported, Slot
+from elta_tune.executors.local import LocalExecutor
 from elta_tune.records import TrialFolder
 
 EXECUTORS: dict[str, Callable[[int], Executor]] = {

@@ -15,13 +15,14 @@ import psutil
 import pytest
 
 from elta_tune.errors import ConfigError
-from elta_tune.executors import Ended, Job, Reported
-from elta_tune.executors.local import LocalExecutor, Slot, cores_text, plan_slots
+from elta_tune.executors import Ended, Job, Reported, Slot, cores_text, plan_slots
+from elta_tune.executors.local import LocalExecutor
 from elta_tune.records import TrialFolder
 
 SUPERVISOR = """
 import pickle, sys
-from elta_tune.executors.local import LocalExecutor, Slot
+from elta_tune.executors import Slot
+from elta_tune.executors.local import LocalExecutor
 
 if __name__ == "__main__":
     executor = LocalExecutor([Slot("cpu", 1)] * 2)
@@ -146,7 +147,7 @@ def test_slots_share_devices_and_cores(
     cores: int,
     expected: list[tuple[str, int]],
 ) -> None:
-    monkeypatch.setattr("elta_tune.executors.local.available_cores", lambda: cores)
+    monkeypatch.setattr("elta_tune.executors.available_cores", lambda: cores)
     assert plan_slots(devices, workers) == [Slot(*item) for item in expected]
 
 

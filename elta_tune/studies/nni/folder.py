@@ -27,7 +27,7 @@ from pydantic import Field
 
 from elta_tune.documents import Document, Section, parse
 from elta_tune.errors import ConfigError, DamagedError, StudyError
-from elta_tune.executors.local import Slot
+from elta_tune.executors import Slot
 from elta_tune.files import damage_errors, parse_json, read_regular, write_json
 from elta_tune.records import StudyFolder
 

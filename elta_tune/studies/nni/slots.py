@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from elta_tune.executors.local import Slot
+from elta_tune.executors import Slot
 from elta_tune.locks import Held, hold
 
 PAUSE = 0.1

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from elta_tune.errors import DamagedError, StudyError
-from elta_tune.executors.local import Slot
+from elta_tune.executors import Slot
 from elta_tune.records import StudyFolder
 from elta_tune.studies.completion import is_finished
 from elta_tune.studies.events import Finished

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from elta_tune.errors import DamagedError, StudyError
-from elta_tune.executors.local import Slot
+from elta_tune.executors import Slot
 from elta_tune.studies.nni import node as nni_node
 from elta_tune.studies.nni.folder import Ending, NniFolder, Workers
 from elta_tune.studies.nni.node import end, find_node

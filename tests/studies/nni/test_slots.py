@@ -3,14 +3,14 @@
 import subprocess
 import sys
 
-from elta_tune.executors.local import Slot
+from elta_tune.executors import Slot
 from elta_tune.studies.nni.slots import take_slot
 
 SLOTS = [Slot("cuda:0", 2), Slot("cuda:1", 2), Slot("cuda:0", 2)]
 TAKE = """
 import sys
 from pathlib import Path
-from elta_tune.executors.local import Slot
+from elta_tune.executors import Slot
 from elta_tune.studies.nni.slots import take_slot
 slots = [Slot("cuda:0", 2), Slot("cuda:1", 2), Slot("cuda:0", 2)]
 with take_slot(Path(sys.argv[1]), slots) as slot:

@@ -198,7 +198,7 @@ def test_trials_that_go_on_are_stopped_early_and_counted_as_those_of_this_start(
 
 
 def test_the_web_ui_is_told_which_tuner_runs(study):
-    from elta_tune.executors.local import Slot
+    from elta_tune.executors import Slot
     from elta_tune.studies.nni.experiment import experiment
     from elta_tune.studies.nni.folder import Workers
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from elta_tune.errors import StudyError
-from elta_tune.executors import Ended, Job, Reported
-from elta_tune.executors.local import LocalExecutor, Slot
+from elta_tune.executors import Ended, Job, Reported, Slot
+from elta_tune.executors.local import LocalExecutor
 from elta_tune.records import StudyFolder
 from elta_tune.space.space import Budget
 from elta_tune.studies.events import Event, Finished, Paused, Retried, Started, Stopping, interruptible
