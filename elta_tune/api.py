@@ -154,7 +154,7 @@ def run(
     from elta_tune.studies.launch import ask, open_run
 
     if trials is not None and trials < 1:
-        raise ConfigError(f"trials={trials}: should be 1 or more")
+        raise ConfigError(f"`trials={trials}`: should be 1 or more")
     asked = ask(os.fspath(space), os.fspath(recipe), overrides or {}, seed=seed, name=name, runs=Path(runs))
     choose_backend(asked.folder, "optuna")
     opened = open_run(
@@ -203,9 +203,9 @@ def find_recipe(
     from elta_tune.errors import ConfigError
 
     if (recipe is None) == (source is None):
-        raise ConfigError("train: name either a recipe, or --from STUDY[:TRIAL]")
+        raise ConfigError("train: name either a recipe, or `source=STUDY[:TRIAL]`")
     if isinstance(recipe, TrialConfig):
-        return recipe.replace(overrides or {}, source="overrides"), "recipe"
+        return recipe.replace(overrides or {}, source="`overrides`"), "recipe"
     if recipe is not None:
         file = find_document(os.fspath(recipe), "trials")
         return load_recipe(file, overrides or {}), file.stem
@@ -301,13 +301,13 @@ def evaluate(
     from elta_tune.errors import ConfigError
 
     if from_predictions is not None and (csv or images or split or head):
-        raise ConfigError("evaluate: --csv, --images, --split and --head are for a model, not for --from-predictions")
+        raise ConfigError("evaluate: `csv`, `images`, `split` and `head` are for a model, not for `from_predictions`")
     if csv is not None and split is not None:
-        raise ConfigError("evaluate: --csv and --split exclude each other")
+        raise ConfigError("evaluate: `csv` and `split` exclude each other")
     if images is not None and csv is None:
-        raise ConfigError("--images: needs --csv FILE; for a split of the model's own data: --set data.images=FOLDER")
+        raise ConfigError("`images`: needs `csv=FILE`; for a split of the model's own data: `data.images=FOLDER`")
     if split not in (None, "val", "test", "train"):
-        raise ConfigError(f"--split {split}: should be val, test or train")
+        raise ConfigError(f"`split={split}`: should be val, test or train")
     from elta_tune.results.evaluate import (
         data_with,
         evaluate_model,
@@ -320,7 +320,7 @@ def evaluate(
     if model is None and from_predictions is not None:
         return evaluate_predictions(Path(from_predictions), predictions_data(overrides or {}))
     if model is None or from_predictions is not None:
-        raise ConfigError("evaluate: name either a model, or --from-predictions FILE")
+        raise ConfigError("evaluate: name either a model, or `from_predictions=FILE`")
     checkpoint = _checkpoint(model, runs, head)
     if csv is not None:
         split = "test"
@@ -373,7 +373,7 @@ def predict(
     from elta_tune.training.devices import choose_device
 
     if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}: should be 1 or more")
+        raise ConfigError(f"`batch_size={batch_size}`: should be 1 or more")
     named = [paths] if isinstance(paths, str | os.PathLike) else paths
     data = data_with(TrialConfig(), overrides or {}, only=["data.columns.id"])
     files = list_images([Path(path) for path in named], None if images is None else Path(images), data)

@@ -56,7 +56,7 @@ class DemoConfig(Section):
     val: Size = 250
     """Images that choose the best epoch and trial."""
     test: Size = 250
-    """Images that only `best --test` opens."""
+    """Images that no study opens: only `evaluate`, and `best` where it is asked to."""
     pool: Count = 250
     """Images without votes, for self-training."""
     size: Annotated[int, Field(ge=16, le=4096)] = 56
@@ -459,7 +459,7 @@ def switch_of(name: str) -> Switch | None:
 
 
 def load_recipe(path: Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> TrialConfig:
-    """Reads a recipe and applies overrides: dotted fields with their values, or `key=value` texts as of `--set`.
+    """Reads a recipe and applies overrides: dotted fields with their values, or typed `key=value` texts.
 
     Raises:
         ConfigError: every wrong field of the file, or of the overrides, in one message.
@@ -467,7 +467,7 @@ def load_recipe(path: Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -
     document = read_document(path)
     values = dict(overrides) if isinstance(overrides, Mapping) else read_overrides(overrides)
     # File and overrides are validated together, so that an override can fix the file.
-    content = _with(document.content, values, "--set")
+    content = _with(document.content, values, "`overrides`")
     own = {key: text for key, text in document.texts.items() if not any(f"{key}.".startswith(f"{n}.") for n in values)}
     return parse(TrialConfig, replace(document, content=content, texts=own, overridden=frozenset(values)))
 
@@ -485,13 +485,13 @@ def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     name = key.strip()
     if not equals or not name:
-        raise ConfigError(f"--set {text}: should look like section.field=value")
+        raise ConfigError(f"`overrides={text}`: should look like section.field=value")
     if name in FIELDS and takes_text(FIELDS[name]):
         return name, _typed_text(name, value if key == key.rstrip() else value.strip())
     try:
         return name, read_value(value)
     except NotYaml as error:
-        raise ConfigError(f"--set {text}: the value is not YAML: {error}", "quote it: --set 'key=\"value\"'") from error
+        raise ConfigError(f"`overrides={text}`: the value is not YAML: {error}", "put it in quotes") from error
 
 
 def _typed_text(name: str, text: str) -> str | None:

@@ -117,12 +117,12 @@ class Document:
     overridden: frozenset[str] = frozenset()
 
     def place(self, key: str) -> str:
-        """`--set`, or ``file:line`` of a dotted key or of its nearest parent that is in the file."""
+        """`overrides`, or ``file:line`` of a dotted key or of its nearest parent that is in the file."""
         if any(f"{key}.".startswith(f"{name}.") for name in self.overridden):
-            return "--set"
+            return "`overrides`"
         line = self.line(key)
         place = f"{self.name}:{line}" if line else self.name
-        return f"{place} and --set" if any(name.startswith(f"{key}.") for name in self.overridden) else place
+        return f"{place} and `overrides`" if any(name.startswith(f"{key}.") for name in self.overridden) else place
 
     def line(self, key: str) -> int:
         """The line of a dotted key or of its nearest parent, or 0."""
@@ -182,7 +182,7 @@ def read_document(path: Path) -> Document:
 
 
 def read_value(text: str) -> Any:
-    """The value of a YAML text such as what follows `--set key=`.
+    """The value of a YAML text such as follows `key=` in an override.
 
     Raises:
         NotYaml: it is none.

@@ -182,9 +182,9 @@ def test_a_trial_is_trained_again_and_its_predictions_are_measured(here: Path) -
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"batch_size": 0}, r"^batch_size=0: should be 1 or more$"),
+        ({"batch_size": 0}, r"^`batch_size=0`: should be 1 or more$"),
         ({"paths": []}, r"^predict: name at least one image, folder or table$"),
-        ({"overrides": {"data.format": "ava"}}, r"^--set data\.format: has no effect here"),
+        ({"overrides": {"data.format": "ava"}}, r"^`overrides`: data\.format: has no effect here"),
     ],
 )
 def test_what_can_not_be_predicted_is_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_what_can_not_be_predicted_is_refused(wrong: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"trials": 0}, "trials=0: should be 1 or more"),
+        ({"trials": 0}, "`trials=0`: should be 1 or more"),
         ({"timeout": "5w"}, "timeout 5w: should be a time above 0"),
         ({"overrides": {"optim.lrr": 1}}, "optim.lrr: there is no such field"),
         ({"workers": 0}, "should be at least one of each"),

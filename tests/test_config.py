@@ -113,9 +113,9 @@ def test_set_mends_the_file_and_what_it_breaks_is_put_on_it(write):
     file = write("optim:\n  lr: -1\n  name: sgdd\n")
     assert load_recipe(file, ["optim.lr=1e-4", "optim.name=sgd"]).optim.lr == 1e-4
     assert refusal(load_recipe, file, ["optim.lr=-2", "mixup.tau_3=1", "mixup.tau_1=x"]).splitlines() == [
-        "--set: mixup.tau_1: should be a number, not 'x'",
-        "--set: mixup.tau_3: there is no such field — did you mean 'mixup.tau_2'?",
-        "--set: optim.lr: should be greater than 0, not -2",
+        "`overrides`: mixup.tau_1: should be a number, not 'x'",
+        "`overrides`: mixup.tau_3: there is no such field — did you mean 'mixup.tau_2'?",
+        "`overrides`: optim.lr: should be greater than 0, not -2",
         f"{file}:3: optim.name: should be 'adam', 'adamw' or 'sgd', not 'sgdd' — did you mean 'sgd'?",
     ]
 
@@ -140,21 +140,21 @@ def test_set_reads_its_value_as_yaml(text, overrides, expected, write):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.lr", "--set optim.lr: should look like section.field=value"),
-        ("=3", "--set =3: should look like section.field=value"),
-        ("optim.lr=[", "--set optim.lr=[: the value is not YAML"),
-        ("optim.lr=2020-13-45", "--set optim.lr=2020-13-45: the value is not YAML"),
-        ("optim.lr=null", "--set: optim.lr: should be a number, not null"),
-        ("optim.lr=true", "--set: optim.lr: should not be true or false"),
-        ("optim.lr=[1]", "--set: optim.lr: should be a number"),
-        ("optim.lr.x=1", "--set: optim.lr.x: there are no fields below lr, which is 1"),
-        ("optim=3", "--set: optim: should hold `key: value` lines, not 3"),
-        ("optim={lr: x}", "--set: optim.lr: should be a number, not 'x'"),
-        ("seed.x=3", "and --set: seed: should be a whole number"),
-        ("optim.name.x=3", "and --set: optim.name: should be 'adam', 'adamw' or 'sgd'"),
+        ("optim.lr", "`overrides=optim.lr`: should look like section.field=value"),
+        ("=3", "`overrides==3`: should look like section.field=value"),
+        ("optim.lr=[", "`overrides=optim.lr=[`: the value is not YAML"),
+        ("optim.lr=2020-13-45", "`overrides=optim.lr=2020-13-45`: the value is not YAML"),
+        ("optim.lr=null", "`overrides`: optim.lr: should be a number, not null"),
+        ("optim.lr=true", "`overrides`: optim.lr: should not be true or false"),
+        ("optim.lr=[1]", "`overrides`: optim.lr: should be a number"),
+        ("optim.lr.x=1", "`overrides`: optim.lr.x: there are no fields below lr, which is 1"),
+        ("optim=3", "`overrides`: optim: should hold `key: value` lines, not 3"),
+        ("optim={lr: x}", "`overrides`: optim.lr: should be a number, not 'x'"),
+        ("seed.x=3", "and `overrides`: seed: should be a whole number"),
+        ("optim.name.x=3", "and `overrides`: optim.name: should be 'adam', 'adamw' or 'sgd'"),
         ("=", "should look like section.field=value"),
-        ("lr=1", "--set: lr: there is no such field — did you mean 'optim.lr'?"),
-        ("optim..lr=1", "--set: optim.: there is no such field"),
+        ("lr=1", "`overrides`: lr: there is no such field — did you mean 'optim.lr'?"),
+        ("optim..lr=1", "`overrides`: optim.: there is no such field"),
         ("a.b.c.d=1", "there is no such field"),
         ("data.root=/somewhere", "data.demo: the built-in data exclude data.root"),
     ],
@@ -162,7 +162,7 @@ def test_set_reads_its_value_as_yaml(text, overrides, expected, write):
 def test_a_wrong_set_is_one_line(override, message, write):
     found = refusal(load_recipe, write("data: {demo: {}}\noptim: {lr: 1}\n"), [override])
     assert message in found
-    assert "--set" in found or "demo" in found
+    assert "`overrides" in found or "demo" in found
     assert "\n" not in found
 
 
@@ -189,7 +189,7 @@ def test_set_reads_null_and_quotes_of_a_text_field(text, expected, write, tmp_pa
 
 def test_set_does_not_hide_that_a_section_is_none(write):
     message = refusal(load_recipe, write("optim: 3\n"), ["optim.lr=1"])
-    assert message == "--set: optim.lr: there are no fields below optim, which is 3"
+    assert message == "`overrides`: optim.lr: there are no fields below optim, which is 3"
 
 
 def test_paths_are_absolute_and_rating_files_stand_below_the_root(tmp_path, monkeypatch, write):

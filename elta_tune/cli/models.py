@@ -47,7 +47,7 @@ def evaluate(
     from elta_tune.records import write_predictions
 
     if predictions is not None:
-        check_output(predictions, force, "--predictions")
+        check_output(predictions, force, "predictions")
     with preparing(errors) as progress:
         found = api.evaluate(
             model,
@@ -101,7 +101,7 @@ def predict(
         raise ConfigError("predict: --json and --out exclude each other")
     if out is not None:
         check_table(out)
-        check_output(out, force, "--out")
+        check_output(out, force, "out")
     checkpoint = _load(model, runs, head)
     count = failed = 0
 
@@ -194,9 +194,9 @@ def sharpen(
     from elta_tune.records import write_selection
     from elta_tune.results.sharpen import load_sharpening, sharpen_predictions
 
-    check_output(out, force, "--out")
+    check_output(out, force, "out")
     fields = {"self_training.rounds": 1, **read_overrides(overrides or ())}
-    recipe = TrialConfig().replace(fields, source="--set")
+    recipe = TrialConfig().replace(fields, source="`overrides`")
     searched = load_sharpening(find_document(space, "search_spaces"), recipe)
     found = sharpen_predictions(logits, _share_or_file(holdout), searched, recipe, metric=metric, trials=trials)
     with unwritable_told(out):

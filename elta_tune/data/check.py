@@ -125,7 +125,7 @@ def unfit(config: TrialConfig, train: Path, images: int, *, has_pool: bool) -> D
         )
     if config.self_training.rounds and not has_pool:
         return DataError(
-            "self_training.rounds: there is no pool of unlabelled images", "name one: --set data.pool=FILE, or a folder"
+            "self_training.rounds: there is no pool of unlabelled images", "name one: `data.pool=FILE`, or a folder"
         )
     return None
 
@@ -174,7 +174,7 @@ def other_ratings(train: Ratings, other: Ratings) -> DataError | None:
     if train.scale != other.scale:
         return DataError(
             f"{other.file}: its scale is {_span(other.scale)}, but that of {train.file} {_span(train.scale)}",
-            "if both are on the same, say it: --set data.scale=[lowest,highest]",
+            "if both are on the same, say it: `data.scale=[lowest,highest]`",
         )
     if train.bins is not None and other.bins is not None and not np.array_equal(train.bins, other.bins):
         told = [f"{len(bins)} bins of ratings, {_span(bins)}" for bins in (other.bins, train.bins)]

@@ -57,7 +57,7 @@ def images_folder(config: DataConfig, ratings: ImageList) -> str:
     folder = ratings.file if ratings.file.is_dir() else config.path("images")
     if folder is None or not folder.is_dir():
         raise DataError(
-            f"data.images: {folder or 'not set'}: there is no such folder", "say where it is: --set data.images=FOLDER"
+            f"data.images: {folder or 'not set'}: there is no such folder", "say where it is: `data.images=FOLDER`"
         )
     return str(folder)
 
@@ -112,7 +112,7 @@ def too_few(ratings: ImageList, missing: LeftOut, config: DataConfig) -> DataErr
     return DataError(
         f"{ratings.file}: {len(missing)} of {total} images are missing or unreadable, more than data.max_missing "
         f"({config.max_missing:.2%}) allows: {shown}{more}",
-        "say where the images are: --set data.images=FOLDER; or allow more: --set data.max_missing=0.05",
+        "say where the images are: `data.images=FOLDER`; or allow more: `data.max_missing=0.05`",
     )
 
 

@@ -118,12 +118,12 @@ def _file(config: DataConfig, name: LabelledName) -> Path | None:
             return None
         raise DataError(
             f"data.{name}: no rating file, and no data.root to look in",
-            "say where your images and ratings are: --set data.root=FOLDER",
+            "say where your images and ratings are: `data.root=FOLDER`",
         )
     if not file.exists():
-        hint = "say where it is: --set data.root=FOLDER"
+        hint = "say where it is: `data.root=FOLDER`"
         if name == "val":
-            hint = "name it: --set data.val=FILE; or hold some of the training images out: --set data.split.val=0.1"
+            hint = "name it: `data.val=FILE`; or hold some of the training images out: `data.split.val=0.1`"
         raise DataError(f"{file}: no such file", hint)
     return file
 
@@ -138,7 +138,7 @@ def _rows(ratings: Ratings, name: LabelledName, config: DataConfig) -> Ratings |
             return None
         raise DataError(
             f"{ratings.file}: data.{name}: this is the training file, and no column of it says which rows are {name}",
-            f"hold some out: --set data.split.{name}=0.1; or name the column: --set data.columns.split=…",
+            f"hold some out: `data.split.{name}=0.1`; or name the column: `data.columns.split=…`",
         )
     rows = ratings.splits == name
     if rows.any():
@@ -149,7 +149,7 @@ def _rows(ratings: Ratings, name: LabelledName, config: DataConfig) -> Ratings |
     there = ", ".join(f"{count} {word}" for word, count in zip(words, counts, strict=True))
     raise DataError(
         f"{ratings.file}: data.{name}: its column of splits says {name} of no row (there are {there})",
-        "to take all rows, whatever it says: --set data.columns.split=none",
+        "to take all rows, whatever it says: `data.columns.split=none`",
     )
 
 

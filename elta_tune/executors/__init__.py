@@ -104,7 +104,7 @@ def plan_slots(devices: Sequence[str], workers: int | None) -> list[Slot]:
         ConfigError: no device, or no worker.
     """
     if not devices or (workers is not None and workers < 1):
-        raise ConfigError("--workers and --devices: there should be at least one of each")
+        raise ConfigError("`workers` and `devices`: there should be at least one of each")
     count = workers or len(devices)
     threads = max(1, available_cores() // count)
     return [Slot(devices[index % len(devices)], threads) for index in range(count)]

@@ -20,27 +20,27 @@ def unwritable_told(path: Path) -> Iterator[None]:
         raise StudyError(told) from error
 
 
-def refuse_existing(path: Path, force: bool, option: str, *, what: str = "") -> None:
+def refuse_existing(path: Path, force: bool, argument: str, *, what: str = "") -> None:
     """Refuses what would replace something.
 
     Args:
-        option: by which another one can be named.
+        argument: of the API, which names the path.
         what: is told of the path.
 
     Raises:
         StudyError: it is there already, and is not to be replaced by force.
     """
     if path.exists() and not force:
-        raise StudyError(f"{path}: is there already{what}", f"replace it with --force, or name another with {option}")
+        raise StudyError(f"{path}: is there already{what}", f"replace it: `force=True`, or choose another `{argument}`")
 
 
-def check_output(path: Path, force: bool, option: str) -> None:
+def check_output(path: Path, force: bool, argument: str) -> None:
     """Refuses a file that can't be written; makes its folder.
 
     Raises:
         StudyError: as `refuse_existing`, or no file can be written there.
     """
-    refuse_existing(path, force, option)
+    refuse_existing(path, force, argument)
     if path.exists() and not path.is_file():
         raise StudyError(f"{path}: is no file that could be replaced")
     with unwritable_told(path):

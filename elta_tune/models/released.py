@@ -87,7 +87,7 @@ def _weights(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         found = ", ".join(list(map(str, state))[:3]) or "nothing"
         raise ModelError(
             f"{path}: not a checkpoint of elta-tune, nor of ELTA's released code (vit.*, linear_emd.*): holds {found}",
-            "weights of a backbone alone are for training: --set model.weights=FILE",
+            "weights of a backbone alone are for training: `model.weights=FILE`",
         )
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 

@@ -81,10 +81,10 @@ def data_with(config: Any, overrides: Mapping[str, Any], only: Collection[str] =
     """
     for name in overrides:
         if not name.startswith("data."):
-            raise ConfigError(f"--set {name}: only fields of data can be set here")
+            raise ConfigError(f"`overrides`: {name}: only fields of data can be set here")
         if not any(f"{name}.".startswith(f"{field}.") or field.startswith(f"{name}.") for field in only):
-            raise ConfigError(f"--set {name}: has no effect here; what has: {', '.join(only)}")
-    data: DataConfig = config.replace(overrides, source="--set").data
+            raise ConfigError(f"`overrides`: {name}: has no effect here; what has: {', '.join(only)}")
+    data: DataConfig = config.replace(overrides, source="`overrides`").data
     return data
 
 
@@ -120,7 +120,7 @@ def evaluate_model(
     model, target = checkpoint.model(), device_of(device)
     rows, ratings = open_split(data, split, cache, progress)
     yardstick = _yardstick(checkpoint, ratings, data)
-    with out_of_memory_told("another --device may have more"):
+    with out_of_memory_told("another `device` may have more"):
         predictions = predict(place(model, target), rows, checkpoint.config, yardstick.scale)
     measured = evaluate(predictions, _comparable(rows, predictions), yardstick)
     return Evaluation(measured, predictions, yardstick, describe_split(rows), _note(checkpoint, predictions))

@@ -32,7 +32,7 @@ def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -
     dataset = open_dataset(loaded.config.data, cache, splits=("train", "val", split))
     rows = getattr(dataset, split)
     if rows is None:
-        raise DataError(f"there is no {split} split", f"name it: --set data.{split}=FILE")
+        raise DataError(f"there is no {split} split", f"name it: `data.{split}=FILE`")
     model, target = loaded.model(), device_of(device)
     with out_of_memory_told():
         predictions = predict(place(model, target), rows, loaded.config, dataset.scale)

@@ -74,9 +74,9 @@ def list_images(paths: Sequence[Path], images: Path | None = None, data: DataCon
     if (gone := next((path for path in paths if not path.exists()), None)) is not None:
         raise DataError(f"{gone}: there is no such file or folder")
     if images is not None and not images.is_dir():
-        raise DataError(f"--images {images}: there is no such folder")
+        raise DataError(f"`images={images}`: there is no such folder")
     if images is not None and not any(map(_is_table, paths)):
-        raise ConfigError(f"--images {images}: is for tables with image ids, and no path is one")
+        raise ConfigError(f"`images={images}`: is for tables with image ids, and no path is one")
     found: list[ImageFile] = []
     data = data or DataConfig()
     for path in paths:
@@ -154,7 +154,7 @@ def predict_images(
     """
     target = device_of(device)
     batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
-    told = out_of_memory_told("take fewer images at a time: --batch-size N")
+    told = out_of_memory_told("take fewer images at a time: `batch_size=N`")
     with careful(), ThreadPoolExecutor(available_cores()) as workers, told:
         model = place(checkpoint.model(), target)
         source = DecodedFiles(files, checkpoint.config.data.crop, workers)

@@ -54,7 +54,7 @@ class PredictionFile:
         """
         low, high = scale
         truth = self.table.numbers("gt")[:, 0]
-        rule = f"is outside the scale {low:g}…{high:g}; if that is another, say it: --set data.scale=[lowest,highest]"
+        rule = f"is outside the scale {low:g}…{high:g}; if that is another, say it: `data.scale=[lowest,highest]`"
         self.table.refuse((truth < low) | (truth > high), "gt", rule)
 
 
@@ -69,7 +69,7 @@ def read_predictions(path: Path) -> PredictionFile:
             line, column.
     """
     if path.suffix.lower() in (".jsonl", ".parquet"):
-        raise DataError(f"{path}: JSON lines and Parquet are not read", "write it as CSV: predict … --out FILE.csv")
+        raise DataError(f"{path}: JSON lines and Parquet are not read", "let `predict` write CSV: `out=FILE.csv`")
     sheet = open_sheet(path)
     ids = next((name for name in ID_COLUMNS if name in sheet.columns), None)
     if ids is None or "score" not in sheet.columns:

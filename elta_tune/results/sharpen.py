@@ -102,7 +102,7 @@ def load_sharpening(path: Path, recipe: TrialConfig) -> SearchSpace:
     fields = {name: body for name, body in given.items() if name.startswith(SECTION)} if isinstance(given, dict) else {}
     if not fields:
         raise ConfigError(f"{path}: parameters: varies no field of sharpening", "search_spaces/default.yaml does")
-    return check_space(replace(document, content={"parameters": fields}), recipe)
+    return check_space(replace(document, content={"parameters": fields}, texts={}), recipe)
 
 
 def search_sharpening(
@@ -133,7 +133,7 @@ def search_sharpening(
     import optuna
 
     if metric != BALANCED and (metric not in metrics.DIRECTIONS or metric.startswith("emd")):
-        raise ConfigError(f"--metric {metric}: should be balanced, or one that compares scores: bmae, mae, srcc, …")
+        raise ConfigError(f"`metric={metric}`: should be balanced, or one that compares scores: bmae, mae, srcc, …")
     found = dict[tuple[Any, ...], Choice]()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -266,7 +266,7 @@ def sharpen_predictions(
     """
     read = _sharpenable(file)
     judge = _sharpenable(holdout) if isinstance(holdout, Path) else read
-    judge.require_truth("name a file that has it: --holdout FILE")
+    judge.require_truth("name a file that has it: `holdout=FILE`")
     yardstick = yardstick_of_file(judge, recipe.data)
     if isinstance(holdout, Path):
         known, pool, left_out = judge.predictions, read.predictions, judge.left_out + read.left_out

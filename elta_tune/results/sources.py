@@ -12,7 +12,7 @@ from elta_tune.records import StudyFolder, TrialFolder, open_study
 from elta_tune.results.ranking import best_result
 from elta_tune.studies.plan import read_plan
 
-if TYPE_CHECKING:  # `train --from` looks for a trial long before it needs torch
+if TYPE_CHECKING:  # `train` looks for a trial long before it needs torch
     from elta_tune.models.checkpoint import Checkpoint
     from elta_tune.models.released import Head
 
@@ -42,7 +42,7 @@ class FoundTrial:
 
 
 def load_model(reference: str, runs: Path, head: Head | None = None) -> Checkpoint:
-    """The model of a file, a folder that `--export hf` wrote, or a trial (see `find_trial`).
+    """The model of a file, an exported folder, or a trial (see `find_trial`).
 
     Args:
         head: which one to take of a released checkpoint, which holds both; any other model has to have it.
@@ -53,10 +53,10 @@ def load_model(reference: str, runs: Path, head: Head | None = None) -> Checkpoi
         StudyError: there is no such file, study or trial, or its weights are gone.
     """
     if head not in (None, "emd", "mse"):
-        raise ConfigError(f"--head {head}: should be emd or mse")
+        raise ConfigError(f"`head={head}`: should be emd or mse")
     checkpoint = _load(reference, runs, head)
     if head not in (None, own := checkpoint.config.model.head):
-        hint = "--head chooses in checkpoints of ELTA's released code, which hold both"
+        hint = "`head` chooses in checkpoints of ELTA's released code, which hold both"
         raise ModelError(f"{reference}: has an {own} head, and no other", hint)
     return checkpoint
 

@@ -25,7 +25,7 @@ def check_table(path: Path) -> None:
         ConfigError: another suffix, or pyarrow is missing.
     """
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"--out {path}: its name should end in one of {', '.join(SUFFIXES)}")
+        raise ConfigError(f"`out={path}`: its name should end in one of {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
         _pyarrow()
 
@@ -101,6 +101,6 @@ def _pyarrow() -> Any:
         import pyarrow
     except ImportError:
         raise ConfigError(
-            "writing Parquet needs pyarrow", "install it: uv sync --extra parquet, or pip install 'elta-tune[parquet]'"
+            "writing Parquet needs pyarrow", "install the extra: pip install 'elta-tune[parquet]'"
         ) from None
     return pyarrow

@@ -28,15 +28,15 @@ def choose_device(name: str) -> str:
         ModelError: it is not here.
     """
     device = available_devices()[0] if name == "auto" else name
-    check_devices([device], option="--device")
+    check_devices([device], argument="device")
     return device
 
 
-def check_devices(names: Sequence[str], *, option: str = "--devices") -> None:
+def check_devices(names: Sequence[str], *, argument: str = "devices") -> None:
     """Refuses devices that are not here, without waking a GPU: that would take memory from the trials.
 
     Args:
-        option: that named them.
+        argument: of the API, which named them.
 
     Raises:
         ModelError: names the device.
@@ -46,7 +46,7 @@ def check_devices(names: Sequence[str], *, option: str = "--devices") -> None:
         if kind == "cuda":
             count = torch.cuda.device_count()
             if (index and not index.isdecimal()) or int(index or 0) >= count:
-                raise ModelError(f"{option}: {name}: there are {count} CUDA devices here")
+                raise ModelError(f"`{argument}={name}`: there are {count} CUDA devices here")
         else:
             device_of(name)
 

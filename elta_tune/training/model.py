@@ -119,7 +119,7 @@ def build_head(config: ModelConfig, *, width: int, bins: Tensor | None, seed: in
     if bins is None:
         raise ModelError(
             "model.head: emd needs ratings with a distribution; these have scores only",
-            "predict scores: --set model.head=mse; or spread them over bins: --set data.spread=WIDTH",
+            "predict scores: `model.head=mse`; or spread them over bins: `data.spread=WIDTH`",
         )
     return DistributionHead(width, config.hidden_size, bins)
 
@@ -137,7 +137,7 @@ def _backbone(config: ModelConfig, size: int) -> Any:
         if pretrained and isinstance(error, RuntimeError | OSError):
             raise ModelError(
                 f"model.pretrained: the weights of {config.backbone} can't be had: {error}",
-                "name a file: --set model.weights=FILE, or train from nothing: --set model.pretrained=false",
+                "name a file: `model.weights=FILE`, or train from nothing: `model.pretrained=false`",
             ) from error
         raise ModelError(
             f"model.backbone: {config.backbone} can't be built for {size}×{size} images: {error}"

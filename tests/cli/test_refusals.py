@@ -149,7 +149,7 @@ def test_an_image_of_the_pool_that_is_also_in_validation_by_its_content(refused,
 
 def test_a_device_that_is_not_here(refused, recipe_file, space_file):
     message = refused("--space", space_file(), "--recipe", recipe_file, "--devices", "cpu,cuda:99")
-    assert message.startswith("--devices: cuda:99: there are ")
+    assert message.startswith("--devices cuda:99: there are ")
 
 
 @pytest.fixture

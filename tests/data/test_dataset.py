@@ -162,7 +162,7 @@ def test_what_is_not_there_is_named(tmp_path: Path, spoil: object, named: str) -
 def test_without_any_data_the_setting_is_named() -> None:
     with pytest.raises(DataError, match=r"data\.train") as error:
         open_dataset(DataConfig(), Path("cache"))
-    assert "--set data.root" in str(error.value.hint)
+    assert "`data.root=" in str(error.value.hint)
 
 
 def test_a_pool_may_be_a_folder_with_folders(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_one_file_without_a_column_has_to_say_how_it_is_split(tmp_path: Path) ->
 def test_a_missing_validation_file_says_how_to_do_without(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.csv: no such file") as error:
         read_labelled(config(tmp_path))
-    assert "--set data.root" in str(error.value.hint)
+    assert "`data.root=" in str(error.value.hint)
     written(tmp_path / "train.csv", ["a,1"])
     with pytest.raises(DataError, match=r"val\.csv: no such file") as error:
         read_labelled(config(tmp_path))

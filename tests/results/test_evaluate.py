@@ -146,7 +146,7 @@ def test_scale_and_threshold_are_told_with_the_metrics(command: Callable[..., An
     refused = command("evaluate", "--from-predictions", file)
     assert refused.returncode == 2
     assert f"{file}:2: gt: '0' is outside the scale 1…10; " in refused.stderr
-    assert "--set data.scale=[lowest,highest]" in refused.stderr
+    assert "--set 'data.scale=[lowest,highest]'" in refused.stderr
     told = json.loads(command("evaluate", "--from-predictions", file, "--set", "data.scale=[0,100]", "--json").stdout)
     assert (told["scale"], told["threshold"], told["tail_cuts"]) == ([0, 100], 50, None)
     assert told["metrics"]["accuracy"] == 0.99
@@ -180,7 +180,7 @@ def test_on_another_scale_neither_threshold_nor_tails_of_the_trial_are_taken(tri
 
 def test_what_has_no_effect_on_how_predictions_are_measured_is_refused(data_root: Path) -> None:
     for name, value in (("data.columns.score", "pred"), ("data.crop", 64), ("data.trainer", 1)):
-        with pytest.raises(ConfigError, match=rf"^--set {name}: has no effect here; what has: data\.scale, "):
+        with pytest.raises(ConfigError, match=rf"^`overrides`: {name}: has no effect here; what has: data\.scale, "):
             predictions_data({name: value})
     found = predictions_data({"data.columns.score": "MOS", "data.train": str(data_root / "train.csv")})
     assert found.columns.score == "MOS"
@@ -216,7 +216,7 @@ def test_predictions_are_written_where_nothing_is_lost(
     arguments = ("evaluate", "--from-predictions", trial.predictions_file, "--predictions")
     refused = command(*arguments, "mine.csv")
     assert (refused.returncode, refused.stdout, mine.read_text()) == (2, "", "precious")
-    assert "--force, or name another with --predictions" in refused.stderr
+    assert "--force, or choose another --predictions" in refused.stderr
     assert command(*arguments, "mine.csv", "--force").returncode == 0
     assert list(pd.read_csv(mine)["image_id"]) == list(pd.read_csv(trial.predictions_file)["image_id"])
     for place in ("/proc/nowhere/x.csv", "/proc/x.csv"):

@@ -144,7 +144,7 @@ def test_a_model_that_predicts_no_numbers_is_the_reason(diverged: Checkpoint, ph
     ("arguments", "told"),
     [
         (("photos", "--json", "--out", "scores.csv"), "predict: --json and --out exclude each other"),
-        (("photos", "--set", "data.crop=64"), "--set data.crop: has no effect here; what has: data.columns.id"),
+        (("photos", "--set", "data.crop=64"), "--set: data.crop: has no effect here; what has: data.columns.id"),
         (("photos", "--images", "nowhere"), "--images nowhere: there is no such folder"),
         (("photos", "--images", "photos"), "--images photos: is for tables with image ids, and no path is one"),
         (("gone.csv", "--images", "photos"), "gone.csv: there is no such file or folder"),
@@ -255,7 +255,7 @@ def test_a_fault_of_the_model_is_not_blamed_on_the_file(
         write_table(tmp_path / "scores.csv", predictions, 5)
     assert not list(tmp_path.glob("*scores*"))
     if isinstance(refused.value, OutOfMemoryError):
-        assert refused.value.hint == "take fewer images at a time: --batch-size N"
+        assert refused.value.hint == "take fewer images at a time: `batch_size=N`"
     else:
         assert refused.value is raised
 
@@ -269,7 +269,7 @@ def test_a_file_that_is_there_is_replaced_by_force_alone(
     refused = command(*arguments)
     assert (refused.returncode, listed.read_text()) == (2, "image_id\ntest_000.png\n")
     assert "list.csv: is there already" in refused.stderr
-    assert "--force, or name another with --out" in refused.stderr
+    assert "--force, or choose another --out" in refused.stderr
     assert command(*arguments, "--force").returncode == 0
     assert listed.read_text().startswith("image_id,score,score2")
 
@@ -306,7 +306,7 @@ def test_a_device_that_is_not_here_is_told_by_its_option(
     trial: TrialFolder, photos: Path, command: Callable[..., Any]
 ) -> None:
     done = command("predict", trial.path, photos, "--device", "cuda:99")
-    assert (done.returncode, done.stderr.startswith("elta-tune: --device: cuda:99: there are ")) == (2, True)
+    assert (done.returncode, done.stderr.startswith("elta-tune: --device cuda:99: there are ")) == (2, True)
 
 
 def test_nothing_to_predict_is_refused(tmp_path: Path) -> None:

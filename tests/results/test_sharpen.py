@@ -167,7 +167,7 @@ def test_what_can_not_be_searched_is_refused(tmp_path: Path, space: SearchSpace,
         search(pool, 0.5, space, recipe)
     with pytest.raises(DataError, match="60 images of the pool are in the hold-out too"):
         search(pool, write_predictions(tmp_path / "val.csv", 60), space, recipe)
-    with pytest.raises(ConfigError, match="--metric emd_r2"):
+    with pytest.raises(ConfigError, match="`metric=emd_r2`"):
         search(write_predictions(tmp_path / "l.csv", 60), 0.5, space, recipe, metric="emd_r2")
     five = write_predictions(tmp_path / "five.csv", 60, first=1000, scale=(1, 5), bins=5)
     with pytest.raises(DataError, match=r"logits\.csv: has shares of 10 ratings, but .*five\.csv of 5"):

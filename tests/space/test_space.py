@@ -603,7 +603,7 @@ def test_without_a_pool_the_recipes_own_rounds_are_held_too(check):
 def test_without_a_pool_a_space_of_self_training_alone_is_refused(check):
     with pytest.raises(ConfigError, match="nothing is left to vary") as caught:
         hold_without_pool(check("self_training.rounds: {type: int, low: 0, high: 2}"), TrialConfig())
-    assert caught.value.hint == "name a pool: --set data.pool=FILE"
+    assert caught.value.hint == "name a pool: `data.pool=FILE`"
 
 
 def test_with_a_head_that_predicts_scores_self_training_is_held_too(check):

@@ -120,7 +120,7 @@ def find_room(
         bound = f"{size_text(allowed)} allowed" if allowed < free else f"{size_text(free)} that are free in {root}"
         raise DataError(
             f"decoding takes {size_text(needed)} on disk, more than the {bound}",
-            "take another disk: --cache FOLDER, or ELTA_TUNE_CACHE; or remove what is not needed: elta-tune data cache",
+            "take another disk: `cache=FOLDER`, or ELTA_TUNE_CACHE; or remove what is not needed: elta-tune data cache",
         )
     return parts
 

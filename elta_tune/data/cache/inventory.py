@@ -60,9 +60,7 @@ def remove_entry(root: Path, key: str) -> Entry:
     """
     entries = {entry.key: entry for entry in list_entries(root)}
     if key not in entries:
-        raise DataError(
-            f"there is no {key!r} in {root}{did_you_mean(key, entries)}", "see: elta-tune data cache --list"
-        )
+        raise DataError(f"there is no {key!r} in {root}{did_you_mean(key, entries)}", "see: elta-tune data cache")
     shelf = Shelf(root)
     path = shelf.path / key if (shelf.path / key).exists() else root / key
     try:

@@ -53,7 +53,7 @@ def write_snapshot(shelf: Shelf, folder: str, ids: NDArray[np.object_], digests:
         if not _may_write(file) and _read_facts(file).get("content") != content:
             raise DataError(
                 f"{folder}: images have changed since a run that still goes on began with them",
-                "wait until it has ended, or give this one a cache of its own: --cache FOLDER",
+                "wait until it has ended, or give this one a cache of its own: `cache=FOLDER`",
             )
         names = {edge: [[pack.path.name, pack.name] for pack in part.packs] for edge, part in snapshot.images.items()}
         facts = json.dumps({"left_out": snapshot.left_out, "packs": names, "content": content})

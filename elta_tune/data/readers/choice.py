@@ -76,7 +76,7 @@ def _form(sheet: Sheet, config: DataConfig) -> tuple[str, Format]:
         return name, replace(form, votes=(), bins=(), score=config.columns.score, read=read_labels)
     if len(found) == 1:
         return found.popitem()
-    hint = "name the columns: --set data.columns.id=… --set data.columns.score=…; or the format: --set data.format=…"
+    hint = "name the columns: `data.columns.id=…` `data.columns.score=…`; or the format: `data.format=…`"
     if found:
         raise DataError(f"{sheet.path}: the format may be {' or '.join(found)}", hint)
     scores = known_columns(sheet.columns, SCORE_COLUMNS, OTHER_SCORE_COLUMNS)
@@ -113,7 +113,7 @@ def _id_columns(path: Path, others: Sequence[str], form: Format, given: str | No
     if len(candidates) != 1:
         several = f"several columns may name the image: {', '.join(candidates)}"
         problem = several if candidates else "no column of ids: none has a common name of one"
-        raise DataError(f"{path}: {problem}", f"name it: --set data.columns.id=…, one of {', '.join(others)}")
+        raise DataError(f"{path}: {problem}", f"name it: `data.columns.id=…`, one of {', '.join(others)}")
     return (candidates[0],)
 
 
@@ -126,7 +126,7 @@ def _split_column(path: Path, columns: Sequence[str], given: str | None) -> str 
     if len(found) > 1:
         raise DataError(
             f"{path}: several columns may name the split: {', '.join(found)}",
-            "name it: --set data.columns.split=…, or none",
+            "name it: `data.columns.split=…`, or none",
         )
     return found[0] if found else None
 

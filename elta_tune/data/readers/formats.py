@@ -161,7 +161,7 @@ def counts(columns: Sequence[str]) -> Format | None:
         return None
 
     def refuse(table: Table, form: Format, ids: pd.Series[str]) -> Votes | Scores:
-        hint = "count_1 counts the lowest rating; to read scores instead: --set data.columns.score=…"
+        hint = "count_1 counts the lowest rating; to read scores instead: `data.columns.score=…`"
         raise DataError(f"{table.path}: {wrong}", hint)
 
     bins = tuple(float(number) for number in range(1, len(votes) + 1))

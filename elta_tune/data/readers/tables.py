@@ -342,7 +342,7 @@ def _open_parquet(path: Path) -> Sheet:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        hint = "install it: uv sync --extra parquet, or pip install 'elta-tune[parquet]'; or save the table as CSV"
+        hint = "install the extra: pip install 'elta-tune[parquet]'; or save the table as CSV"
         raise DataError(f"{path}: Parquet files need pyarrow", hint) from None
     try:
         content = parquet.read_table(path).to_pylist()
@@ -370,7 +370,7 @@ def _open_xlsx(path: Path) -> Sheet:
     except ImportError:
         raise DataError(
             f"{path}: Excel sheets need openpyxl",
-            "install it: uv sync --extra xlsx, or pip install 'elta-tune[xlsx]'; or save the sheet as CSV",
+            "install the extra: pip install 'elta-tune[xlsx]'; or save the sheet as CSV",
         ) from None
     try:
         cells = _excel_cells(path, openpyxl)

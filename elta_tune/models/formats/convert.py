@@ -55,7 +55,7 @@ def write_model(checkpoint: Checkpoint, path: Path, kind: Kind) -> float:
                     f"{TOLERANCE:g}; nothing was written"
                 )
         if kind == "safetensors":
-            card = model_card(checkpoint, f"elta-tune predict {path.name} PHOTOS --sort")
+            card = model_card(checkpoint, f"elta-tune predict {path.name} PHOTOS")
             write_atomic(card_file(path), lambda file: file.write_text(card, encoding="utf-8"))
     return difference
 

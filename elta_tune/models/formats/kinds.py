@@ -33,7 +33,7 @@ def exported_file(kind: str, output: Path | None, force: bool) -> Path:
     file = (output or Path(DEFAULT_NAMES[kind])).absolute()
     for written in (file, card_file(file)) if kind == "safetensors" else (file,):
         what = "" if written == file else ", where the model card goes"
-        refuse_existing(written, force, "--output", what=what)
+        refuse_existing(written, force, "output", what=what)
     return file
 
 

@@ -142,6 +142,6 @@ def _packages() -> tuple[Any, Any]:
     except ImportError as error:
         raise ConfigError(
             f"the format onnx needs {error.name}",
-            "install it: uv sync --extra onnx, or pip install 'elta-tune[onnx]'",
+            "install the extra: pip install 'elta-tune[onnx]'",
         ) from None
     return onnx, onnxruntime

@@ -92,7 +92,7 @@ def test_no_other_study_changes_the_images_of_one_that_goes_on(tmp_path: Path) -
         redden(tmp_path / "images" / "val0.png")
         with pytest.raises(DataError, match="have changed since a run that still goes on") as refused:
             prepare(config, tmp_path / "cache")
-        assert "--cache" in str(refused.value.hint)
+        assert "`cache=FOLDER`" in str(refused.value.hint)
         assert_as_begun(open_dataset(config, tmp_path / "cache"))
         running.communicate("")
     assert reds(prepare(config, tmp_path / "cache").val)[0] == 250
