@@ -122,15 +122,15 @@ def run(
     runs: File = RUNS,
     workers: int | None = None,
     devices: Sequence[str] | None = None,
+    backend: str | None = None,
     cache: File | None = None,
     on_event: Callable[[Event], None] | None = None,
     progress: Progress | None = None,
 ) -> Study:
-    """Starts a study under Optuna, or goes on with it, up to its budget; returns when that is used.
+    """Starts a study, or goes on with it, up to its budget; returns when that is used.
 
-    This process supervises the study; each trial runs in a process of its own. What ends the call early (Ctrl-C, an
-    exception of `on_event`) ends the trials at once, and the same call goes on, each trial from its last epoch.
-    Studies under NNI are the command's: `elta-tune run --backend nni`.
+    Each trial runs in a process of its own. What ends the call early (Ctrl-C, an exception of `on_event`) ends the
+    trials at once, and the same call goes on, each trial from its last epoch.
 
     Args:
         space, recipe: a file, or the name of one that ships.
@@ -141,8 +141,9 @@ def run(
         runs: folder of the studies.
         workers: trials at a time; None: one per device.
         devices: cpu, cuda:0, cuda:1, mps; None: every GPU, else the CPU.
+        backend: optuna or nni; None: the study's own, optuna for a new one.
         cache: folder of decoded images; None: the command's.
-        on_event: hears what happens, each epoch too.
+        on_event: takes what happens, each epoch too.
         progress: hears (done, total, what) while images are decoded.
 
     Raises:
@@ -150,29 +151,38 @@ def run(
     """
     from elta_tune.errors import ConfigError
     from elta_tune.space.space import parse_duration
-    from elta_tune.studies.backend import choose_backend
-    from elta_tune.studies.launch import ask, open_run
+    from elta_tune.studies.backend import LaunchOptions
+    from elta_tune.studies.launch import ended_too_early, launch
+    from elta_tune.studies.request import request_study, resolve_plan
 
     if trials is not None and trials < 1:
         raise ConfigError(f"`trials={trials}`: should be 1 or more")
-    asked = ask(os.fspath(space), os.fspath(recipe), overrides or {}, seed=seed, name=name, runs=Path(runs))
-    choose_backend(asked.folder, "optuna")
-    opened = open_run(
-        asked,
+    request = request_study(
+        os.fspath(space),
+        os.fspath(recipe),
+        overrides or {},
+        seed=seed,
+        name=name,
+        runs=Path(runs),
+        backend=backend,
         trials=trials,
         timeout=None if timeout is None else parse_duration(str(timeout), "timeout"),
-        workers=workers,
-        devices=[devices] if isinstance(devices, str) else devices,
+    )
+    options = LaunchOptions(
         cache=_cache(cache),
         preparing=nullcontext(progress or _no_progress),
+        workers=workers,
+        devices=[devices] if isinstance(devices, str) else devices,
     )
-    with opened as (plan, ready):
-        if ready is not None:
-            with closing(ready.supervisor.events()) as events:
-                for event in events:
-                    if on_event is not None:
-                        on_event(event)
-    return Study(asked.folder, plan)
+    while True:
+        with launch(request, options) as running:
+            if running is not None:
+                with closing(running.events()) as events:
+                    for event in events:
+                        if on_event is not None:
+                            on_event(event)
+        if running is None or not ended_too_early(running):
+            return Study(request.folder, resolve_plan(request))
 
 
 @dataclass(frozen=True)
@@ -250,17 +260,18 @@ def train(
         EltaTuneError: recipe, data, model or folder do not allow the training to start.
     """
     config, name = find_recipe(recipe, source=source, overrides=overrides, runs=runs)
-    from elta_tune.studies.alone import train_alone
+    from elta_tune.records import TrialFolder
+    from elta_tune.studies.preflight import preflight
+    from elta_tune.training.devices import choose_device
+    from elta_tune.trial import run_trial
 
-    return train_alone(
-        config,
-        Path(runs) / f"train-{name}" if out is None else Path(out),
-        _Told(on_epoch),
-        device=device,
-        cache=_cache(cache),
-        progress=progress or _no_progress,
-        on_ready=on_ready or _nothing,
-    )
+    device, place = choose_device(device), _cache(cache)
+    folder = TrialFolder((Path(runs) / f"train-{name}" if out is None else Path(out)).absolute())
+    preflight([config], place, progress or _no_progress, [device])
+    if on_ready is not None:
+        on_ready()
+    with folder.lock():
+        return run_trial(config, folder, _Told(on_epoch), cache=place, device=device)
 
 
 def evaluate(
@@ -420,7 +431,3 @@ def _cache(cache: File | None) -> Path:
 
 def _no_progress(done: int, total: int, what: str) -> None:
     """Shows nothing. (`data.cache` has the same, but imports NumPy, which a study's start need not wait for.)"""
-
-
-def _nothing() -> None:
-    """Does nothing."""

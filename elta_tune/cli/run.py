@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from elta_tune.data.dataset import Dataset
     from elta_tune.executors import Slot
     from elta_tune.records import StudyFolder
-    from elta_tune.studies.launch import Run
+    from elta_tune.studies.backend import RunningStudy
     from elta_tune.studies.plan import StudyPlan
 
 SHOWN = 5
@@ -47,38 +47,43 @@ def run(
 ) -> None:
     """Starts a study, or goes on with it: trials run the full ELTA training, up to the study's budget."""
     from elta_tune.cli.progress import preparing
-    from elta_tune.cli.text import console
+    from elta_tune.cli.text import command, console
     from elta_tune.config import read_overrides
     from elta_tune.errors import ConfigError
     from elta_tune.space.space import parse_duration
-    from elta_tune.studies.backend import choose_backend
-    from elta_tune.studies.launch import ask, open_run
+    from elta_tune.studies.backend import LaunchOptions, load_backend
+    from elta_tune.studies.launch import ended_too_early, launch
+    from elta_tune.studies.request import request_study, resolve_plan
 
-    asked = ask(space, recipe, read_overrides(overrides or ()), seed=seed, name=name, runs=runs, backend=backend)
-    folder = asked.folder
-    backend = choose_backend(folder, backend)
-    if backend != "nni" and (port is not None or detach):
-        raise ConfigError(f"{'--detach' if detach else '--port'}: is for --backend nni")
-    seconds = None if timeout is None else parse_duration(timeout, "--timeout")
-    if backend == "nni":
-        from elta_tune.cli import nni
-
-        return nni.run(nni.Command(asked, trials, seconds, cache, workers, devices, port, detach))
-    names, count = wanted_slots(workers, devices)
-    opened = open_run(
-        asked,
+    request = request_study(
+        space,
+        recipe,
+        read_overrides(overrides or ()),
+        seed=seed,
+        name=name,
+        runs=runs,
+        backend=backend,
         trials=trials,
-        timeout=seconds,
-        workers=count,
-        devices=names,
-        cache=cache,
-        preparing=preparing(console),
+        timeout=None if timeout is None else parse_duration(timeout, "--timeout"),
     )
-    with to_be_continued(), opened as (plan, ready):
-        if ready is None:
-            return tell_finished(folder, plan)
-        tell_prepared(plan, ready.dataset, ready.slots)
-        _watch(folder, plan, ready)
+    if (port is not None or detach) and not load_backend(request.backend).has_ui:
+        raise ConfigError(f"{'--detach' if detach else '--port'}: is for `backend=nni`")
+    names, count = wanted_slots(workers, devices)
+    options = LaunchOptions(cache, preparing(console), count, names, port)
+    with to_be_continued():
+        while True:
+            with launch(request, options) as running:
+                if running is None:
+                    return tell_finished(request.folder, resolve_plan(request))
+                tell_started(running)
+                if not detach:
+                    watch(running)
+            if detach or not ended_too_early(running):
+                break
+    if detach:
+        stop = command("stop", study_argument(request.folder))
+        told = f"left running; to watch it: the same command; to end it: {stop}"
+        console.print(told, soft_wrap=True)
 
 
 @contextmanager
@@ -103,7 +108,7 @@ def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
 
     told = f"study {folder.name} is finished: {folder.ended()} of {trials_wanted(plan)} trials"
     console.print(told, soft_wrap=True)
-    more = "its space is used up" if is_exhausted(folder) else "--trials raises the budget"
+    more = "its space is used up" if is_exhausted(folder, plan) else "--trials raises the budget"
     more = "its grid is used up" if plan.space.sampler.name == "grid" else more
     console.print(f"{more}; another study of the same: --name NAME")
     tell_outcome(folder, plan)
@@ -141,26 +146,59 @@ def tell_prepared(plan: StudyPlan, dataset: Dataset, slots: Sequence[Slot]) -> N
             errors.print(Text(left_out, style="yellow"), soft_wrap=True)
 
 
-def _watch(folder: StudyFolder, plan: StudyPlan, run: Run) -> None:
-    """Shows a study that runs until its end."""
-    from rich.text import Text
+def tell_started(running: RunningStudy) -> None:
+    """What is running: how far it is, where, on which data."""
+    from elta_tune.cli.output import FLAGS
+    from elta_tune.cli.text import console, errors
+    from elta_tune.studies.completion import trials_wanted
 
+    folder, plan = running.folder, running.plan
+    if running.dataset is not None:
+        tell_prepared(plan, running.dataset, running.slots)
+    for note in running.notes:
+        errors.print(f"note: {note}", style="yellow", soft_wrap=True)
+    verb = "is running: attached to it" if running.attached else "goes on" if running.resumed else "starts"
+    done = "" if running.attached else f": {folder.ended()} of {trials_wanted(plan)} trials done"
+    console.print(f"study {folder.name} {verb}{done}\n{folder.path}", soft_wrap=True)
+    if running.ignored:
+        options = ", ".join(FLAGS[name] for name in running.ignored)
+        console.print(f"note: {options}: as it was started; to change that, stop it first", style="yellow")
+    if running.address:
+        tell_address(running.address)
+    console.print()
+
+
+def tell_address(address: str) -> None:
+    """Where the web UI is."""
+    from elta_tune.cli.text import console
+
+    console.print(f"web UI, for this user alone: {address}", soft_wrap=True)
+
+
+def hang_up() -> tuple[signal.Signals, ...]:
+    """The signal of a terminal that closes, unless nohup has it ignored."""
+    return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+
+
+def watch(running: RunningStudy) -> None:
+    """Shows a study that runs until its end."""
     from elta_tune.cli.live import Board, study_view
     from elta_tune.cli.text import console, this_command
     from elta_tune.studies.events import interruptible
 
-    verb, supervisor = "goes on" if run.resumed else "starts", run.supervisor
-    board = Board(plan, len(run.slots), folder.results(), seconds_before=supervisor.study.seconds_run)
-    console.print(Text(f"study {folder.name} {verb}: {board.progress} done\n{folder.path}\n"), soft_wrap=True)
+    folder, plan = running.folder, running.plan
+    board = Board(plan, len(running.slots), folder.results(), seconds_before=running.seconds_before)
     view_of = study_view(board, console, lambda number: folder.trial(number).epochs())
-    with interruptible(supervisor), view_of as view, closing(supervisor.events()) as events:
+    # A closed terminal, too, stops what can run without one and was not left so by --detach.
+    signals = hang_up() if running.address else ()
+    with interruptible(running, *signals), view_of as view, closing(running.events()) as events:
         for event in events:
             view.show(event)
     tell_outcome(folder, plan)
-    if supervisor.stopped == "interrupted":
+    if running.stopped == "interrupted":
         console.print(f"stopped; to go on:\n  {this_command()}", soft_wrap=True)
         raise typer.Exit(130)
-    if supervisor.stopped == "timeout":
+    if running.stopped == "timeout":
         console.print("the time of the study is used up; to go on: the same command with a larger --timeout")
 
 
@@ -179,7 +217,7 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     console.print()
     console.print(trial_table((ranking or results)[:SHOWN], objective))
     lines = [f"\n{counts(results)}"]
-    if is_exhausted(folder):
+    if is_exhausted(folder, plan):
         lines.append(f"all {len(results)} points of the space were tried")
     if ranking:
         best, first = ranking[0], next((result for result in ranking if result["trial"] == 0), None)

@@ -1,4 +1,4 @@
-"""How far a study is, told from its folder and its plan alone."""
+"""How far a study is, by its folder and its plan alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from elta_tune.records import StudyFolder
-from elta_tune.studies.nni.folder import NniFolder
+from elta_tune.studies.backend import backend_of
 from elta_tune.studies.plan import StudyPlan
 
 
@@ -33,15 +33,11 @@ def trials_wanted(plan: StudyPlan) -> int:
     return min(budget, len(given_points(plan))) if plan.space.sampler.name == "grid" else budget
 
 
-def is_exhausted(folder: StudyFolder) -> bool:
-    """Whether NNI has nothing left to propose: its samplers repeat no point of a space."""
-    ending = NniFolder(folder).ended()
-    return ending is not None and ending.reason == "exhausted"
+def is_exhausted(folder: StudyFolder, plan: StudyPlan) -> bool:
+    """Whether every point of the study's space was tried."""
+    return folder.exists() and backend_of(folder).is_exhausted(folder, plan)
 
 
 def is_finished(folder: StudyFolder, plan: StudyPlan) -> bool:
     """Whether the budget of trials is used, or each point of the space has its result."""
-    results = folder.results()
-    if sum(result["state"] != "failed" for result in results) >= plan.budget.trials or is_exhausted(folder):
-        return True
-    return plan.space.sampler.name == "grid" and len(results) >= len(given_points(plan))
+    return folder.ended() >= plan.budget.trials or is_exhausted(folder, plan)

@@ -1,85 +1,56 @@
-"""What a study is asked to be, the claim on its folder, and its start under Optuna."""
+"""The start and the end of a study, whichever back end runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from elta_tune.config import load_recipe
-from elta_tune.documents import find_document, shown
-from elta_tune.errors import ConfigError
+from elta_tune.errors import StudyError
+from elta_tune.locks import owner
 from elta_tune.records import StudyFolder
-from elta_tune.space.check import load_space
-from elta_tune.studies.backend import check_plan
+from elta_tune.studies.backend import LaunchOptions, RunningStudy, Say, StudyRequest, backend_of, load_backend
 from elta_tune.studies.completion import is_finished
-from elta_tune.studies.plan import StudyPlan, make_plan, record_plan, settle
+from elta_tune.studies.plan import StudyPlan
+from elta_tune.studies.request import resolve_plan
 
 if TYPE_CHECKING:
-    from elta_tune.data.cache.images import Progress
     from elta_tune.data.dataset import Dataset
     from elta_tune.executors import Slot
-    from elta_tune.studies.optuna.supervisor import Supervisor
 
-
-@dataclass(frozen=True)
-class Asked:
-    """A study that is asked for, which may be there already; `files` names its space and recipe."""
-
-    folder: StudyFolder
-    plan: StudyPlan
-    files: dict[str, str]
-
-    def settled(self, trials: int | None, timeout: float | None, backend: str) -> StudyPlan:
-        """The plan that the study goes on with.
-
-        Raises:
-            StudyError: the study was started with another configuration or a larger budget.
-            ConfigError: the back end can't run it.
-        """
-        plan = settle(self.folder, self.plan, trials, timeout)
-        check_plan(plan, backend)
-        return plan
-
-    def record(self, plan: StudyPlan, backend: str) -> None:
-        """Writes `study.yaml` with what is told of the run that starts it; of one that goes on, its raised budget."""
-        from elta_tune.trial import commit, versions
-
-        facts = {"study": self.folder.name, "backend": backend, **self.files}
-        record_plan(self.folder, plan, {**facts, "packages": versions(), "commit": commit()})
-
-
-def ask(
-    space: str,
-    recipe: str,
-    overrides: Mapping[str, Any],
-    *,
-    seed: int | None,
-    name: str | None,
-    runs: Path,
-    backend: str | None = None,
-) -> Asked:
-    """Reads what a study is asked to be. If no name is given, it is `SPACE-RECIPE`, or `SPACE-RECIPE-nni` under NNI.
-
-    Raises:
-        ConfigError: a file is missing or wrong, the space does not fit the recipe, or the name is none.
-    """
-    recipe_file, space_file = find_document(recipe, "trials"), find_document(space, "search_spaces")
-    config = load_recipe(recipe_file, {**overrides, **({} if seed is None else {"seed": seed})})
-    plan = make_plan(load_space(space_file, config), config)
-    if name is None:
-        name = "-".join([space_file.stem, recipe_file.stem, *(["nni"] if backend == "nni" else [])])
-    if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
-        raise ConfigError(f"--name {shown(name)}: should be a plain name; --runs says in which folder")
-    folder = StudyFolder((runs / name).absolute())
-    return Asked(folder, plan, {"space_file": str(space_file), "recipe_file": str(recipe_file)})
+PAUSE = 0.2
+"""Seconds between looks whether a process has ended."""
+PATIENCE = 5.0
+"""Seconds that a lock may outlive the process that held it."""
 
 
 @contextmanager
-def claimed(folder: StudyFolder) -> Iterator[int]:
-    """Holds the study for this process; yields its lock. What is refused before it began leaves nothing behind.
+def launch(request: StudyRequest, options: LaunchOptions) -> Iterator[RunningStudy | None]:
+    """Holds a study and makes it ready to run, or joins it where it runs already; yields None where it is finished.
+
+    The trials start when `events` of what it yields is called. Without that call, a study that can run by itself
+    (`Backend.has_ui`) is left running.
+
+    Raises:
+        EltaTuneError: the study can't start or go on: why, and what to change.
+    """
+    backend = load_backend(request.backend)
+    backend.check_installed()
+    resolve_plan(request)  # is refused here, before a folder is made
+    with backend.launch(request, options) as running:
+        yield running
+
+
+def ended_too_early(running: RunningStudy) -> bool:
+    """Whether a study that was joined ended by itself before it knew its raised budget: it has to start again."""
+    return running.attached and not running.stopped and not is_finished(running.folder, running.plan)
+
+
+@contextmanager
+def study_lock(folder: StudyFolder) -> Iterator[int]:
+    """Holds the study for this process; yields its lock. A study that is refused leaves no folder behind.
 
     Raises:
         StudyError: another process holds it, or its folder can't be written.
@@ -94,70 +65,61 @@ def claimed(folder: StudyFolder) -> Iterator[int]:
                     folder.path.rmdir()
 
 
-@dataclass(frozen=True)
-class Run:
-    """A study that is ready: its trials start when `supervisor.events()` is asked for."""
-
-    resumed: bool
-    slots: Sequence[Slot]
-    dataset: Dataset
-    supervisor: Supervisor
-
-
-def prepared(
-    plan: StudyPlan,
-    workers: int | None,
-    devices: Sequence[str] | None,
-    cache: Path,
-    preparing: AbstractContextManager[Progress],
-) -> tuple[list[Slot], Dataset]:
-    """Where a study's trials run and what on, looked at before any does; the arguments are `open_run`'s."""
-    with preparing as progress:
-        from elta_tune.studies.preflight import choose_slots, preflight_study  # which import torch
-
-        slots = choose_slots(devices, workers)
-        return slots, preflight_study(plan, slots, cache, progress)
-
-
-@contextmanager
-def open_run(
-    asked: Asked,
-    *,
-    trials: int | None,
-    timeout: float | None,
-    workers: int | None,
-    devices: Sequence[str] | None,
-    cache: Path,
-    preparing: AbstractContextManager[Progress],
-) -> Iterator[tuple[StudyPlan, Run | None]]:
-    """Holds a study of Optuna's and makes it ready to run; yields its plan, and no run where the budget is used.
-
-    Args:
-        trials, timeout: the budget, in seconds the time, where another than the space's.
-        workers: trials at a time; None: one per device.
-        devices: their names; None: every GPU, or else the CPU.
-        cache: folder of decoded images.
-        preparing: is entered before what takes long, and yields what hears how far that is.
+def prepare_study(plan: StudyPlan, options: LaunchOptions) -> tuple[list[Slot], Dataset]:
+    """Where a study's trials run and what on, checked before any of them starts.
 
     Raises:
-        EltaTuneError: the study can't start or go on: why, and what to change.
+        EltaTuneError: a device, the data or the model.
     """
-    folder = asked.folder
-    with claimed(folder):
-        plan, resumed = asked.settled(trials, timeout, "optuna"), folder.exists()
-        if is_finished(folder, plan):
-            from elta_tune.studies.optuna.study import OptunaStudy
+    with options.preparing as progress:
+        from elta_tune.studies.preflight import choose_slots, preflight_study  # which import torch
 
-            OptunaStudy(folder, plan, cache.absolute()).unfinished()  # tells its database what a kill kept from it
-            yield plan, None
-            return
-        from elta_tune.executors.local import LocalExecutor, start_forkserver
+        slots = choose_slots(options.devices, options.workers)
+        return slots, preflight_study(plan, slots, options.cache, progress)
 
-        start_forkserver()  # which imports what trials need while this process does
-        slots, dataset = prepared(plan, workers, devices, cache, preparing)
-        from elta_tune.studies.optuna.study import OptunaStudy
-        from elta_tune.studies.optuna.supervisor import Supervisor
 
-        asked.record(plan, "optuna")
-        supervisor = Supervisor(OptunaStudy(folder, plan, cache.absolute()), LocalExecutor(slots))
-        yield plan, Run(resumed, slots, dataset, supervisor)
+def stop_study(folder: StudyFolder, say: Say) -> bool:
+    """Ends a study that runs or is prepared, as Ctrl-C does; returns whether it did.
+
+    Raises:
+        StudyError: it runs elsewhere, is another user's, or its lock can't be read.
+    """
+    if folder.exists():
+        return backend_of(folder).stop(folder, say)
+    return stop_holder(folder, folder.lock_file, say)
+
+
+def stop_holder(folder: StudyFolder, lock: Path, say: Say) -> bool:
+    """Ends the process that holds a lock of a study, and waits until it has; returns whether there was one.
+
+    Raises:
+        StudyError: it runs elsewhere, is another user's, or the lock can't be read.
+    """
+    import psutil
+
+    if not folder.is_running() and not lock.exists():
+        return False
+    holder = owner(lock)
+    if holder is None:
+        return False
+    if not holder.is_here:
+        raise StudyError(f"study {folder.name} runs as {holder}", "stop it there")
+    say(f"stopping study {folder.name} ({holder})")
+    try:
+        process = psutil.Process(holder.process)
+        # Where machines of one name, or containers, share a folder, the number may be another process's here.
+        if lock.resolve() in [Path(file.path) for file in process.open_files()]:
+            process.terminate()
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(PAUSE)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.AccessDenied:
+        raise StudyError(f"study {folder.name} runs as {holder} of another user", "that user can stop it") from None
+    until = time.monotonic() + PATIENCE
+    while owner(lock) == holder and time.monotonic() < until:  # its last threads may outlive its main one by a moment
+        time.sleep(PAUSE)
+    if owner(lock) == holder:
+        hint = "by a process of another machine or container?"
+        raise StudyError(f"study {folder.name} still runs: {lock} is held", hint)
+    return True

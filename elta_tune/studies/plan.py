@@ -69,20 +69,6 @@ def raise_budget(own: Budget, trials: int | None, timeout: float | None) -> Budg
     return Budget(trials=trials or own.trials, timeout=timeout or own.timeout)
 
 
-def settle(folder: StudyFolder, asked: StudyPlan, trials: int | None, timeout: float | None) -> StudyPlan:
-    """The plan that a study goes on with: its own with its budget raised, or what is asked for if it is new.
-
-    Raises:
-        StudyError: the study was started with another configuration or a larger budget.
-    """
-    if not folder.exists():
-        own = asked.budget
-        return asked.with_budget(Budget(trials=trials or own.trials, timeout=timeout or own.timeout))
-    plan = read_plan(folder)
-    refuse_changes(folder, plan, asked)
-    return plan.with_budget(raise_budget(plan.budget, trials, timeout))
-
-
 def record_plan(folder: StudyFolder, plan: StudyPlan, facts: Mapping[str, Any]) -> None:
     """Writes `study.yaml`, or a raised budget into the one that is there.
 

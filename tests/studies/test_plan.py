@@ -7,7 +7,9 @@ from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder
 from elta_tune.space.check import load_space
 from elta_tune.space.space import Budget
-from elta_tune.studies.plan import make_plan, raise_budget, read_plan, record_plan, settle
+from elta_tune.studies.backend import StudyRequest
+from elta_tune.studies.plan import make_plan, raise_budget, read_plan, record_plan
+from elta_tune.studies.request import resolve_plan
 
 SPACE = """
 objective: {metric: mae}
@@ -42,6 +44,10 @@ def plan(tmp_path, recipe):
 @pytest.fixture
 def folder(tmp_path):
     return StudyFolder(tmp_path / "runs" / "mine")
+
+
+def settle(folder, plan, trials, timeout):
+    return resolve_plan(StudyRequest(folder, plan, "optuna", {}, trials, timeout))
 
 
 def test_the_objective_chooses_each_trials_best_epoch(plan):

@@ -1,41 +1,183 @@
-"""A study under NNI as it begins, goes on, or is found running; whatever cuts that off leaves no process behind."""
+"""The NNI back end: node runs the study, this starts, joins and ends it; whatever cuts that off leaves no process."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from elta_tune.records import locked
+from elta_tune.errors import ConfigError, StudyError
+from elta_tune.records import StudyFolder, locked
+from elta_tune.studies.backend import LaunchOptions, RunningStudy, Say, StudyRequest, WebUI
 from elta_tune.studies.completion import is_finished
-from elta_tune.studies.launch import Asked, claimed, prepared
-from elta_tune.studies.nni.experiment import start
+from elta_tune.studies.events import Event, StopReason
+from elta_tune.studies.launch import prepare_study, stop_holder, study_lock
+from elta_tune.studies.nni.experiment import start, view
 from elta_tune.studies.nni.folder import NniFolder, Workers
-from elta_tune.studies.nni.node import Node, end, find_node, kill, status
+from elta_tune.studies.nni.node import Node, end, find_node, kill, members, require_nni, status
 from elta_tune.studies.nni.rest import NodeGone
-from elta_tune.studies.nni.watcher import fault, reconcile
-from elta_tune.studies.plan import StudyPlan, record_plan
+from elta_tune.studies.nni.space import to_nni
+from elta_tune.studies.nni.watcher import NniWatcher, fault, reconcile
+from elta_tune.studies.plan import StudyPlan, read_plan, record_plan
+from elta_tune.studies.request import record_request, resolve_plan
 
 if TYPE_CHECKING:
-    from elta_tune.data.cache.images import Progress
     from elta_tune.data.dataset import Dataset
+    from elta_tune.executors import Slot
 
 AT_WORK = ("RUNNING", "NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL", "STOPPING", "STOPPED", "DONE")
 """What a node says that runs an experiment to its end: not one that shows it, or was left before it began."""
+PAUSE = 0.2
+"""Seconds between looks whether the web UI has ended."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class NniRun:
     """A study that NNI runs now."""
 
+    folder: StudyFolder
+    plan: StudyPlan
     node: Node
     workers: Workers
-    resumed: bool
-    dataset: Dataset
-    ended_before: str | None
-    """Why it ended when nobody watched, if that is not as it should be."""
+    resumed: bool = True
+    attached: bool = True
+    dataset: Dataset | None = None
+    notes: Sequence[str] = ()
+    ignored: Sequence[str] = ()
+    seconds_before: float = 0.0
+    _watcher: NniWatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._watcher = NniWatcher(self.folder, self.plan, self.node, self.workers.cache)
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Where its trials run."""
+        return self.workers.slots
+
+    @property
+    def address(self) -> str | None:
+        """Of NNI's web UI, with its secret."""
+        return self.node.rest.url
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._watcher.interrupted
+
+    @interrupted.setter
+    def interrupted(self, value: bool) -> None:
+        self._watcher.interrupted = value
+
+    @property
+    def stopped(self) -> StopReason | None:
+        """Why the study ended early."""
+        return self._watcher.stopped
+
+    def events(self) -> Generator[Event, None, None]:
+        """Follows the study to its end, and ends node with it."""
+        return self._watcher.events()
+
+    def raise_budget(self, plan: StudyPlan) -> None:
+        """Records a plan with a larger budget, and has node go on to that."""
+        record_plan(self.folder, plan, {})
+        self.plan = self._watcher.plan = plan
+        budget = {"maxTrialNumber": plan.budget.trials}
+        with suppress(NodeGone):  # it is ending, which whoever watches will see
+            self.node.rest.put("experiment?update_type=MAX_TRIAL_NUM", {"params": budget})
+
+
+@dataclass(frozen=True)
+class NniUI:
+    """NNI's web UI on a study that does not run."""
+
+    node: Node
+
+    @property
+    def address(self) -> str:
+        """Its URL, with its secret."""
+        return self.node.rest.url
+
+    def wait(self) -> None:
+        """Returns when node has ended."""
+        while self.node.is_alive:
+            time.sleep(PAUSE)
+
+
+class NniBackend:
+    """Runs studies by NNI's tuners and assessors, with its web UI."""
+
+    name = "nni"
+    samplers = ("tpe", "random", "grid", "evolution")
+    pruners = ("median", "none")
+    has_ui = True
+
+    def check_installed(self) -> None:
+        """Looks whether NNI can run here."""
+        require_nni()
+
+    def refusals(self, plan: StudyPlan) -> Iterator[str]:
+        """Why NNI can't run a plan, apart from its sampler and pruner."""
+        if plan.budget.timeout is not None:
+            yield "budget.timeout: NNI can't stop trials when the time is up; give a number of trials alone"
+        try:
+            to_nni(plan.space, plan.recipe)
+        except ConfigError as error:
+            yield error.message
+
+    @contextmanager
+    def launch(self, request: StudyRequest, options: LaunchOptions) -> Iterator[RunningStudy | None]:
+        """Starts a study's node, or joins the one that runs; yields None where the study is finished."""
+        nni = NniFolder(request.folder)
+        with attached(nni):
+            if (node := running_node(nni)) is not None:
+                yield join(request, options, node)
+                return
+            end(nni)  # what a killed command left, which holds the study
+            with study_lock(request.folder) as lock, start_study(request, options, lock) as running:
+                yield running
+
+    def find_running(self, folder: StudyFolder) -> RunningStudy | None:
+        """The study as it runs now."""
+        nni = NniFolder(folder)
+        node = running_node(nni)
+        return None if node is None else NniRun(folder, read_plan(folder), node, nni.workers())
+
+    @contextmanager
+    def open_ui(self, folder: StudyFolder, port: int | None) -> Iterator[WebUI]:
+        """Shows a study that does not run in NNI's web UI."""
+        nni = NniFolder(folder)
+        with attached(nni):
+            try:
+                yield NniUI(view(folder, port))
+            finally:
+                end(nni)
+
+    def stop(self, folder: StudyFolder, say: Say) -> bool:
+        """Ends the command that watches the study, and node with all that it started."""
+        nni = NniFolder(folder)
+        try:
+            watched = stop_holder(folder, nni.attached_lock, say)
+        except PermissionError as error:
+            raise StudyError(f"{error.filename}: {error.strerror}", "the study's owner can stop it") from None
+        left = bool(members(nni))
+        if left and not watched:
+            say(f"stopping study {folder.name}")
+        end(nni)
+        if folder.is_running():
+            raise StudyError(f"study {folder.name} is run by another user, or elsewhere", "it can be stopped there")
+        reconcile(folder, read_plan(folder))
+        return watched or left
+
+    def is_exhausted(self, folder: StudyFolder, plan: StudyPlan) -> bool:
+        """Whether NNI's tuner had nothing left to propose: it repeats no point of a space."""
+        ending = NniFolder(folder).ended()
+        return ending is not None and ending.reason == "exhausted"
+
+
+BACKEND = NniBackend()
 
 
 @contextmanager
@@ -62,51 +204,46 @@ def running_node(nni: NniFolder) -> Node | None:
     return node if node is not None and status(node) in AT_WORK else None
 
 
-def raise_budget(nni: NniFolder, plan: StudyPlan, node: Node) -> None:
-    """Tells a running study its plan."""
-    record_plan(nni.study, plan, {})
-    with suppress(NodeGone):  # it is ending, which who watches will see
-        node.rest.put("experiment?update_type=MAX_TRIAL_NUM", {"params": {"maxTrialNumber": plan.budget.trials}})
+def join(request: StudyRequest, options: LaunchOptions, node: Node) -> NniRun:
+    """A study that runs already, its budget raised to what is requested."""
+    folder, workers = request.folder, NniFolder(request.folder).workers()
+    running = NniRun(folder, read_plan(folder), node, workers, ignored=ignored_options(options, workers, node))
+    running.raise_budget(resolve_plan(request))
+    return running
+
+
+def ignored_options(options: LaunchOptions, workers: Workers, node: Node) -> list[str]:
+    """The options that say otherwise than the study that runs already does."""
+    given = {
+        "workers": options.workers not in (None, len(workers.slots)),
+        "devices": options.devices is not None and set(options.devices) != {slot.device for slot in workers.slots},
+        "port": options.port not in (None, node.rest.port),
+        "cache": options.cache.absolute() != workers.cache,
+    }
+    return [option for option, differs in given.items() if differs]
 
 
 @contextmanager
-def open_nni_run(
-    asked: Asked,
-    *,
-    trials: int | None,
-    timeout: float | None,
-    workers: int | None,
-    devices: Sequence[str] | None,
-    cache: Path,
-    port: int | None,
-    preparing: AbstractContextManager[Progress],
-    starting: AbstractContextManager[object],
-) -> Iterator[tuple[StudyPlan, NniRun | None]]:
-    """Starts a study's node, which then runs it; yields its plan, and no run where the budget is used.
+def start_study(request: StudyRequest, options: LaunchOptions, lock: int) -> Iterator[NniRun | None]:
+    """Starts a study's node, which then runs it; yields None where the study is finished.
 
-    Args: as of `open_run`, and
-        port: of the web UI; None takes a free one.
-        starting: is entered while node starts.
-
-    Raises:
-        EltaTuneError: the study can't start or go on: why, and what to change.
+    Args:
+        lock: descriptor of the study's lock, which node inherits.
     """
-    folder, nni = asked.folder, NniFolder(asked.folder)
-    end(nni)  # what a killed command left, which holds the study
-    with claimed(folder) as lock:
-        plan, resumed = asked.settled(trials, timeout, "nni"), folder.exists()
-        before = fault(nni) if nni.ended() else None
-        reconcile(folder, plan)
-        if is_finished(folder, plan):
-            yield plan, None
-            return
-        slots, dataset = prepared(plan, workers, devices, cache, preparing)
-        asked.record(plan, "nni")
-        at = Workers(slots=tuple(slots), cache=cache.absolute())
-        try:
-            with starting:
-                node = start(folder, plan, at, port, lock)
-            yield plan, NniRun(node, at, resumed, dataset, None if before is None else before.message)
-        except BaseException:  # Ctrl-C, say, before the watcher hears of it
-            kill(nni)
-            raise
+    folder, nni = request.folder, NniFolder(request.folder)
+    plan, resumed = resolve_plan(request), folder.exists()
+    before = fault(nni) if nni.ended() else None
+    reconcile(folder, plan)
+    if is_finished(folder, plan):
+        yield None
+        return
+    slots, dataset = prepare_study(plan, options)
+    record_request(request, plan)
+    workers = Workers(slots=tuple(slots), cache=options.cache.absolute())
+    notes = [] if before is None else [f"it had ended: {before.message}"]
+    try:
+        node = start(folder, plan, workers, options.port, lock)
+        yield NniRun(folder, plan, node, workers, resumed, False, dataset, notes)
+    except BaseException:  # Ctrl-C, say, before the watcher hears of it
+        kill(nni)
+        raise

@@ -1,0 +1,82 @@
+"""A request to run a study: what is read from files and overrides, and the plan that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from elta_tune.config import load_recipe
+from elta_tune.documents import find_document
+from elta_tune.errors import ConfigError
+from elta_tune.records import StudyFolder
+from elta_tune.space.check import load_space
+from elta_tune.space.space import Budget
+from elta_tune.studies.backend import DEFAULT, StudyRequest, check_plan, choose_backend, load_backend
+from elta_tune.studies.plan import StudyPlan, make_plan, raise_budget, read_plan, record_plan, refuse_changes
+
+
+def request_study(
+    space: str,
+    recipe: str,
+    overrides: Mapping[str, Any],
+    *,
+    seed: int | None,
+    name: str | None,
+    runs: Path,
+    backend: str | None = None,
+    trials: int | None = None,
+    timeout: float | None = None,
+) -> StudyRequest:
+    """Reads the files of a study. If no name is given, it is `SPACE-RECIPE`, or `SPACE-RECIPE-BACKEND`.
+
+    Raises:
+        ConfigError: a file is missing or wrong, the space does not fit the recipe, or the name is none.
+        StudyError: the study runs under another back end.
+    """
+    recipe_file, space_file = find_document(recipe, "trials"), find_document(space, "search_spaces")
+    config = load_recipe(recipe_file, {**overrides, **({} if seed is None else {"seed": seed})})
+    plan = make_plan(load_space(space_file, config), config)
+    if name is None:
+        name = "-".join([space_file.stem, recipe_file.stem, *([] if backend in (None, DEFAULT) else [backend])])
+    check_name(name)
+    folder = StudyFolder((runs / name).absolute())
+    files = {"space_file": str(space_file), "recipe_file": str(recipe_file)}
+    return StudyRequest(folder, plan, choose_backend(folder, backend).name, files, trials, timeout)
+
+
+def check_name(name: str) -> None:
+    """Refuses what can't be the name of a study.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
+        raise ConfigError(f"`name={name}`: should be a plain name; `runs` says in which folder")
+
+
+def resolve_plan(request: StudyRequest) -> StudyPlan:
+    """The plan that a study goes on with: its own with its budget raised, or what is requested if it is new.
+
+    Raises:
+        StudyError: the study was started with another configuration or a larger budget.
+        ConfigError: the back end can't run it.
+    """
+    folder, plan, own = request.folder, request.plan, request.plan.budget
+    if folder.exists():
+        plan = read_plan(folder)
+        refuse_changes(folder, plan, request.plan)
+        budget = raise_budget(plan.budget, request.trials, request.timeout)
+    else:
+        budget = Budget(trials=request.trials or own.trials, timeout=request.timeout or own.timeout)
+    plan = plan.with_budget(budget)
+    check_plan(plan, load_backend(request.backend))
+    return plan
+
+
+def record_request(request: StudyRequest, plan: StudyPlan) -> None:
+    """Writes `study.yaml` with what is known of the run that starts it; of a study that goes on, its raised budget."""
+    from elta_tune.trial import commit, versions
+
+    facts = {"study": request.folder.name, "backend": request.backend, **request.files}
+    record_plan(request.folder, plan, {**facts, "packages": versions(), "commit": commit()})
