@@ -35,7 +35,7 @@ from elta_tune.locks import Held, hold, is_held, owner
 from elta_tune.suggestions import did_you_mean
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` reads folders only
-    from elta_tune.training.loop import Predictions
+    from elta_tune.training.predict import Predictions
     from elta_tune.training.self_training import Epoch
     from elta_tune.training.state import Selection
 
@@ -188,7 +188,7 @@ class TrialFolder:
     def finish(self, result: Mapping[str, Any], checkpoint: Mapping[str, Any] | None) -> None:
         """Writes the predictions that a checkpoint has of its best epoch and, last, `result.json`."""
         if checkpoint is not None:
-            from elta_tune.training.loop import Predictions
+            from elta_tune.training.predict import Predictions
             from elta_tune.training.state import from_plain
 
             predictions = from_plain(Predictions, checkpoint["best"]["predictions"])

@@ -21,10 +21,10 @@ from elta_tune.data.prepare import open_dataset
 from elta_tune.data.readers import read_ratings
 from elta_tune.errors import DataError, OutOfMemoryError, TrialError
 from elta_tune.method import metrics
+from elta_tune.method.scores import method_bins
 from elta_tune.records import TrialFolder, outcome
 from elta_tune.training.devices import device_of
 from elta_tune.training.self_training import Epoch, self_training_rounds
-from elta_tune.training.state import method_bins
 
 PACKAGES = ("elta-tune", "torch", "timm", "optuna", "numpy", "pandas", "scipy", "pillow")
 
@@ -119,7 +119,9 @@ def run_trial(
     result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
     result |= {"environment": environment(device), **(facts or {})}
     result["model"] = {
-        "bins": None if dataset.bins is None or config.model.head == "mse" else method_bins(dataset).tolist(),
+        "bins": None
+        if dataset.bins is None or config.model.head == "mse"
+        else method_bins(dataset.bins, dataset.scale).tolist(),
         "scale": dataset.scale,
         "threshold": dataset.threshold,
         "tail_cuts": dataset.tail_cuts,

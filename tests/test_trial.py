@@ -29,10 +29,10 @@ from elta_tune.config import TrialConfig, load_recipe
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import StudyError
 from elta_tune.executors.local import start_forkserver, without_main_script
+from elta_tune.method.scores import method_bins
 from elta_tune.records import TrialFolder
-from elta_tune.training.loop import predict
 from elta_tune.training.model import build_model
-from elta_tune.training.state import method_bins
+from elta_tune.training.predict import predict
 from elta_tune.trial import NoReporter, TrialPruned, TrialStopped, run_trial
 
 TIMES = {"seconds", "images_per_second", "peak_memory_mb", "elapsed"}
@@ -212,7 +212,7 @@ def test_predictions_and_weights_are_the_best_epoch_s(
     again = predict(model, dataset.val, rounds, tuple(result["model"]["scale"]))
     np.testing.assert_allclose(again.scores, table["score"], atol=1e-6)
     assert list(again.ids) == list(table["image_id"])
-    np.testing.assert_allclose(method_bins(dataset), [1, 3.25, 5.5, 7.75, 10])
+    np.testing.assert_allclose(method_bins(dataset.bins, dataset.scale), [1, 3.25, 5.5, 7.75, 10])
 
 
 def test_pseudo_labels_are_a_table(rounds: TrialConfig, run: Run, data_root: Path, tmp_path: Path) -> None:

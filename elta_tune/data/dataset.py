@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from elta_tune.data.batches import SplitImages
 from elta_tune.data.images import fingerprint
+from elta_tune.method.scores import RatingScale
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,8 @@ class Dataset:
     tail_cuts: tuple[float, float]
     is_spread: bool = False
     warnings: tuple[str, ...] = ()
+
+    @property
+    def rating_scale(self) -> RatingScale:
+        """What metrics on these data are measured by."""
+        return RatingScale(self.scale, self.threshold, self.tail_cuts, self.is_spread)

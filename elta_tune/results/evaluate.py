@@ -18,11 +18,12 @@ from elta_tune.data.readers import Ratings
 from elta_tune.data.splits import LabelledName, read_splits
 from elta_tune.errors import ConfigError
 from elta_tune.method import metrics
+from elta_tune.method.scores import RatingScale, from_method_scale, to_method_scale
 from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.results.predictions import PredictionFile, read_predictions
 from elta_tune.training.devices import device_of
-from elta_tune.training.loop import Predictions, evaluate, from_method_scale, predict, to_method_scale
 from elta_tune.training.model import place
+from elta_tune.training.predict import Predictions, evaluate, predict
 from elta_tune.trial import describe_split, out_of_memory_told
 
 TRAINING_FILE = ("data.train", "data.ratings", "data.root")
@@ -32,22 +33,12 @@ READING_IT = ("data.format", "data.columns", "data.split")
 
 
 @dataclass(frozen=True)
-class KeptYardstick:
-    """What a checkpoint or a file tells to measure by; `tail_cuts` are None where the training split is not known."""
-
-    scale: tuple[float, float]
-    threshold: float
-    tail_cuts: tuple[float, float] | None
-    is_spread: bool = False
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """The metrics of docs/method.md §7, what they were taken of, by what, and on which data; `note` is of the model."""
 
     metrics: dict[str, float]
     predictions: Predictions
-    yardstick: KeptYardstick
+    yardstick: RatingScale
     data: dict[str, Any]
     note: str | None = None
 
@@ -133,7 +124,7 @@ def _note(checkpoint: Checkpoint, predictions: Predictions) -> str | None:
     return "; ".join(filter(None, (checkpoint.note, failed))) or None
 
 
-def _yardstick(checkpoint: Checkpoint, ratings: Ratings, data: DataConfig) -> KeptYardstick:
+def _yardstick(checkpoint: Checkpoint, ratings: Ratings, data: DataConfig) -> RatingScale:
     scale, cuts, cuts_scale = ratings.scale or checkpoint.scale, checkpoint.tail_cuts, checkpoint.scale
     if cuts is None and (training := training_file(data)) is not None:
         cuts, cuts_scale = training.tail_cuts, training.scale
@@ -141,10 +132,10 @@ def _yardstick(checkpoint: Checkpoint, ratings: Ratings, data: DataConfig) -> Ke
         low, high = from_method_scale(to_method_scale(np.array(cuts), cuts_scale), scale).tolist()
         cuts = (low, high)
     threshold = checkpoint.threshold if ratings.threshold is None else ratings.threshold
-    return KeptYardstick(scale, threshold, cuts, ratings.is_spread)
+    return RatingScale(scale, threshold, cuts, ratings.is_spread)
 
 
-def training_file(data: DataConfig) -> KeptYardstick | None:
+def training_file(data: DataConfig) -> RatingScale | None:
     """What the training file of a data set tells, None where there is none.
 
     Raises:
@@ -154,7 +145,7 @@ def training_file(data: DataConfig) -> KeptYardstick | None:
     if file is None or not (named or file.exists()):
         return None
     ratings = read_splits(data, ["train"]).labelled["train"]
-    return KeptYardstick(ratings.scale, ratings.threshold, metrics.tail_cuts(ratings.scores), ratings.is_spread)
+    return RatingScale(ratings.scale, ratings.threshold, metrics.tail_cuts(ratings.scores), ratings.is_spread)
 
 
 def _comparable(rows: Split, predictions: Predictions) -> Split:
@@ -188,7 +179,7 @@ def evaluate_predictions(file: Path, data: DataConfig) -> Evaluation:
     return Evaluation(measured, read.predictions, yardstick, told)
 
 
-def yardstick_of_file(file: PredictionFile, data: DataConfig) -> KeptYardstick:
+def yardstick_of_file(file: PredictionFile, data: DataConfig) -> RatingScale:
     """What the predictions in a file with true scores are measured by, as `evaluate_predictions` says.
 
     Raises:
@@ -203,14 +194,14 @@ def yardstick_of_file(file: PredictionFile, data: DataConfig) -> KeptYardstick:
     threshold = threshold if data.threshold is None else data.threshold
     if threshold is None:
         threshold = 5.0 if scale == (1.0, 10.0) else sum(scale) / 2  # 5 is AVA's
-    return KeptYardstick(scale, threshold, cuts)
+    return RatingScale(scale, threshold, cuts)
 
 
-def _beside(file: Path) -> KeptYardstick | None:
+def _beside(file: Path) -> RatingScale | None:
     """What the `result.json` beside a trial's predictions tells; one of another tool tells nothing."""
     try:
         model = json.loads(file.with_name("result.json").read_text(encoding="utf-8"))["model"]
         (low, high), threshold, cuts = model["scale"], model["threshold"], model["tail_cuts"]
-        return KeptYardstick((float(low), float(high)), float(threshold), (float(cuts[0]), float(cuts[1])))
+        return RatingScale((float(low), float(high)), float(threshold), (float(cuts[0]), float(cuts[1])))
     except (OSError, ValueError, TypeError, LookupError):
         return None

@@ -15,6 +15,7 @@ import numpy as np
 
 from elta_tune.errors import StudyError
 from elta_tune.files import write_atomic
+from elta_tune.method.scores import SCALE
 from elta_tune.models.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.models.formats.convert import write_model
 from elta_tune.models.formats.kinds import Kind
@@ -22,7 +23,6 @@ from elta_tune.models.outputs import unwritable_told
 from elta_tune.records import StudyFolder
 from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.devices import available_devices
-from elta_tune.training.model import SCALE
 
 TOLERANCE = 1e-5
 """Predictions of the exported file and of the trial's best epoch, on 1…10, agree to this on the same make of device."""

@@ -16,8 +16,8 @@ from elta_tune.errors import DataError, EltaTuneError
 from elta_tune.files import write_json
 from elta_tune.models.checkpoint import load_checkpoint
 from elta_tune.training.devices import device_of
-from elta_tune.training.loop import evaluate, predict
 from elta_tune.training.model import place
+from elta_tune.training.predict import evaluate, predict
 from elta_tune.trial import describe_data, environment, out_of_memory_told
 
 
@@ -37,7 +37,7 @@ def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -
     with out_of_memory_told():
         predictions = predict(place(model, target), rows, loaded.config, dataset.scale)
     return {
-        "metrics": evaluate(predictions, rows, dataset),
+        "metrics": evaluate(predictions, rows, dataset.rating_scale),
         "ids": list(predictions.ids),
         "scores": predictions.scores.tolist(),
         "data": describe_data(dataset),

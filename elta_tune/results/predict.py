@@ -20,10 +20,11 @@ from elta_tune.data.cache.images import Progress, no_progress
 from elta_tune.data.images import image_file
 from elta_tune.data.readers import read_unlabelled
 from elta_tune.errors import ConfigError, DataError
+from elta_tune.method.scores import from_method_scale
 from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.training.devices import device_of
-from elta_tune.training.loop import from_method_scale, predict_batch
 from elta_tune.training.model import place
+from elta_tune.training.predict import predict_batch
 from elta_tune.trial import out_of_memory_told
 
 

@@ -18,7 +18,7 @@ from elta_tune.data.readers.columns import ID_COLUMNS
 from elta_tune.data.readers.formats import are_shares, in_a_row
 from elta_tune.data.readers.tables import Sheet, Table, load, open_sheet
 from elta_tune.errors import DataError
-from elta_tune.training.loop import Predictions
+from elta_tune.training.predict import Predictions
 
 
 @dataclass(frozen=True)

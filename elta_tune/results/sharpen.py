@@ -22,11 +22,12 @@ from elta_tune.data.splits import draw_lots
 from elta_tune.documents import read_document
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
-from elta_tune.results.evaluate import KeptYardstick, yardstick_of_file
+from elta_tune.method.scores import RatingScale
+from elta_tune.results.evaluate import yardstick_of_file
 from elta_tune.results.predictions import PredictionFile, read_predictions
 from elta_tune.space.check import check_space
 from elta_tune.space.space import SearchSpace
-from elta_tune.training.loop import Predictions
+from elta_tune.training.predict import Predictions
 from elta_tune.training.self_training import select_from
 from elta_tune.training.state import Selection
 
@@ -109,7 +110,7 @@ def search_sharpening(
     holdout: Predictions,
     space: SearchSpace,
     recipe: TrialConfig,
-    yardstick: KeptYardstick,
+    yardstick: RatingScale,
     *,
     metric: str = BALANCED,
     trials: int = 200,
@@ -162,7 +163,7 @@ def search_sharpening(
     return sorted(found.values(), key=lambda choice: choice.value if is_error else -choice.value)
 
 
-def measure_choice(holdout: Predictions, config: TrialConfig, yardstick: KeptYardstick, metric: str) -> Choice | None:
+def measure_choice(holdout: Predictions, config: TrialConfig, yardstick: RatingScale, metric: str) -> Choice | None:
     """What a temperature and a threshold make of the hold-out, or None if they select too little of its tails."""
     assert holdout.truth is not None
     selection = select_from(holdout, config.sharpening, yardstick.scale, round=1)
@@ -184,7 +185,7 @@ def _balanced(measured: Mapping[str, float]) -> float:
     return sum(errors) / len(errors)
 
 
-def label_pool(pool: Predictions, config: TrialConfig, yardstick: KeptYardstick) -> PseudoLabels:
+def label_pool(pool: Predictions, config: TrialConfig, yardstick: RatingScale) -> PseudoLabels:
     """Selects from a pool; its own scores are compared afterwards.
 
     Args:
@@ -208,7 +209,7 @@ def spread(scores: NDArray[np.float64], tail_cuts: tuple[float, float]) -> dict[
 
 
 def _measured(
-    selection: Selection, truth: NDArray[np.float64], config: TrialConfig, yardstick: KeptYardstick
+    selection: Selection, truth: NDArray[np.float64], config: TrialConfig, yardstick: RatingScale
 ) -> dict[str, float]:
     """The metrics of pseudo-labels: what would be trained on, raw or sharpened."""
     labels = selection.raw if config.sharpening.target == "raw" else selection.sharpened
@@ -237,7 +238,7 @@ class Sharpened:
     best: Choice
     recipe: Choice | None
     labels: PseudoLabels
-    yardstick: KeptYardstick
+    yardstick: RatingScale
     left_out: int
 
 

@@ -36,8 +36,8 @@ from elta_tune.data.cache.packs import Images
 from elta_tune.data.dataset import Dataset, ImageSet
 from elta_tune.errors import DataError
 from elta_tune.files import make_once
-from elta_tune.training.loop import exact_convolutions
 from elta_tune.training.model import AestheticModel, check_backbone, place
+from elta_tune.training.predict import exact_convolutions
 
 RULE = "1: evaluation crops, float32"
 """What turns pixels into features; another rule is another cache."""

@@ -14,12 +14,9 @@ from elta_tune.config import ModelConfig
 from elta_tune.data.batches import augment, normalize
 from elta_tune.errors import ModelError
 from elta_tune.method.losses import emd_loss, mse_loss
-from elta_tune.method.scores import mean_score
+from elta_tune.method.scores import SCALE, mean_score
 from elta_tune.suggestions import did_you_mean
 from elta_tune.training.seeding import stage_seed
-
-SCALE = (1.0, 10.0)
-"""The method's scale: its τ1, τ2 and β act on distances between scores of AVA's 1…10."""
 
 
 class DistributionHead(nn.Sequential):

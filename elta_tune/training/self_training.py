@@ -16,27 +16,19 @@ from elta_tune.config import SharpeningConfig, TrialConfig
 from elta_tune.data.cache.images import Progress
 from elta_tune.data.check import unfit, unmeasurable
 from elta_tune.data.dataset import Dataset
-from elta_tune.method.scores import mean_score
+from elta_tune.method.scores import SCALE, mean_score, method_bins, to_method_scale
 from elta_tune.method.sharpening import select, sharpen
+from elta_tune.training.epoch import Samples, reset_peak_memory, train_epoch
 from elta_tune.training.features import frozen_dataset, tell
-from elta_tune.training.loop import (
-    Predictions,
-    Samples,
-    evaluate,
-    forget_peak_memory,
-    predict,
-    to_method_scale,
-    train_epoch,
-)
-from elta_tune.training.model import SCALE, check_images
+from elta_tune.training.model import check_images
+from elta_tune.training.predict import Predictions, evaluate, predict
 from elta_tune.training.state import (
     Best,
-    Learner,
     Selection,
+    TrainingState,
     checkpoint_of,
-    method_bins,
-    new_learner,
     new_model,
+    new_state,
     next_round,
     restored,
 )
@@ -128,51 +120,51 @@ def self_training_rounds(
         DivergedError: a loss is not finite.
     """
     _check_data(config, dataset)
-    forget_peak_memory(device)
+    reset_peak_memory(device)
     if config.model.freeze:
         dataset = _frozen(config, dataset, device, cache, tell)
-    learner, data = new_learner(config, dataset, device, round=0), dataset
+    state, data = new_state(config, dataset, device, round=0), dataset
     if resume is not None:
-        learner, data = restored(learner, config, dataset, resume)
-    samples = _samples(config, data, learner.selection)
-    while learner.epoch < (epochs := config.epochs_of(learner.round)):
-        if learner.epoch == 0 and learner.round > 0:
-            learner, data = next_round(learner, config, dataset, device)
-            samples = _samples(config, data, learner.selection)
-        learner.step, learner.epoch = learner.step + 1, learner.epoch + 1
+        state, data = restored(state, config, dataset, resume)
+    samples = _samples(config, data, state.selection)
+    while state.epoch < (epochs := config.epochs_of(state.round)):
+        if state.epoch == 0 and state.round > 0:
+            state, data = next_round(state, config, dataset, device)
+            samples = _samples(config, data, state.selection)
+        state.step, state.epoch = state.step + 1, state.epoch + 1
         training = train_epoch(
-            learner.model,
-            learner.optimizer,
-            learner.scaler,
+            state.model,
+            state.optimizer,
+            state.scaler,
             samples,
             config,
-            round=learner.round,
-            epoch=learner.epoch,
+            round=state.round,
+            epoch=state.epoch,
             epochs=epochs,
         )
         training["pseudo_labels"] = len(samples.scores) - len(dataset.train.ids)
-        yield _finish_epoch(learner, config, data, training)
+        yield _finish_epoch(state, config, data, training)
 
 
-def _finish_epoch(learner: Learner, config: TrialConfig, dataset: Dataset, training: dict[str, float]) -> Epoch:
+def _finish_epoch(state: TrainingState, config: TrialConfig, dataset: Dataset, training: dict[str, float]) -> Epoch:
     """Evaluates, keeps the best, and where the round ends selects what the next one trains on."""
-    round, epoch = learner.round, learner.epoch
-    predictions = predict(learner.model, dataset.val, config, dataset.scale)
-    metrics = evaluate(predictions, dataset.val, dataset)
-    weights = learner.weights
+    round, epoch = state.round, state.epoch
+    predictions = predict(state.model, dataset.val, config, dataset.scale)
+    metrics = evaluate(predictions, dataset.val, dataset.rating_scale)
+    weights = state.weights
     value = metrics[config.evaluation.metric]
-    if learner.best is None or _is_better(value, learner.best.value, config.evaluation.resolved_direction):
-        learner.best = Best(learner.step, round, epoch, value, metrics, predictions)
-        learner.best_weights = weights
+    if state.best is None or _is_better(value, state.best.value, config.evaluation.resolved_direction):
+        state.best = Best(state.step, round, epoch, value, metrics, predictions)
+        state.best_weights = weights
     selection = None
     if epoch == config.epochs_of(round):
-        selection = _select(learner, config, dataset)
+        selection = _select(state, config, dataset)
         if selection is not None and len(selection.rows):
-            learner.round, learner.epoch, learner.selection = round + 1, 0, selection
+            state.round, state.epoch, state.selection = round + 1, 0, selection
         elif round <= config.self_training.rounds and config.training.retrain_head_epochs:
-            learner.round, learner.epoch = config.self_training.rounds + 1, 0
-    checkpoint = checkpoint_of(learner, weights)
-    return Epoch(learner.step, round, epoch, metrics, training, learner.best, selection, checkpoint, weights)
+            state.round, state.epoch = config.self_training.rounds + 1, 0
+    checkpoint = checkpoint_of(state, weights)
+    return Epoch(state.step, round, epoch, metrics, training, state.best, selection, checkpoint, weights)
 
 
 def _is_better(value: float, record: float, direction: str) -> bool:
@@ -182,14 +174,14 @@ def _is_better(value: float, record: float, direction: str) -> bool:
     return value > record if direction == "maximize" else value < record
 
 
-def _select(learner: Learner, config: TrialConfig, dataset: Dataset) -> Selection | None:
+def _select(state: TrainingState, config: TrialConfig, dataset: Dataset) -> Selection | None:
     """What the best model so far selects from the pool, or None if no round follows."""
-    if learner.round >= config.self_training.rounds:
+    if state.round >= config.self_training.rounds:
         return None
     assert dataset.pool is not None
-    learner.model.load_state_dict(learner.best_weights)  # its own are saved, and the next round has another model
-    predictions = predict(learner.model, dataset.pool, config, dataset.scale)
-    return select_from(predictions, config.sharpening, dataset.scale, round=learner.round + 1)
+    state.model.load_state_dict(state.best_weights)  # its own are saved, and the next round has another model
+    predictions = predict(state.model, dataset.pool, config, dataset.scale)
+    return select_from(predictions, config.sharpening, dataset.scale, round=state.round + 1)
 
 
 def select_from(
@@ -229,8 +221,9 @@ def _samples(config: TrialConfig, dataset: Dataset, selection: Selection | None)
     if selection is None:
         return Samples(images, targets, scores)
     assert dataset.pool is not None
+    assert dataset.bins is not None
     pseudo = selection.raw if config.sharpening.target == "raw" else selection.sharpened
     pool = dataset.pool.images[config.data.resize].subset(selection.rows.numpy())
     targets = torch.cat([targets, pseudo])
-    scores = torch.cat([scores, mean_score(pseudo, method_bins(dataset))])
+    scores = torch.cat([scores, mean_score(pseudo, method_bins(dataset.bins, dataset.scale))])
     return Samples(images.joined(pool), targets, scores)

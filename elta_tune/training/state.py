@@ -12,10 +12,12 @@ from torch import Tensor
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import Dataset
+from elta_tune.method.scores import method_bins
 from elta_tune.training.features import Features, backbone_state, compute_features, with_features
 from elta_tune.training.head import HeadOnly
-from elta_tune.training.loop import Predictions, build_optimizer, precision_of, to_method_scale
 from elta_tune.training.model import AestheticModel, build_head, build_model, place, trained_state
+from elta_tune.training.optimizer import build_optimizer, precision_of
+from elta_tune.training.predict import Predictions
 from elta_tune.training.seeding import stage_seed
 
 Plain = TypeVar("Plain", "Selection", Predictions)
@@ -51,7 +53,7 @@ class Best:
 
 
 @dataclass
-class Learner:
+class TrainingState:
     """What changes while a trial trains; `epoch` of the running `round` are done."""
 
     model: AestheticModel
@@ -90,15 +92,9 @@ def from_plain(kind: type[Plain], plain: dict[str, Any]) -> Plain:
     return kind(**{name: restored(name, value) for name, value in plain.items()})
 
 
-def method_bins(dataset: Dataset) -> Tensor:
-    """The rating (K,) of each bin, on the method's 1…10."""
-    assert dataset.bins is not None
-    return torch.from_numpy(to_method_scale(dataset.bins, dataset.scale)).float()
-
-
 def new_model(config: TrialConfig, dataset: Dataset, *, round: int) -> AestheticModel:
     """A new model on the CPU; where the images are features already, the head alone."""
-    bins = None if dataset.bins is None else method_bins(dataset)
+    bins = None if dataset.bins is None else method_bins(dataset.bins, dataset.scale)
     seed = stage_seed(config.seed, "model", round)
     images = next(iter(dataset.train.images.values()))  # features are the same at any size
     if isinstance(images, Features):
@@ -106,11 +102,11 @@ def new_model(config: TrialConfig, dataset: Dataset, *, round: int) -> Aesthetic
     return build_model(config.model, bins=bins, size=config.data.crop, seed=seed)
 
 
-def new_learner(config: TrialConfig, dataset: Dataset, device: torch.device, *, round: int) -> Learner:
-    """A learner that has learnt nothing."""
+def new_state(config: TrialConfig, dataset: Dataset, device: torch.device, *, round: int) -> TrainingState:
+    """The state before the first epoch."""
     model = place(new_model(config, dataset, round=round), device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision_of(config, device) == torch.float16)
-    return Learner(model, _optimizer(model, config, scaler), scaler)
+    return TrainingState(model, _optimizer(model, config, scaler), scaler)
 
 
 def _optimizer(model: AestheticModel, config: TrialConfig, scaler: torch.amp.GradScaler) -> torch.optim.Optimizer:
@@ -118,39 +114,39 @@ def _optimizer(model: AestheticModel, config: TrialConfig, scaler: torch.amp.Gra
 
 
 def next_round(
-    learner: Learner, config: TrialConfig, dataset: Dataset, device: torch.device
-) -> tuple[Learner, Dataset]:
-    """The learner at the start of its round, and the data that it trains on: those of the head's round are features."""
-    fresh = new_learner(config, dataset, device, round=learner.round)
-    is_last = learner.round > config.self_training.rounds
+    state: TrainingState, config: TrialConfig, dataset: Dataset, device: torch.device
+) -> tuple[TrainingState, Dataset]:
+    """The state at the start of its round, and the data that it trains on: those of the head's round are features."""
+    fresh = new_state(config, dataset, device, round=state.round)
+    is_last = state.round > config.self_training.rounds
     if is_last or config.self_training.init == "continue":
-        fresh.model.load_state_dict(learner.best_weights)
-    learner = replace(learner, model=fresh.model, optimizer=fresh.optimizer, scaler=fresh.scaler)
-    return _head_alone(learner, config, dataset) if is_last else (learner, dataset)
+        fresh.model.load_state_dict(state.best_weights)
+    state = replace(state, model=fresh.model, optimizer=fresh.optimizer, scaler=fresh.scaler)
+    return _head_alone(state, config, dataset) if is_last else (state, dataset)
 
 
-def _head_alone(learner: Learner, config: TrialConfig, dataset: Dataset) -> tuple[Learner, Dataset]:
+def _head_alone(state: TrainingState, config: TrialConfig, dataset: Dataset) -> tuple[TrainingState, Dataset]:
     """From here on the head alone is trained, on features of the model as it stands (docs/method.md §5)."""
-    pool = None if learner.selection is None else dataset.pool
+    pool = None if state.selection is None else dataset.pool
     data = with_features(
-        replace(dataset, pool=pool), config, lambda split: compute_features(learner.model, split, config)
+        replace(dataset, pool=pool), config, lambda split: compute_features(state.model, split, config)
     )
-    frozen = backbone_state(trained_state(learner.model))
-    model = HeadOnly(learner.model.head, None)
-    return replace(learner, model=model, optimizer=_optimizer(model, config, learner.scaler), frozen=frozen), data
+    frozen = backbone_state(trained_state(state.model))
+    model = HeadOnly(state.model.head, None)
+    return replace(state, model=model, optimizer=_optimizer(model, config, state.scaler), frozen=frozen), data
 
 
-def checkpoint_of(learner: Learner, weights: dict[str, Tensor]) -> dict[str, Any]:
+def checkpoint_of(state: TrainingState, weights: dict[str, Tensor]) -> dict[str, Any]:
     """All that is needed to go on, best weights apart, as tensors and plain values."""
-    assert learner.best is not None
-    best, selection = learner.best, learner.selection
+    assert state.best is not None
+    best, selection = state.best, state.selection
     return {
-        "step": learner.step,
-        "round": learner.round,
-        "epoch": learner.epoch,
+        "step": state.step,
+        "round": state.round,
+        "epoch": state.epoch,
         "model": weights,
-        "optimizer": learner.optimizer.state_dict(),
-        "scaler": learner.scaler.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
         "best": {
             "step": best.step,
             "round": best.round,
@@ -164,19 +160,19 @@ def checkpoint_of(learner: Learner, weights: dict[str, Tensor]) -> dict[str, Any
 
 
 def restored(
-    learner: Learner, config: TrialConfig, dataset: Dataset, resume: dict[str, Any]
-) -> tuple[Learner, Dataset]:
-    """A new learner as it was at an epoch, and the data that it trained on."""
-    learner.model.load_state_dict(resume["model"])
-    learner.step, learner.round, learner.epoch = resume["step"], resume["round"], resume["epoch"]
+    state: TrainingState, config: TrialConfig, dataset: Dataset, resume: dict[str, Any]
+) -> tuple[TrainingState, Dataset]:
+    """A new state as it was at an epoch, and the data that it trained on."""
+    state.model.load_state_dict(resume["model"])
+    state.step, state.round, state.epoch = resume["step"], resume["round"], resume["epoch"]
     best = dict(resume["best"])
-    learner.best = Best(**best | {"predictions": from_plain(Predictions, best["predictions"])})
-    learner.best_weights = resume["best_weights"]
+    state.best = Best(**best | {"predictions": from_plain(Predictions, best["predictions"])})
+    state.best_weights = resume["best_weights"]
     selection = resume["selection"]
-    learner.selection = None if selection is None else from_plain(Selection, selection)
+    state.selection = None if selection is None else from_plain(Selection, selection)
     data = dataset
-    if learner.round > config.self_training.rounds and learner.epoch > 0:
-        learner, data = _head_alone(learner, config, dataset)
-    learner.optimizer.load_state_dict(resume["optimizer"])
-    learner.scaler.load_state_dict(resume["scaler"])
-    return learner, data
+    if state.round > config.self_training.rounds and state.epoch > 0:
+        state, data = _head_alone(state, config, dataset)
+    state.optimizer.load_state_dict(resume["optimizer"])
+    state.scaler.load_state_dict(resume["scaler"])
+    return state, data

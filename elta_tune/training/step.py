@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -11,14 +9,6 @@ from elta_tune.config import TrialConfig
 from elta_tune.method.losses import similarity_loss
 from elta_tune.method.mixup import mix
 from elta_tune.training.model import AestheticModel
-
-
-class Losses(NamedTuple):
-    """The loss terms of one batch, each a scalar: total = task + w · similarity."""
-
-    total: Tensor
-    task: Tensor
-    similarity: Tensor
 
 
 def step_losses(
@@ -30,7 +20,7 @@ def step_losses(
     *,
     precision: torch.dtype,
     generator: torch.Generator,
-) -> Losses:
+) -> dict[str, Tensor]:
     """The ELTA loss of one batch.
 
     Args:
@@ -39,6 +29,9 @@ def step_losses(
         scores: (B,) on 1…10.
         precision: arithmetic of the backbone; mixing, head and losses are float32.
         generator: draws the mixed pairs.
+
+    Returns:
+        Scalars by the names that an epoch records: `loss` = `loss_task` + w · `loss_similarity`.
     """
     with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
         features = model.backbone(images)
@@ -54,6 +47,6 @@ def step_losses(
     )
     task = model.head.loss(model.head(features), targets, config.training.emd_reduction)
     similarity = similarity_loss(features, scores)
-    # It moves the backbone alone: over features that have no gradient it is told, and no part of the loss.
+    # It trains the backbone only: with features that have no gradient it is recorded, but not part of the loss.
     weight = config.simloss.weight if features.requires_grad else 0.0
-    return Losses(task + weight * similarity, task, similarity)
+    return {"loss": task + weight * similarity, "loss_task": task, "loss_similarity": similarity}

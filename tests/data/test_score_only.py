@@ -12,11 +12,11 @@ import pytest
 from elta_tune.config import TrialConfig
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import ModelError
+from elta_tune.method.scores import from_method_scale, to_method_scale
 from elta_tune.models.checkpoint import save_checkpoint
 from elta_tune.records import TrialFolder
 from elta_tune.results.measure import measure_checkpoint
 from elta_tune.results.sources import checkpoint_of_trial
-from elta_tune.training.loop import from_method_scale, to_method_scale
 from elta_tune.training.self_training import _samples, check_fits
 from elta_tune.trial import NoReporter, run_trial
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import Dataset
 from elta_tune.errors import ConfigError, DataError, ModelError
+from elta_tune.method.scores import method_bins
 from elta_tune.training import self_training
 from elta_tune.training.model import build_model
 from elta_tune.training.self_training import Epoch, check_fits, self_training_rounds
-from elta_tune.training.state import method_bins
 
 MakeDataset = Callable[..., Dataset]
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_the_best_checkpoint_so_far_selects_by_the_method(
     dataset = make_dataset(pool=30, scale=(0, 100))
     config = quick.replace({"sharpening.temperature": temperature, **FIRST_IS_BEST})
     best = next(epochs_of(config, dataset))[1]
-    model = build_model(quick.model, bins=method_bins(dataset), size=32, seed=1).eval()
+    model = build_model(quick.model, bins=method_bins(dataset.bins, dataset.scale), size=32, seed=1).eval()
     model.load_state_dict(best)
     assert dataset.pool is not None
     pixels = (

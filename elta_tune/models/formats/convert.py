@@ -12,13 +12,13 @@ from torch import Tensor
 
 from elta_tune.errors import StudyError
 from elta_tune.files import atomic_path, disk_errors, write_atomic
+from elta_tune.method.scores import to_method_scale
 from elta_tune.models.card import model_card
 from elta_tune.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from elta_tune.models.formats.kinds import Kind, card_file
 from elta_tune.models.formats.onnx import run_onnx, write_onnx
 from elta_tune.models.formats.timm import HEAD_FILE, check_weights, read_folder, read_timm, write_folder, write_timm
 from elta_tune.models.outputs import unwritable_told
-from elta_tune.training.loop import to_method_scale
 from elta_tune.training.model import AestheticModel
 
 TOLERANCE = 1e-4

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from elta_tune.errors import ConfigError, StudyError
+from elta_tune.method.scores import from_method_scale
 from elta_tune.models.checkpoint import METADATA_KEY, Checkpoint
-from elta_tune.training.loop import from_method_scale
 from elta_tune.training.model import AestheticModel
 
 OPSET = 22
