@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import random
 import threading
 from collections.abc import Mapping, Sequence
@@ -50,18 +51,37 @@ def patch_nesting() -> None:
     ParameterSpec.is_activated_in = is_activated_in
 
 
-def tried(folder: StudyFolder, plan: StudyPlan) -> list[dict[str, Any]]:
+MUTATIONS, DRAWS = 100, 200
+"""Individuals that evolution draws until one is new: mutations, then random ones, too."""
+MOST_LISTED = 10_000
+"""Points of a space that are listed to find the last new ones."""
+Points = Mapping[int, Mapping[str, Any]]
+"""Parameters by the number of their trial."""
+
+
+def tried(folder: StudyFolder, plan: StudyPlan) -> Points:
     """The parameters of all trials that have a folder."""
-    configs = [load_recipe(trial.config_file) for _, trial in folder.trials() if trial.config_file.exists()]
-    return [plan.space.choose({name: c.get(name) for name in plan.space.parameters}, plan.recipe) for c in configs]
+    configs = {n: load_recipe(trial.config_file) for n, trial in folder.trials() if trial.config_file.exists()}
+    values = {n: {name: config.get(name) for name in plan.space.parameters} for n, config in configs.items()}
+    return {number: plan.space.choose(known, plan.recipe) for number, known in values.items()}
 
 
-def _guided(base: Any, plan: StudyPlan, tried: Sequence[Mapping[str, Any]]) -> Any:
-    """A tuner of NNI's that proposes the study's guesses first and repeats nothing that was tried."""
-    guesses = first_guesses(plan)
+def listed_points(plan: StudyPlan) -> list[dict[str, Any]]:
+    """Every point of a space, or none if they are too many or can't be counted."""
+    sizes = [parameter.count for parameter in plan.space.parameters.values()]
+    product = math.prod(size or MOST_LISTED + 1 for size in sizes)
+    return plan.space.grid(plan.recipe) if product <= MOST_LISTED else []
+
+
+def _guided(base: Any, plan: StudyPlan, tried: Points) -> Any:
+    """A tuner of NNI's that proposes the study's guesses first and tries no point twice.
+
+    If NNI asks for a trial whose folder exists, because its database is lost, the trial is what its folder says.
+    """
+    guesses = {**dict(enumerate(first_guesses(plan))), **tried}
 
     class Guided(base):  # type: ignore[misc]  # chosen at run time
-        """`propose`, `remember` and `seed` are what differs from tuner to tuner."""
+        """`propose`, `remember` and `seed` differ from tuner to tuner."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
@@ -69,13 +89,13 @@ def _guided(base: Any, plan: StudyPlan, tried: Sequence[Mapping[str, Any]]) -> A
 
         def update_search_space(self, space: Mapping[str, Any]) -> None:
             super().update_search_space(space)
-            for params in (*tried, *guesses):
+            for params in guesses.values():
                 self.remember(encode(plan.space, plan.recipe, params))
 
         def generate_parameters(self, parameter_id: int, **kwargs: Any) -> Any:
             with self.lock:
                 self.seed([plan.recipe.seed, parameter_id])
-                if parameter_id < len(guesses):
+                if parameter_id in guesses:
                     return self.propose(parameter_id, guesses[parameter_id])
                 return super().generate_parameters(parameter_id, **kwargs)
 
@@ -101,7 +121,7 @@ def _guided(base: Any, plan: StudyPlan, tried: Sequence[Mapping[str, Any]]) -> A
     return Guided
 
 
-def _tpe(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]], workers: int) -> Any:
+def _tpe(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int) -> Any:
     from nni.algorithms.hpo.tpe_tuner import TpeTuner
     from nni.common.hpo_utils import format_parameters
 
@@ -120,13 +140,13 @@ def _tpe(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]]
     return Tpe(optimize_mode, tpe_args={"n_startup_jobs": plan.sampler_startup})
 
 
-def _random(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]], workers: int) -> Any:
+def _random(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int) -> Any:
     from nni.algorithms.hpo.random_tuner import RandomTuner
 
     return _guided(RandomTuner, plan, tried)(optimize_mode=optimize_mode)
 
 
-def _grid(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]], workers: int) -> Any:
+def _grid(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int) -> Any:
     import nni
     from nni.algorithms.hpo.gridsearch_tuner import GridSearchTuner
     from nni.common.hpo_utils import deformat_parameters, format_parameters
@@ -139,7 +159,8 @@ def _grid(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]
     return Grid(optimize_mode)
 
 
-def _evolution(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str, Any]], workers: int) -> Any:
+def _evolution(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int) -> Any:
+    import nni
     from nni.algorithms.hpo.evolution_tuner import EvolutionTuner, Individual
 
     sign = 1 if optimize_mode == "maximize" else -1
@@ -152,6 +173,7 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str,
             random.seed(repr(numbers))
 
         def update_search_space(self, space: Mapping[str, Any]) -> None:
+            self.known: set[Any] = set()
             super().update_search_space(space)
             self.seed([plan.recipe.seed])
             self.population.clear()
@@ -159,11 +181,36 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Sequence[Mapping[str,
                 self._random_generate_individual()
 
         def remember(self, parameters: Mapping[str, Any]) -> None:
-            """Evolution may come back to what it tried."""
+            self.known.add(self.point(parameters))
+
+        def point(self, parameters: Mapping[str, Any]) -> Any:
+            return tuple(decode(plan.space, plan.recipe, parameters).items())
 
         def propose(self, parameter_id: int, guess: Mapping[str, Any]) -> Any:
             self.population.insert(0, Individual(encode_with_indices(plan.space, plan.recipe, guess)))
-            return EvolutionTuner.generate_parameters(self, parameter_id)
+            return super()._generate_individual(parameter_id)
+
+        def _generate_individual(self, parameter_id: int) -> Any:
+            """The next individual whose point is not known, by NNI's rules as long as these find one."""
+            for draw in range(DRAWS):
+                population = list(self.population)
+                if draw >= MUTATIONS:
+                    self._random_generate_individual()
+                is_random = any(each.result is None for each in self.population)
+                parameters = super()._generate_individual(parameter_id)
+                if self.point(parameters) not in self.known:
+                    self.remember(parameters)
+                    return parameters
+                if is_random:  # it was taken out of the population: another one takes its place
+                    self._random_generate_individual()
+                else:
+                    self.population = population
+            del self.running_trials[parameter_id]
+            left = [point for point in listed_points(plan) if tuple(point.items()) not in self.known]
+            if not left:
+                raise nni.NoMoreTrialError("each point of the space was tried")
+            self.remember(parameters := self.propose(parameter_id, left[self.random_state.randint(len(left))]))
+            return parameters
 
         def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
             known = [decode(plan.space, plan.recipe, trial["parameter"]) for trial in data]

@@ -1,6 +1,5 @@
 """NNI's own tuners and Medianstop under our layer: first guesses, no repetitions, no dead dispatcher."""
 
-import itertools
 import json
 
 import pytest
@@ -78,17 +77,53 @@ def test_a_study_that_goes_on_goes_on_as_if_it_had_not_stopped(study, sampler):
     assert not [params for params in rest if params in whole[:2]]
 
 
-def test_a_grid_is_gone_through_once_over_any_number_of_starts(study):
-    folder, plan = study("grid", FINITE)
+NESTED = {
+    "mixup.alpha": {"type": "categorical", "choices": [None, 0.5]},
+    "self_training.rounds": {"type": "int", "low": 0, "high": 1},
+    "sharpening.threshold": {"type": "float", "low": 0.1, "high": 0.3, "step": 0.1, "when": "self_training.rounds > 0"},
+}
+POINTS = {
+    "finite": (FINITE, [{"mixup.alpha": a, "training.batch_size": b} for a in (None, 0.5, 2.0) for b in (7, 8, 9)]),
+    "nested": (
+        NESTED,
+        [
+            {"mixup.alpha": alpha, "self_training.rounds": rounds, **threshold}
+            for alpha in (None, 0.5)
+            for rounds in (0, 1)
+            for threshold in ([{"sharpening.threshold": t} for t in (0.1, 0.2, 0.3)] if rounds else [{}])
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(POINTS))
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_point_is_tried_once_over_many_starts(study, sampler, name):
+    """Running, failed and complete trials count, of this start and of those before."""
+    space, points = POINTS[name]
+    folder, plan = study(sampler, space, enqueue=[{"mixup.alpha": 0.5}])
     seen = []
-    for batch in (2, 4, 10):
-        for params in ask(ready(folder, plan), plan, range(len(seen), len(seen) + batch)):
+    for batch in (2, 1, 10):
+        tuner = ready(folder, plan, workers=12)
+        proposed = ask(tuner, plan, range(len(seen), len(seen) + batch))
+        tuner.trial_end(len(seen), success=False)
+        proposed += ask(tuner, plan, [len(seen) + len(proposed)])
+        for params in proposed:
             train(folder, plan, len(seen), params)
             seen.append(params)
-    points = [dict(zip(FINITE, point, strict=True)) for point in itertools.product([None, 0.5, 2.0], [7, 8, 9])]
     assert sorted(map(repr, seen)) == sorted(map(repr, points))
     with pytest.raises(nni.NoMoreTrialError):
         ready(folder, plan).generate_parameters(len(seen))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_trial_whose_folder_is_there_is_proposed_again(study, sampler):
+    """NNI's database is lost: what the folders hold is what trials of these numbers are."""
+    folder, plan = study(sampler, FINITE, enqueue=[])
+    train(folder, plan, 1, {"mixup.alpha": 2.0, "training.batch_size": 9})
+    proposed = ask(ready(folder, plan), plan, range(3))
+    assert proposed[1] == {"mixup.alpha": 2.0, "training.batch_size": 9}
+    assert proposed[1] not in (proposed[0], proposed[2])
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
