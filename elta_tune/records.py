@@ -339,7 +339,7 @@ class StudyFolder:
         """
         watch = f"watch it: elta-tune show {self.name}" if self.exists() else f"end it: elta-tune stop {self.name}"
         hint = f"{watch}; or start another with --name"
-        return locked(self.lock_file, f"study {self.name} is already running", hint, "--runs names another place")
+        return locked(self.lock_file, f"study {self.name} is already running", hint, "`runs` names another place")
 
     def is_running(self) -> bool:
         """Whether a supervisor holds the study now.

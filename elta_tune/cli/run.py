@@ -208,6 +208,7 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
 
     from elta_tune.cli.text import command, console, counts, metric, trial_table
     from elta_tune.results.ranking import ranked
+    from elta_tune.studies.backend import backend_of
     from elta_tune.studies.completion import is_exhausted
 
     results, ranking = folder.results(), ranked(folder, plan)
@@ -225,6 +226,8 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
         gain = ", the recipe as it stands" if best is first else gain
         lines.append(f"best: trial {best['trial']}, {objective} {metric(best['value'])}{gain}")
     lines += [f"folder: {folder.path}", f"all trials: {command('show', study)}"]
+    if backend_of(folder).has_ui:
+        lines.append(f"web UI: {command('ui', study)}")
     if ranking:
         lines.append(f"next:\n  {command('best', study, '--export', 'ckpt')}")
     console.print(Text("\n".join(lines)), soft_wrap=True)

@@ -153,7 +153,7 @@ def test_an_unknown_back_end_is_refused(study_folder):
     ("machine", "message", "hint"),
     [
         ("x86_64", "NNI is not installed", 'pip install "elta-tune[nni]"'),
-        ("aarch64", "there is no wheel of NNI 3.0 for Linux aarch64", "use the Optuna back end: --backend optuna"),
+        ("aarch64", "there is no wheel of NNI 3.0 for Linux aarch64", "use the Optuna back end: `backend=optuna`"),
     ],
 )
 def test_without_nni_the_message_says_what_to_do(monkeypatch, machine, message, hint):
@@ -162,4 +162,4 @@ def test_without_nni_the_message_says_what_to_do(monkeypatch, machine, message, 
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     with pytest.raises(ConfigError) as caught:
         require_nni()
-    assert (caught.value.message, caught.value.hint) == (f"--backend nni: {message}", hint)
+    assert (caught.value.message, caught.value.hint) == (f"`backend=nni`: {message}", hint)

@@ -187,7 +187,7 @@ def attached(nni: NniFolder) -> Iterator[None]:
     Raises:
         StudyError: another command has it, or the folder can't be written.
     """
-    name, elsewhere = nni.study.name, "--runs names another place"
+    name, elsewhere = nni.study.name, "`runs` names another place"
     hint = f"watch it: elta-tune show {name}; end it: elta-tune stop {name}"
     with locked(nni.attached_lock, f"study {name} is already running", hint, elsewhere):
         try:

@@ -72,10 +72,10 @@ def require_nni() -> Path:
         machine = f"{platform.system()} {platform.machine()}"
         if platform.machine() not in ("x86_64", "AMD64"):
             raise ConfigError(
-                f"--backend nni: there is no wheel of NNI 3.0 for {machine}",
-                "use the Optuna back end: --backend optuna",
+                f"`backend=nni`: there is no wheel of NNI 3.0 for {machine}",
+                "use the Optuna back end: `backend=optuna`",
             ) from None
-        raise ConfigError("--backend nni: NNI is not installed", 'pip install "elta-tune[nni]"') from None
+        raise ConfigError("`backend=nni`: NNI is not installed", 'pip install "elta-tune[nni]"') from None
     return Path(next(iter(nni_node.__path__)))
 
 
@@ -89,8 +89,8 @@ def free_port(wanted: int | None) -> int:
         if _is_free(port):
             return port
     if wanted is None:
-        raise ConfigError(f"ports {FIRST_PORT} to {LAST_PORT} are in use", "name a free one: --port PORT")
-    raise ConfigError(f"--port {wanted}: is in use, or needs rights that you don't have", "name another one, or none")
+        raise ConfigError(f"ports {FIRST_PORT} to {LAST_PORT} are in use", "name a free one: `port=PORT`")
+    raise ConfigError(f"`port={wanted}`: is in use, or needs rights that you don't have", "name another port, or none")
 
 
 def _is_free(port: int) -> bool:
@@ -133,13 +133,17 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int | None) 
         folder.ended_file.unlink(missing_ok=True)
     folder.patched_file.unlink(missing_ok=True)
     prefix = secrets.token_hex(16)
-    command = [
-        *(str(node_folder / "node"), "--max-old-space-size=4096"),
-        *("--require", str(GUARD), "--require", str(PATCHES), str(node_folder / "main.js")),
-        *("--port", str(port), "--experiment-id", EXPERIMENT, "--action", action),
-        *("--experiments-directory", str(folder.path), "--log-level", "info"),
-        *("--python-interpreter", f"{shlex.quote(sys.executable)} -P", "--mode", "local"),
-    ]
+    options = {
+        "port": str(port),
+        "experiment-id": EXPERIMENT,
+        "action": action,
+        "experiments-directory": str(folder.path),
+        "log-level": "info",
+        "python-interpreter": f"{shlex.quote(sys.executable)} -P",
+        "mode": "local",
+    }
+    command = [str(node_folder / "node"), "-r", str(GUARD), "-r", str(PATCHES), str(node_folder / "main.js")]
+    command += [part for name, value in options.items() for part in (f"--{name}", value)]
     with folder.node_log.open("w", encoding="utf-8") as log:
         started = subprocess.Popen(
             command,

@@ -117,7 +117,7 @@ def _branch_values(name: str, parameter: Parameter, dependent: str) -> list[Any]
     if not values or (isinstance(parameter, IntParameter) and parameter.log):
         raise ConfigError(
             f"parameters.{dependent}.when: NNI can only let it depend on listed values, not on {name}: {parameter}",
-            f"give {name} choices or a step without log; or use the Optuna back end: --backend optuna",
+            f"give {name} choices or a step without log; or use the Optuna back end: `backend=optuna`",
         )
     if len({_label(value) for value in values}) < len(values):
         raise ConfigError(f"parameters.{name}: NNI can't tell its choices apart by their text: {values}")

@@ -276,6 +276,7 @@ def test_the_budget_is_of_trials_that_did_not_fail_and_the_live_lines_are_those_
         "trial   3 pruned    srcc",
         "4 of 4 trials",
         "best: trial ",
+        "web UI: elta-tune ui mixed",
     ):
         assert line in finished, finished
     first = [results[number]["params"] for number in range(4)]

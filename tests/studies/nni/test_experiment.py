@@ -14,9 +14,9 @@ import pytest
 from elta_tune.errors import DamagedError, StudyError
 from elta_tune.executors import Slot
 from elta_tune.records import StudyFolder
-from elta_tune.studies.completion import is_finished
 from elta_tune.studies.events import Finished
 from elta_tune.studies.nni import node as nni_node
+from elta_tune.studies.nni.backend import BACKEND
 from elta_tune.studies.nni.experiment import has_experiment, recorded_jobs, start
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import end, kill, members
@@ -127,7 +127,7 @@ def test_how_a_study_ended_is_no_error_for_another_user_and_only_unknown(study_f
     folder = NniFolder(study_folder)
     folder.create()
     folder.ended_file.write_text('{"reason": "exhausted"}')
-    assert is_finished(study_folder, make_plan_of(LR))
+    assert BACKEND.is_exhausted(study_folder, make_plan_of(LR))
     os.seteuid(65534)
     try:
         assert folder.ended() is None

@@ -299,7 +299,7 @@ def taken():
 
 def test_a_port_that_is_in_use_is_refused(tmp_path, taken):
     folder = NniFolder(StudyFolder(tmp_path / "study"))
-    with folder.study.lock() as lock, pytest.raises(ConfigError, match=rf"--port {taken}: is in use"):
+    with folder.study.lock() as lock, pytest.raises(ConfigError, match=rf"`port={taken}`: is in use"):
         start_node(folder, "create", taken, lock)
 
 

@@ -179,7 +179,7 @@ def test_a_condition_on_what_has_no_list_of_values_is_refused(parent):
     space = space_of(mixup__pairs=parent, mixup__alpha=choices(1, 2, when=["mixup.pairs > 1"]))
     with pytest.raises(ConfigError, match=r"parameters\.mixup\.alpha\.when: NNI .* not on mixup\.pairs") as caught:
         to_nni(space, RECIPE)
-    assert "--backend optuna" in caught.value.hint
+    assert "`backend=optuna`" in caught.value.hint
 
 
 def test_branches_with_one_text_are_refused():
