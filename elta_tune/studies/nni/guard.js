@@ -1,7 +1,7 @@
 'use strict';
-// The doors. Loaded into NNI's node before its own main.js (`node --require`): NNI 3.0 is archived, and as it ships it
-// listens on all interfaces and hands any file of the machine to whoever asks. elta_tune/studies/nni/node.py checks after
-// every start that the doors are closed.
+// Access control for NNI 3.0, which is archived. Loaded into its node before main.js (`node --require`). Without it NNI
+// listens on all interfaces and serves any file of the machine to everybody. elta_tune/studies/nni/node.py checks after
+// every start that it is in force.
 
 const crypto = require('crypto');
 const fs = require('fs');
@@ -16,7 +16,7 @@ const PREFIX = process.env.ELTA_TUNE_NNI_PREFIX;
 
 delete process.env.ELTA_TUNE_NNI_PREFIX;
 process.argv.push(`--url-prefix=${PREFIX}`); // here, since other users can read a command line
-os.homedir = () => path.join(STUDY, 'nni'); // NNI's index of experiments belongs to the study, too
+os.homedir = () => path.join(STUDY, 'nni'); // NNI keeps its index of experiments there
 
 const listen = net.Server.prototype.listen;
 net.Server.prototype.listen = function (...args) {
@@ -63,7 +63,7 @@ function isSecret(text) {
 }
 
 const TRIAL_FILE = /^\/api\/v1\/nni\/trial-file\/\w+\/(trial\.log|stdout|stderr)$/;
-/** All that may be written: the command starts, the study's budget is raised, a trial reports or is killed. */
+/** The only writes: the command starts the study or raises its budget, a trial reports or is killed. */
 const WRITES = [
     ['POST', /^\/api\/v1\/nni\/experiment$/, false],
     ['PUT', /^\/api\/v1\/nni\/experiment\?update_type=MAX_TRIAL_NUM$/, false],
@@ -77,7 +77,7 @@ const NO_SECRET = 'open the whole address that the command printed; elta-tune ui
 function refusal({ method, url, headers }) {
     const host = headers.host || '';
     if (!/^(127\.0\.0\.1|localhost)(:\d+)?$/i.test(host)) {
-        return 'foreign host'; // a name that was rebound to this address
+        return 'foreign host'; // DNS rebinding
     }
     if (headers.origin !== undefined && headers.origin !== `http://${host}`) {
         return 'foreign origin';
@@ -103,7 +103,7 @@ function refusal({ method, url, headers }) {
     }
     const hasBody = Number(headers['content-length'] || 0) > 0 || headers['transfer-encoding'] !== undefined;
     if (hasBody && !/^application\/json\b/i.test(headers['content-type'] || '')) {
-        return 'no JSON'; // what a form of another site can send
+        return 'no JSON'; // a form of another site can send it
     }
     const isAllowed = ([verb, form, byBrowser]) =>
         verb === method && form.test(inside) && (byBrowser || headers.origin === undefined);
@@ -111,7 +111,7 @@ function refusal({ method, url, headers }) {
 }
 
 const PAGES = /^\/(oview|detail|experiment)?$/;
-/** The table of trials begins with the metrics that count here; whoever chooses other columns keeps his. */
+/** The first columns of the table of trials, until the user chooses others. */
 const COLUMNS = `{
     const columns = ['sequenceId', 'id', 'status', 'latestAccuracy'];
     const metrics = ['metric/srcc', 'metric/plcc', 'metric/accuracy'];

@@ -1,24 +1,24 @@
 'use strict';
-// The trials. Loaded into NNI's node before its own main.js (`node --require`): NNI 3.0 is archived, and as it ships it
-// swaps parameters between trials, kills them while they save, counts failed ones, and never notices a dead tuner. The
-// names patched here are those of nni 3.0, which is pinned; each trial checks that its parameters are its own.
+// Patches of NNI 3.0, which is archived. Loaded into its node before main.js (`node --require`). Without them NNI swaps
+// parameters between trials, kills trials while they save, counts failed ones, and never notices a dead tuner. The names
+// are those of nni 3.0, which is pinned; each trial checks that its parameters are its own.
 
 const fs = require('fs');
 const Module = require('module');
 const path = require('path');
+const { FAILED, failureWatch } = require('./failures.js');
 
 const STUDY = process.env.ELTA_TUNE_NNI_STUDY;
-const PATIENCE_MS = 30000; // a trial that is to stop has so long to clean up; NNI's own 5 s kill a busy one
+const PATIENCE_MS = 30000; // for a trial to stop; after NNI's 5 s a busy one is killed
 const TUNER_MS = 120000; // NNI gives the tuner 10 s to import; a busy machine needs more
-const LOOK_MS = 500; // between looks whether the tuner lives
-const FAILED = ['FAILED', 'USER_CANCELED', 'SYS_CANCELED'];
+const LOOK_MS = 500; // between checks that the tuner runs
 
 const processes = new Map(); // trial id → TrialProcess
 const messages = new Map(); // trial id → how it ended, for the web UI and the command
 const failed = new Set(); // ids of trials that use no budget
 let service = null; // the V3asV1 in use
 
-/** `result.json` of a trial by its number: the folder is the truth of how it ended. */
+/** `result.json` of a trial: its folder says how it ended. */
 function readResult(number) {
     try {
         const folder = path.join(STUDY, 'trials', String(number).padStart(4, '0'));
@@ -28,12 +28,12 @@ function readResult(number) {
     }
 }
 
-/** What this start is: NNI's `experiment`, and `failures`: how many in a row, alike or of any kind, end it. */
+/** This start: NNI's `experiment`, and `failures`: how many in a row end it, of the same cause or of any. */
 function readStart() {
     return JSON.parse(fs.readFileSync(path.join(STUDY, 'nni', 'config.json'), 'utf8'));
 }
 
-/** Ends NNI in order, and leaves word why: trials that run are stopped, and resumed by the next start. */
+/** Ends NNI and records why. Trials that run are stopped; the next start resumes them. */
 function finish(reason, detail) {
     if (finish.called) {
         return;
@@ -43,7 +43,7 @@ function finish(reason, detail) {
     process.kill(process.pid, 'SIGTERM');
 }
 
-/** A parameter belongs to the trial that it was submitted for, not to the one that asks first (microsoft/nni#5726). */
+/** Gives parameters to the trial that they were submitted for, not to the one that asks first (microsoft/nni#5726). */
 function patchBinding(prototype) {
     const { submitTrialJob, cancelTrialJob, getTrialJob } = prototype;
     prototype.submitTrialJob = async function (form) {
@@ -58,7 +58,7 @@ function patchBinding(prototype) {
         }
         return trial;
     };
-    // The assessor's verdict is a signal of its own: the trial writes its result before it goes.
+    // The assessor's verdict is another signal: the trial writes its result before it ends.
     prototype.cancelTrialJob = async function (id, isEarlyStopped) {
         if (isEarlyStopped) {
             processes.get(id)?.proc?.kill('SIGUSR1');
@@ -77,7 +77,7 @@ function patchBinding(prototype) {
 
 const CODES = { complete: 0, pruned: null, failed: 1 }; // exit codes, as NNI reads them
 
-/** A trial ended as its folder says; one that left no result failed, whatever its exit code. */
+/** Takes a trial's end from its folder; a trial without a result failed, whatever its exit code. */
 function patchEnds(prototype) {
     const { spawn, kill, resolveStop } = prototype;
     prototype.spawn = function (options) {
@@ -117,10 +117,10 @@ function patchManager(prototype) {
     patchStart(prototype);
 }
 
-/** The budget counts trials that did not fail; those in a row and a used-up space end the experiment. */
+/** Counts trials that did not fail toward the budget; failures in a row and a used-up space end the experiment. */
 function patchBudget(prototype) {
     const { setStatus, requestTrialJobsStatus, updateExperimentProfile } = prototype;
-    const watchFailures = failureWatch();
+    const watchFailures = failureWatch(() => readStart().failures);
 
     Object.defineProperty(prototype, 'maxTrialNum', {
         get() {
@@ -136,7 +136,11 @@ function patchBudget(prototype) {
             if (FAILED.includes(status)) {
                 failed.add(id);
             }
-            watchFailures(status, messages.get(id) ?? '');
+            const reason = messages.get(id) ?? '';
+            const end = watchFailures(status, reason);
+            if (end !== null) {
+                finish(end, reason);
+            }
         }
         const isIdle = this.trialJobs.size === 0 && this.waitingTrials.length === 0;
         if (this.status.status === 'TUNER_NO_MORE_TRIAL' && isIdle) {
@@ -145,7 +149,7 @@ function patchBudget(prototype) {
         return count;
     };
 
-    // While the last trials run, NNI forgets how many more it may start.
+    // While the last trials run, NNI loses count of how many more it may start.
     prototype.updateExperimentProfile = async function (profile, kind) {
         if (this.status.status === 'NO_MORE_TRIAL') {
             const underWay = this.trialJobs.size + this.waitingTrials.length;
@@ -164,36 +168,12 @@ function patchBudget(prototype) {
     };
 }
 
-/** Hears how trials end, and ends a study that burns, as elta_tune/studies/events.py does. */
-function failureWatch() {
-    let causes = [];
-    return (status, reason) => {
-        if (status !== 'FAILED') {
-            causes = FAILED.includes(status) ? causes : []; // one that is cancelled in the web UI says nothing
-            return;
-        }
-        causes.push(causeOf(reason));
-        const { alike, any } = readStart().failures;
-        const last = causes.slice(-alike);
-        if (last.length === alike && last.every((cause) => cause === last[0])) {
-            finish('alike', reason);
-        } else if (causes.length >= any) {
-            finish('failures', reason);
-        }
-    };
-}
-
-/** What comes before the details, as in elta_tune/studies/events.py. */
-function causeOf(reason) {
-    return reason.split(/[:\d]/)[0].replace(/\b(nan|inf)\b/g, '');
-}
-
-/** A resumed experiment counts on; a tuner that dies ends it, also before it has connected. */
+/** Resumes trials under their numbers, and ends an experiment whose tuner died, also before it has connected. */
 function patchStart(prototype) {
     const { setupTuner, addRecoveredTrialJob } = prototype;
 
-    // NNI forgets a trial that it was about to resume when it was stopped. And it counts on from the trials that it
-    // resumes, and so gives numbers and ids of finished ones again.
+    // NNI drops a trial that it was about to resume when it was stopped. And it continues to count from the trials that
+    // it resumes, so that new trials would get the numbers and ids of finished ones.
     prototype.addRecoveredTrialJob = function (jobs) {
         const isOver = (job) => ['SUCCEEDED', 'EARLY_STOPPED', ...FAILED].includes(job.status);
         const recovered = addRecoveredTrialJob.call(
@@ -228,7 +208,7 @@ function isAlive(pid) {
     }
 }
 
-/** A resumed experiment takes the configuration of this start, not that of the first. */
+/** Resumes with the configuration of this start, and with nothing that the database has of it. */
 function patchStore(prototype) {
     const { getExperimentProfile } = prototype;
     prototype.getExperimentProfile = async function (id) {
