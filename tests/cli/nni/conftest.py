@@ -24,6 +24,15 @@ PATIENCE = 240.0
 """Seconds that anything may take on a busy machine."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks whole studies as slow, and what looks at their pages."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker("slow")
+            if "page" in getattr(item, "fixturenames", ()):
+                item.add_marker("browser")
+
+
 def free_port() -> int:
     """A port that nobody listens on, far from the ones that NNI is given when none is named."""
     with socket.create_server(("127.0.0.1", 0)) as server:

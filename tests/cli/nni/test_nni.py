@@ -262,7 +262,7 @@ def test_the_log_of_a_trial_can_be_read_and_no_other_file(running, nni_studies):
         assert get(url, path)[0] == 403
 
 
-def test_the_budget_is_of_trials_that_did_not_fail_and_the_live_lines_are_those_of_any_back_end(finished, nni_studies):
+def test_failed_trials_use_no_budget(finished, nni_studies):
     results = nni_studies.results(NAME)
     states = [result["state"] for result in results.values()]
     assert states[:4] == ["complete", "complete", "failed", "pruned"] and len(states) == 5
@@ -318,7 +318,7 @@ def test_nothing_is_left_of_a_study_that_ended(finished, running, nni_studies):
     ] in (1, 2)  # the last trial may have been stopped, too
 
 
-def test_no_command_asks_which_back_end_ran(finished, nni_studies):
+def test_commands_work_whichever_back_end_ran(finished, nni_studies):
     code, said = nni_studies.run("best", NAME, "--export", "ckpt", "--json")
     assert code == 0, said
     best = json.loads(said)
@@ -331,7 +331,7 @@ def test_no_command_asks_which_back_end_ran(finished, nni_studies):
     assert shown["result"]["nni_trial_id"] == results[3]["nni_trial_id"]
 
 
-def test_a_study_goes_on_under_its_own_back_end_alone(finished, nni_studies):
+def test_a_study_continues_only_under_its_own_back_end(finished, nni_studies):
     arguments = ("run", "--space", "mixed.yaml", "--recipe", "tiny.yaml", "--name", NAME)
     code, said = nni_studies.run(*arguments, "--backend", "optuna")
     assert code == 2 and "study mixed runs under nni, and can't go on under optuna" in said
@@ -339,7 +339,7 @@ def test_a_study_goes_on_under_its_own_back_end_alone(finished, nni_studies):
     assert code == 0 and "study mixed is finished: 4 of 4 trials" in said
 
 
-def test_the_web_ui_of_a_finished_study_is_opened_again_and_closed(finished, nni_studies):
+def test_the_web_ui_of_a_finished_study_opens_and_closes(finished, nni_studies):
     command = nni_studies.start("ui", NAME)
     url, port = nni_studies.address(command)
     status, jobs = get(url, "trial-jobs")

@@ -28,7 +28,7 @@ RUN = ("run", "--space", "lr.yaml", "--recipe", "tiny.yaml", "--set", f"training
 NEW = ("--backend", "nni", "--trials", "1", "--workers", "1")
 
 
-def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_ended(studies):
+def test_a_trial_resumes_under_its_id_whatever_ended_its_study(studies):
     run = (*RUN, "--name", "one")
     (studies.root / "waits").touch()
 
@@ -88,7 +88,7 @@ def test_a_trial_goes_on_from_its_last_epoch_under_its_id_however_its_study_was_
     assert sequences == [(step,) for step in range(EPOCHS)]  # NNI was told each epoch, and once
 
 
-def test_a_killed_node_or_tuner_ends_its_study_with_a_word(studies):
+def test_a_killed_node_or_tuner_ends_its_study_with_a_message(studies):
     told = {"node": "NNI's node process was ended from outside", "tuner": "NNI's tuner died"}
     (studies.root / "waits").touch()
     commands = {kind: studies.start(*RUN, "--name", kind, *NEW) for kind in told}
@@ -104,7 +104,7 @@ def test_a_killed_node_or_tuner_ends_its_study_with_a_word(studies):
         studies.assert_nothing_left(port)
 
 
-def test_a_study_ends_when_its_trials_fail_alike_or_its_grid_is_used_up(studies):
+def test_failures_of_one_cause_or_a_used_up_grid_end_a_study(studies):
     fault = "the process ended with exit code 3"
     studies.hooks("os._exit(3)")
     for sampler, choices in (("random", 8), ("grid", 2)):
@@ -124,7 +124,7 @@ def test_a_study_ends_when_its_trials_fail_alike_or_its_grid_is_used_up(studies)
         studies.assert_nothing_left(port)
 
 
-def test_a_start_that_is_cut_off_leaves_nothing_and_the_next_one_runs(studies):
+def test_an_interrupted_start_leaves_nothing_behind(studies):
     """Ctrl-C, then kill -9, in the second between node's start and the experiment's; a viewer whose terminal closes."""
     studies.hooks("")
     run = (*RUN, "--name", "cut", *NEW)

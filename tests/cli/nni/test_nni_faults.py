@@ -80,14 +80,14 @@ def without_a_trial(studies):
     return ends
 
 
-def test_a_tuner_that_never_connects_ends_the_study_with_the_cause_of_this_start(without_a_trial):
+def test_a_tuner_that_never_connects_ends_the_study(without_a_trial):
     for (code, said), cause in zip(
         without_a_trial, ("ValueError: no such tuner", "ImportError: no module named that"), strict=True
     ):
         assert (code, f"elta-tune: NNI's tuner died: {cause}\n" in said) == (2, True), said
 
 
-def test_kills_of_node_and_tuner_and_a_lost_request_cost_no_epoch(studies, without_a_trial):
+def test_kills_and_a_lost_request_cost_no_epoch(studies, without_a_trial):
     def killed(kind, number):
         """The study goes on to the second epoch of a trial, when a process of it is killed; returns the epochs."""
         command = studies.start(*CUT)

@@ -66,9 +66,7 @@ def test_unpatched_nni_is_ended_before_a_trial_starts(without, study_folder, mak
     assert members(NniFolder(study_folder)) == [] and study_folder.trials() == []
 
 
-def test_a_trial_that_is_given_the_parameters_of_another_does_not_train(
-    without, tmp_path, monkeypatch, study_folder, make_plan_of, cache
-):
+def test_a_trial_refuses_the_parameters_of_another(without, tmp_path, monkeypatch, study_folder, make_plan_of, cache):
     without("if (index >= 0) {", "if (false) {")  # parameters are not bound to trials: NNI swaps them
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks" / "sitecustomize.py").write_text(HOOKS.format(root=tmp_path))
@@ -92,7 +90,7 @@ def test_a_trial_that_is_given_the_parameters_of_another_does_not_train(
         assert study_folder.trial(number).epochs() == []
 
 
-def test_every_process_of_a_study_is_found_and_ended_and_no_other(study_folder, tmp_path):
+def test_every_process_of_a_study_is_ended_and_no_other(study_folder, tmp_path):
     folder = NniFolder(study_folder)
     stubborn = (
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint(1, flush=True)\ntime.sleep(60)"
@@ -123,7 +121,7 @@ def test_every_process_of_a_study_is_found_and_ended_and_no_other(study_folder, 
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
-def test_how_a_study_ended_is_no_error_for_another_user_and_only_unknown(study_folder, make_plan_of):
+def test_another_user_does_not_know_how_a_study_ended(study_folder, make_plan_of):
     folder = NniFolder(study_folder)
     folder.create()
     folder.ended_file.write_text('{"reason": "exhausted"}')
@@ -135,7 +133,7 @@ def test_how_a_study_ended_is_no_error_for_another_user_and_only_unknown(study_f
         os.seteuid(0)
 
 
-def test_a_database_that_is_none_is_named(study_folder):
+def test_a_damaged_database_is_named(study_folder):
     folder = NniFolder(study_folder)
     folder.database.parent.mkdir(parents=True)
     folder.database.write_text("no database" * 1000)

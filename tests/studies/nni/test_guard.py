@@ -70,7 +70,7 @@ def test_nothing_is_served_without_the_secret(node, path):
     assert ask(node, path) == (403, told)
 
 
-def test_a_connection_that_was_served_once_needs_the_secret_again(node):
+def test_each_request_of_a_connection_needs_the_secret(node):
     connection = http.client.HTTPConnection("127.0.0.1", node.rest.port, timeout=20)
     with closing(connection):
         for path, status in ((f"/{node.rest.prefix}/api/v1/nni/version", 200), ("/api/v1/nni/version", 403)):
@@ -97,7 +97,7 @@ TRAVERSALS = [
 
 @pytest.mark.parametrize("path", TRAVERSALS)
 @pytest.mark.parametrize("prefix", [API, "/api/v1/nni"])
-def test_no_path_leads_out(node, prefix, path):
+def test_path_traversal_is_refused(node, prefix, path):
     status, text = ask(node, prefix + path)
     assert (status, "root:" in text) == (403, False)
 
@@ -149,7 +149,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("method", "path", "headers"), CHANGES)
-def test_what_is_no_part_of_a_study_can_not_be_changed(node, method, path, headers):
+def test_writes_that_no_study_needs_are_refused(node, method, path, headers):
     assert ask(node, API + path, method, body=b"{}", **headers)[0] == 403
     assert node.is_alive
 
@@ -162,7 +162,7 @@ def test_what_is_no_part_of_a_study_can_not_be_changed(node, method, path, heade
         ("/{prefix}/tuner", "Host: example.org\r\n"),
     ],
 )
-def test_the_tuners_line_is_behind_the_same_doors(node, path, headers):
+def test_the_tuners_connection_is_guarded_too(node, path, headers):
     with socket.create_connection(("127.0.0.1", node.rest.port), timeout=20) as line:
         key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
         head = f"GET {path.format(prefix=node.rest.prefix)} HTTP/1.1\r\n{headers}"
@@ -170,7 +170,7 @@ def test_the_tuners_line_is_behind_the_same_doors(node, path, headers):
         assert line.recv(1000) == b""
 
 
-def test_pages_may_load_nothing_from_elsewhere_and_be_framed_by_nobody(node):
+def test_pages_load_nothing_from_elsewhere_and_are_not_framed(node):
     connection = http.client.HTTPConnection("127.0.0.1", node.rest.port, timeout=20)
     with closing(connection):
         connection.request("GET", f"/{node.rest.prefix}/")
@@ -188,7 +188,7 @@ def test_each_icon_is_a_glyph_of_the_installed_font():
     assert [code for code in codes if drawn[code] == drawn["e000"]] == []  # the font's sign for what it has not
 
 
-def test_it_listens_on_loopback_alone_and_keeps_the_secret_off_the_command_line(node):
+def test_node_listens_on_loopback_and_hides_the_secret(node):
     listening = {s.laddr.ip for s in node.process.net_connections("inet") if s.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"}
     assert node.rest.prefix not in " ".join(node.process.cmdline())
@@ -270,7 +270,7 @@ def test_another_user_of_this_machine_is_refused(node, folder, address):
         assert "Permission denied" in as_user(NOBODY, f"cat {place}").stderr
 
 
-def test_node_that_is_not_guarded_is_ended_before_anything_starts(tmp_path, monkeypatch):
+def test_unguarded_node_is_ended_before_anything_starts(tmp_path, monkeypatch):
     unguarded = tmp_path / "no_guard.js"
     unguarded.write_text("process.argv.push(`--url-prefix=${process.env.ELTA_TUNE_NNI_PREFIX}`);")
     monkeypatch.setattr(nni_node, "GUARD", unguarded)
@@ -303,9 +303,7 @@ def test_a_port_that_is_in_use_is_refused(tmp_path, taken):
         start_node(folder, "create", taken, lock)
 
 
-def test_a_port_that_is_taken_in_the_same_moment_is_told_if_it_was_named_and_else_another_is_tried(
-    tmp_path, taken, monkeypatch
-):
+def test_a_port_that_is_taken_meanwhile_is_replaced_unless_named(tmp_path, taken, monkeypatch):
     folder, free = NniFolder(StudyFolder(tmp_path / "study")), unused_port()
     with folder.study.lock() as lock:
         ports = iter([taken, taken, free])
@@ -317,7 +315,7 @@ def test_a_port_that_is_taken_in_the_same_moment_is_told_if_it_was_named_and_els
     end(folder)
 
 
-def test_node_holds_the_study_until_it_ends_and_leaves_no_port_open(tmp_path):
+def test_node_holds_the_study_until_it_ends(tmp_path):
     folder = NniFolder(StudyFolder(tmp_path / "study"))
     with folder.study.lock() as lock:
         node = start_node(folder, "create", unused_port(), lock)

@@ -19,7 +19,7 @@ with take_slot(Path(sys.argv[1]), slots) as slot:
 """
 
 
-def test_as_many_processes_as_slots_run_and_a_killed_one_makes_room(tmp_path):
+def test_each_slot_runs_one_process_and_a_killed_one_frees_it(tmp_path):
     def start():
         command = [sys.executable, "-c", TAKE, str(tmp_path)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

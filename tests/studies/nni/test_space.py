@@ -66,7 +66,7 @@ def drawn_by(tuner, space, count):
         (choices(0.5, None, True, "a"), {"_type": "choice", "_value": [0.5, None, True, "a"]}),
     ],
 )
-def test_each_kind_of_parameter_has_its_words(parameter, expected):
+def test_each_kind_of_parameter_is_converted(parameter, expected):
     assert to_nni(space_of(mixup__alpha=parameter), RECIPE) == {"mixup.alpha": expected}
 
 

@@ -40,7 +40,7 @@ input()
 """
 
 
-def test_the_dictionary_of_a_script_is_read_and_the_script_is_not_run(tmp_path):
+def test_the_dictionary_of_a_script_is_read_without_running_it(tmp_path):
     file, trace = tmp_path / "main_nni.py", tmp_path / "it_ran"
     file.write_text(SCRIPT.format(trace=trace))
     document = tmp_path / "space.yaml"
@@ -90,7 +90,7 @@ def test_a_file_may_hold_the_experiment_or_its_space_alone(tmp_path, suffix, who
         ("quniform", [0.2, 0.8, 0.2], {"type": "float", "low": 0.2, "high": 0.8, "step": 0.2}),
     ],
 )
-def test_each_kind_of_nnis_becomes_ours(kind, values, expected):
+def test_each_kind_of_nni_parameter_is_converted(kind, values, expected):
     space = {"mixup.alpha": {"_type": kind, "_value": values}}
     assert parameters_of(space, source="x") == {"mixup.alpha": expected}
 
@@ -203,7 +203,7 @@ def test_what_a_space_of_ours_cannot_say_is_refused_by_its_name(space, told):
     assert f"x.json: {told}" in caught.value.message
 
 
-def test_every_fault_is_told_at_once():
+def test_every_fault_is_reported_at_once():
     with pytest.raises(ConfigError) as caught:
         parameters_of(
             {"lrr": {"_type": "uniform", "_value": [0, 1]}, "lr": {"_type": "normal", "_value": [0, 1]}}, source="x"
@@ -211,7 +211,7 @@ def test_every_fault_is_told_at_once():
     assert [line.split(":")[1] for line in caught.value.message.splitlines()] == [" lrr", " lr"]
 
 
-def test_a_branch_may_have_any_name():
+def test_a_branch_can_have_any_name():
     names = ["a: b", "{", "null", "2"]
     found = parameters_of(
         {"optim.name": {"_type": "choice", "_value": [{"_name": name} for name in names]}}, source="x"
@@ -219,7 +219,7 @@ def test_a_branch_may_have_any_name():
     assert found == {"optim.name": {"type": "categorical", "choices": ["a: b", "{", None, 2]}}
 
 
-def test_what_a_space_does_not_say_as_the_experiment_did_stands_above_it(tmp_path):
+def test_what_a_space_can_not_say_is_a_comment_above_it(tmp_path):
     script = SCRIPT.format(trace=tmp_path / "trace").replace("'maximize'", "'minimize'").replace("'TPE'", "'Anneal'")
     (tmp_path / "main.py").write_text(f"{script}\nexperiment.config.assessor.name = 'Curvefitting'\n")
     yml = "maxTrialNumber: 8\ntuner: {name: Anneal, classArgs: {optimize_mode: minimize}}\n"

@@ -94,7 +94,7 @@ def _signals():
 LINE = {"step": 1, "round": 0, "srcc": 0.5, "plcc": 0.4, "accuracy": 0.75, "mae": 0.3, "loss": 1.5, "elapsed": 2.0}
 
 
-def test_an_epoch_is_told_once_with_the_objective_as_default(reporter, tmp_path):
+def test_an_epoch_is_reported_once_with_its_objective_as_default(reporter, tmp_path):
     report(reporter("plcc"), tmp_path, *({**LINE, "step": step} for step in (1, 1, 2, 3)))
     assert {path for path, _ in Node.heard} == {"/secret/env/local-env/abc"}
     metrics = told()
@@ -109,7 +109,7 @@ def test_an_epoch_is_told_once_with_the_objective_as_default(reporter, tmp_path)
     ]
 
 
-def test_what_is_not_a_number_is_not_told(reporter, tmp_path):
+def test_what_is_not_a_number_is_not_reported(reporter, tmp_path):
     report(reporter(), tmp_path, {**LINE, "srcc": math.nan}, {**LINE, "step": 3, "srcc": None})
     assert Node.heard == []
     assert finite({**LINE, "plcc": math.nan, "mae": math.inf}, "srcc") == {

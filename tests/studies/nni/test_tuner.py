@@ -65,7 +65,7 @@ def test_the_recipe_and_the_guesses_come_first_and_each_once(study, sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_study_that_goes_on_goes_on_as_if_it_had_not_stopped(study, sampler):
+def test_a_resumed_tuner_proposes_what_it_would_have(study, sampler):
     folder, plan = study(sampler, FINITE if sampler == "grid" else FREE)
     whole = ask(ready(folder, plan, workers=7), plan, range(7))
     for number, params in enumerate(whole[:2]):
@@ -127,7 +127,7 @@ def test_a_trial_whose_folder_is_there_is_proposed_again(study, sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_results_that_come_late_or_out_of_order_kill_nothing(study, sampler):
+def test_late_or_unordered_results_do_not_end_the_tuner(study, sampler):
     folder, plan = study(sampler, FINITE if sampler == "grid" else FREE)
     tuner = ready(folder, plan)
     value = {"default": 0.5, "srcc": 0.5}
@@ -142,7 +142,7 @@ def test_results_that_come_late_or_out_of_order_kill_nothing(study, sampler):
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "evolution"])
-def test_the_finished_trials_of_an_earlier_start_are_learnt_from(study, sampler):
+def test_a_tuner_learns_from_trials_of_an_earlier_start(study, sampler):
     folder, plan = study(sampler, {"optim.lr": {"type": "float", "low": 1e-4, "high": 1.0, "log": True}}, enqueue=[])
     finished = [10 ** (-4 + 4 * n / 11) for n in range(12)]
     near = [abs(index - 8) for index in range(12)]  # the best is the ninth, 0.08
@@ -161,7 +161,7 @@ def test_the_finished_trials_of_an_earlier_start_are_learnt_from(study, sampler)
     assert proposed(True) == proposed(True) != proposed(False)
 
 
-def test_a_trial_is_stopped_below_the_median_of_enough_complete_ones_after_its_warm_up(study):
+def test_a_trial_below_the_median_is_pruned_after_its_warm_up(study):
     folder, _ = study(
         "tpe", pruner={"name": "median", "startup_trials": 2, "warmup": 0.5}, changes={"training.epochs": 4}
     )
@@ -201,7 +201,7 @@ def test_complete_trials_of_an_earlier_start_are_in_the_median(study):
     assert assessor.assess_trial("y", [{"default": 0.1}, {"default": 0.31}]).name == "Good"  # .6 and .3
 
 
-def test_trials_that_go_on_are_stopped_early_and_counted_as_those_of_this_start(study):
+def test_resumed_trials_are_pruned_like_new_ones(study):
     from nni.runtime.msg_dispatcher import MsgDispatcher
 
     folder, plan = study("random", pruner={"name": "median", "startup_trials": 1, "warmup": 0})
@@ -232,7 +232,7 @@ def test_trials_that_go_on_are_stopped_early_and_counted_as_those_of_this_start(
     assert goes_on(2) == []  # its best, .9, is not
 
 
-def test_the_web_ui_is_told_which_tuner_runs(study):
+def test_the_web_ui_shows_which_tuner_runs(study):
     from elta_tune.executors import Slot
     from elta_tune.studies.nni.experiment import experiment
     from elta_tune.studies.nni.folder import Workers
