@@ -70,7 +70,8 @@ class TestEveryBackEnd:
         with launch(request, options()) as running:
             assert running.resumed
             with closing(running.events()) as events:
-                finished = [event.result["trial"] for event in events if isinstance(event, Finished)]
+                seen += events
+        finished = [event.result["trial"] for event in seen if isinstance(event, Finished)]
         assert running.stopped is None and sorted(finished) == [0, 1]
         assert {result["state"] for result in study_folder.results()} == {"complete"}
         assert backend_of(study_folder).name == name
@@ -108,7 +109,7 @@ def test_the_table_names_every_back_end():
         ("nni", LR, {"pruner": {"name": "hyperband"}}, "pruner.name: nni has no hyperband; it has median, none"),
         ("nni", LR, {"pruner": {"name": "successive_halving"}}, "pruner.name: nni has no successive_halving"),
         ("nni", LR, {"budget": {"trials": 3, "timeout": "1h"}}, "budget.timeout: NNI can't stop trials"),
-        ("nni", NESTED, {}, "parameters.mixup.tau_2.when: NNI can only let it depend on listed values"),
+        ("nni", NESTED, {}, "parameters.mixup.tau_2.when: NNI supports conditions only on listed values"),
         ("optuna", LR, {"sampler": {"name": "evolution"}}, "sampler.name: optuna has no evolution; it has tpe, gp"),
     ],
 )

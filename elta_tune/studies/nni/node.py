@@ -1,4 +1,4 @@
-"""NNI's node process: started behind the guard, found again, ended with all that it started."""
+"""NNI's node process: starts it behind the guard, finds it again, and ends it with all that it started."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ PATCHES = Path(__file__).with_name("patches.js")
 PATCHED = {"NNIManager", "NNIDataStore", "V3asV1", "TrialProcess"}
 """Classes of NNI that have to be patched before a trial may start."""
 STUDY_VARIABLE, PREFIX_VARIABLE = "ELTA_TUNE_NNI_STUDY", "ELTA_TUNE_NNI_PREFIX"
-"""In the environment of node and of all that it starts: the study that they belong to, and the start's secret."""
+"""Environment variables of node and of all that it starts: their study, and the secret of this start."""
 FOREIGN = re.compile(r"NODE_.*|NNI_.*|SDK_PROCESS|BASH_ENV|ENV")
-"""Variables that are not passed on: they are options of another node, experiment or shell."""
+"""Environment variables that are not passed on: options of another node, experiment or shell."""
 FIRST_PORT, LAST_PORT = 8080, 8179
 START_SECONDS = 90.0
-"""Node answers within a second; a busy machine needs more."""
+"""For node to answer: a second, and more on a busy machine."""
 END_SECONDS = 75.0
 """Node gives its parts 60 s to end."""
 PATIENCE = 5.0
-"""Seconds between asking leftovers to end and killing them."""
+"""Seconds from SIGTERM to SIGKILL for what node left."""
 KILLS = 5
-"""Rounds of killing: one that is about to start another may need a second."""
+"""Rounds of killing: a process may start another one meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Node:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process runs."""
         try:
             return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
@@ -64,7 +64,7 @@ def require_nni() -> Path:
     """The folder of NNI's node.
 
     Raises:
-        ConfigError: NNI is not installed, or not there for this machine.
+        ConfigError: NNI is not installed, or does not support this machine.
     """
     try:
         import nni_node
@@ -80,7 +80,7 @@ def require_nni() -> Path:
 
 
 def free_port(wanted: int | None) -> int:
-    """The port that is asked for, or the first free one from 8080 on.
+    """The wanted port, or the first free one from 8080 on.
 
     Raises:
         ConfigError: it is in use.
@@ -107,11 +107,11 @@ Action = Literal["create", "resume", "view"]
 
 
 def start_node(folder: NniFolder, action: Action, port: int | None, lock: int | None) -> Node:
-    """Starts node behind the guard, and makes sure that it is guarded; it then waits for the experiment.
+    """Starts node and checks that the guard is in force. Node then waits for the experiment.
 
     Args:
         port: of the web UI; None takes a free one.
-        lock: descriptor of the study's lock, which node then holds, too; None for one that only shows it.
+        lock: descriptor of the study's lock, which node inherits and holds; None if it only shows the study.
 
     Raises:
         ConfigError: NNI is not installed, or the port is in use.
@@ -123,7 +123,7 @@ def start_node(folder: NniFolder, action: Action, port: int | None, lock: int | 
             return _start_node(folder, action, chosen, lock)
         except StudyError:
             if port is not None or _is_free(chosen):
-                raise  # else another study took it in the same moment
+                raise  # otherwise another study took the port meanwhile
 
 
 def _start_node(folder: NniFolder, action: Action, port: int, lock: int | None) -> Node:
@@ -155,7 +155,7 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int | None) 
             start_new_session=True,  # the terminal's Ctrl-C is for the command, which then ends node in order
             pass_fds=() if lock is None else (lock,),
         )
-    started.returncode = 0  # node may outlive this process, which follows it by psutil from here on
+    started.returncode = 0  # node may outlive this process; from here on psutil follows it
     node = Node(psutil.Process(started.pid), Rest(port, prefix))
     _write_index(folder, node)
     write_json(folder.connection_file, {"process": started.pid, "port": port, "prefix": prefix})
@@ -176,12 +176,12 @@ def _identity(study: StudyFolder) -> str:
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
-    """Runs a module by this interpreter, which imports nothing from the working directory."""
+    """A command that runs a module and imports nothing from its working directory."""
     return [sys.executable, "-P", "-m", module, *arguments]
 
 
 def _environment(study: StudyFolder, prefix: str) -> dict[str, str]:
-    """Variables of node and of all that it starts: no options of another node or shell, and safe imports."""
+    """The environment of node and of all that it starts."""
     environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
     environment |= {STUDY_VARIABLE: _identity(study), PREFIX_VARIABLE: prefix, "PYTHONSAFEPATH": "1"}
     if "PYTHONPATH" in environment:
@@ -219,13 +219,13 @@ def _wait_for(folder: NniFolder, node: Node) -> None:
             if answer.body != b"INITIALIZING":
                 return
         time.sleep(0.1)
-    said = folder.node_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    told = [line for line in said if "Error: " in line] or said or ["it said nothing"]
-    raise StudyError(f"NNI did not start: {told[-1]}", f"look into {folder.node_log}")
+    lines = folder.node_log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    reasons = [line for line in lines if "Error: " in line] or lines or ["its log is empty"]
+    raise StudyError(f"NNI did not start: {reasons[-1]}", f"look into {folder.node_log}")
 
 
 def verify(node: Node) -> None:
-    """Makes sure that the guard is in force: on this machine alone, and nothing without the secret.
+    """Checks that the guard is in force: node listens on loopback and serves nothing without the secret.
 
     Raises:
         StudyError: names what is open.
@@ -246,7 +246,7 @@ def verify(node: Node) -> None:
     if addresses != [HOST]:
         is_open.insert(0, f"the addresses {', '.join(addresses)}")
     if request(port, "GET", f"{api}/check-status").status != 200:
-        is_open.append("not even the secret opens it")
+        is_open.append("nobody, not even with the secret")
     if is_open:
         raise StudyError(f"NNI's guard is not in force, and nothing was started: open to {'; '.join(is_open)}")
 
@@ -265,7 +265,7 @@ def verify_patches(folder: NniFolder) -> None:
 
 
 def find_node(folder: NniFolder) -> Node | None:
-    """The node that was started last for the study, if it is alive.
+    """The node that the study was started with last, if it runs.
 
     Raises:
         DamagedError: `connection.json` can't be read.
@@ -277,13 +277,13 @@ def find_node(folder: NniFolder) -> Node | None:
         environment = node.process.environ()
     except psutil.Error:
         return None
-    # Numbers of processes come again, and folders are copied; a start's secret is its own, and so is its study.
+    # Process numbers are reused and folders are copied, but each start has its own secret and its own study.
     own = {STUDY_VARIABLE: _identity(folder.study), PREFIX_VARIABLE: connection.prefix}
     return node if own.items() <= environment.items() and node.is_alive else None
 
 
 def status(node: Node) -> str | None:
-    """NNI's word for what node does, or None if it does not answer."""
+    """NNI's status of the experiment, or None if node does not answer."""
     try:
         return str(node.rest.get("check-status")["status"])
     except (NodeGone, KeyError, TypeError):
@@ -291,7 +291,7 @@ def status(node: Node) -> str | None:
 
 
 def members(folder: NniFolder) -> list[psutil.Process]:
-    """Every process of this user that belongs to the study: node, tuner, trials."""
+    """All processes of the study that are this user's: node, tuner, trials."""
     return list(_members(folder))
 
 
@@ -305,7 +305,7 @@ def _members(folder: NniFolder) -> Iterator[psutil.Process]:
 
 
 def end(folder: NniFolder) -> None:
-    """Ends node in order, then whatever of the study is left; returns when nothing is."""
+    """Ends node in an orderly way, then all that is left of the study; returns when nothing is left."""
     node = find_node(folder)
     if node is not None:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -323,7 +323,7 @@ def kill(folder: NniFolder) -> None:
     """Ends all processes of the study at once.
 
     Raises:
-        StudyError: one of them can't be ended.
+        StudyError: a process can't be ended.
     """
     for _ in range(KILLS):
         left = members(folder)
@@ -335,5 +335,6 @@ def kill(folder: NniFolder) -> None:
         psutil.wait_procs(left, timeout=PATIENCE)
     numbers = ", ".join(str(process.pid) for process in left)
     raise StudyError(
-        f"study {folder.study.name}: processes {numbers} can't be ended", "the kernel holds them; try later"
+        f"study {folder.study.name}: processes {numbers} can't be ended",
+        "they wait for the kernel, for a disk for example; try again later",
     )

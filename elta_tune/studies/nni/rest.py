@@ -1,7 +1,6 @@
-"""What NNI's node is asked and told over HTTP, always on this machine and never through a proxy.
+"""HTTP requests to NNI's node, on this machine and never through a proxy.
 
-The few requests that a trial needs are made here rather than with `nni`, whose import takes seconds that each trial
-would pay.
+Trials use this instead of `nni`, whose import takes seconds in each of them.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from urllib.parse import urlsplit
 T = TypeVar("T")
 HOST = "127.0.0.1"
 TIMEOUT = 20.0
-"""Seconds that node may take to answer."""
+"""Seconds for node to answer."""
 TRIAL_TIMEOUT = 300.0
-"""The same for a trial, which would be lost: a node that is gone refuses at once, a slow one is only busy."""
+"""The same for a trial, which has more to lose: a node that ended refuses at once, a slow one is busy."""
 TRIES, PAUSE = 4, 1.0
-"""How often a trial asks a node that lives, and the seconds in between."""
+"""Attempts of a trial at a request while node runs, and the seconds between them."""
 
 
 class NodeGone(Exception):
-    """Node does not answer, or ends."""
+    """Node does not answer, or is ending."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,11 @@ class Rest:
 
     @property
     def url(self) -> str:
-        """Where the web UI is."""
+        """The address of the web UI."""
         return f"http://{HOST}:{self.port}/{self.prefix}/"
 
     def get(self, what: str) -> Any:
-        """What NNI answers.
+        """The JSON that NNI answers.
 
         Raises:
             NodeGone: nobody listens, or node refuses.
@@ -104,7 +103,7 @@ class Rest:
 
 @dataclass(frozen=True)
 class TrialChannel:
-    """A trial's own line to node (`NNI_TRIAL_COMMAND_CHANNEL`). A request that fails is made again while node lives."""
+    """A trial's connection to node (`NNI_TRIAL_COMMAND_CHANNEL`). It repeats requests that fail while node runs."""
 
     port: int
     path: str
@@ -117,7 +116,7 @@ class TrialChannel:
         """The channel behind a URL such as ``http://localhost:8080/PREFIX/env/local-env/TRIAL``.
 
         Args:
-            trial, number: NNI's id of the trial, and the study's.
+            trial, number: the trial's id in NNI, and its number in the study.
         """
         parts = urlsplit(url)
         return cls(parts.port or 80, parts.path, trial, number, node_lives)
@@ -128,7 +127,7 @@ class TrialChannel:
         return Rest(self.port, self.path.split("/")[1], TRIAL_TIMEOUT)
 
     def parameters(self) -> dict[str, Any]:
-        """Asks for the trial's parameters: `parameter_id` and `parameters`.
+        """Requests the trial's parameters: `parameter_id` and `parameters`.
 
         Raises:
             NodeGone: node ends.
@@ -137,7 +136,7 @@ class TrialChannel:
 
     def _parameters(self) -> dict[str, Any]:
         self._put({"type": "request_parameter"})
-        while (answer := self._ask("GET")).status == 408:  # node lets one wait for a second
+        while (answer := self._ask("GET")).status == 408:  # node answers so each second until it has them
             pass
         if answer.status != 200:
             raise NodeGone(f"NNI gave no parameters: {answer.status}")
@@ -145,7 +144,7 @@ class TrialChannel:
         return record
 
     def recorded_parameters(self, seconds: float = 60.0) -> dict[str, Any]:
-        """What NNI's database holds as this trial's parameters, as `parameters` returns them.
+        """The parameters of this trial in NNI's database, in the form of `parameters`.
 
         Raises:
             NodeGone: node ends, or did not record the trial within `seconds`.
@@ -156,16 +155,19 @@ class TrialChannel:
             if job is not None and job.get("hyperParameters"):
                 record: dict[str, Any] = json.loads(job["hyperParameters"][0])
                 return record
-            time.sleep(0.1)  # it is recorded a moment after the trial's start
-        raise NodeGone(f"NNI has no parameters on record for trial {self.trial}")
+            time.sleep(0.1)  # NNI records a trial a moment after it has started it
+        raise NodeGone(f"NNI's database has no parameters of trial {self.trial}")
 
     def reported(self) -> set[int]:
-        """Sequence numbers of the intermediate metrics that NNI has of this trial."""
+        """Sequence numbers of the intermediate metrics of this trial that NNI has."""
         metrics = self._get(f"metric-data/{self.trial}?type=PERIODICAL")
         return {metric["sequence"] for metric in metrics}
 
     def report(self, kind: str, parameter_id: int | None, sequence: int, values: Mapping[str, float]) -> None:
-        """Reports metrics, PERIODICAL or FINAL; `default` is what tuner and assessor see.
+        """Reports metrics; tuner and assessor use `default`.
+
+        Args:
+            kind: PERIODICAL or FINAL.
 
         Raises:
             NodeGone: node ends.
@@ -198,4 +200,4 @@ class TrialChannel:
     def _put(self, command: Mapping[str, Any]) -> None:
         answer = self._ask("PUT", command)
         if answer.status != 200:
-            raise NodeGone(f"NNI takes no more of trial {self.trial}: {answer.status}")
+            raise NodeGone(f"NNI accepts nothing more from trial {self.trial}: {answer.status}")

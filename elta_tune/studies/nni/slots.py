@@ -1,4 +1,4 @@
-"""Slots that processes share without a supervisor that deals them out: a lock file each."""
+"""Slots that trials take themselves: a lock file each, since NNI does not assign devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from elta_tune.executors import Slot
 from elta_tune.locks import Held, hold
 
 PAUSE = 0.1
-"""Seconds between looks for a free slot."""
+"""Seconds between attempts to take a slot."""
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""A search space in NNI's words: exactly, or refused.
+"""Converts a search space to NNI's form, exactly, or refuses it.
 
-NNI's `randint` excludes its upper bound, its `quniform` rounds to multiples of the step and clips, and a parameter that
-exists only under a condition can only stand within one branch of a `choice`: a parameter that others depend on becomes
-such a choice, and its dependents stand in those branches in which they exist.
+NNI's `randint` excludes its upper bound. Its `quniform` rounds to multiples of the step and clips. A conditional
+parameter has to be inside a branch of a `choice`: a parameter that others depend on becomes a choice, and its
+dependents are in the branches in which they exist.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ Tree = dict[str, Any]
 
 
 def to_nni(space: SearchSpace, recipe: TrialConfig) -> Tree:
-    """NNI's `search_space` with exactly the trials that the space has.
+    """NNI's `search_space` with the same points as the space.
 
     Raises:
-        ConfigError: a parameter that others depend on has no values that can be listed.
+        ConfigError: the values of a parameter that others depend on can't be listed.
     """
     return _tree(space, recipe, list(space.parameters), {})
 
 
 def encode(space: SearchSpace, recipe: TrialConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's parameters as NNI's tuners write them."""
+    """A trial's parameters in the form of NNI's tuners."""
     return _filled(to_nni(space, recipe), _on_steps(space, params), lambda index, value: value)
 
 
 def encode_with_indices(space: SearchSpace, recipe: TrialConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's parameters as NNI's evolution tuner keeps them: each choice with its index."""
+    """A trial's parameters in the form of NNI's evolution tuner: each choice with its index."""
     points = _on_steps(space, params)
     return _filled(to_nni(space, recipe), points, lambda index, value: {"_index": index, "_value": value})
 
 
 def decode(space: SearchSpace, recipe: TrialConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What NNI sent to a trial, as the space's own parameters, in its order and types.
+    """Parameters that NNI sent to a trial, in the order and types of the space.
 
     Raises:
-        StudyError: it does not fit the space.
+        StudyError: they do not fit the space.
     """
     try:
         values = {name: _own(space.parameters[name], value) for name, value in _flat(space, parameters)}
@@ -57,7 +57,7 @@ def decode(space: SearchSpace, recipe: TrialConfig, parameters: Mapping[str, Any
 
 
 def _on_steps(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with each number that a step decides exactly on it: NNI compares its choices to the last bit."""
+    """The parameters with each stepped number exactly on its grid: NNI compares choices to the last bit."""
 
     def nearest(name: str, value: Any) -> Any:
         parameter = space.parameters[name]
@@ -89,7 +89,7 @@ def _tree(space: SearchSpace, recipe: TrialConfig, names: Sequence[str], chosen:
 
 
 def _dependents(space: SearchSpace, name: str, rest: Sequence[str]) -> list[str]:
-    """Which of `rest` can only be decided within a branch of `name`: what depends on it, and what that needs too."""
+    """Those of `rest` that belong into the branches of `name`: its dependents, and what these depend on besides."""
     fields = {other: {condition.field for condition in space.parameters[other].conditions} for other in rest}
     inner: set[str] = set()
     while True:
@@ -116,11 +116,11 @@ def _branch_values(name: str, parameter: Parameter, dependent: str) -> list[Any]
     values = list(parameter.grid())
     if not values or (isinstance(parameter, IntParameter) and parameter.log):
         raise ConfigError(
-            f"parameters.{dependent}.when: NNI can only let it depend on listed values, not on {name}: {parameter}",
+            f"parameters.{dependent}.when: NNI supports conditions only on listed values, not on {name}: {parameter}",
             f"give {name} choices or a step without log; or use the Optuna back end: `backend=optuna`",
         )
     if len({_label(value) for value in values}) < len(values):
-        raise ConfigError(f"parameters.{name}: NNI can't tell its choices apart by their text: {values}")
+        raise ConfigError(f"parameters.{name}: NNI compares choices as text, and these look the same: {values}")
     return values
 
 
@@ -133,15 +133,15 @@ def _is_nested(specification: Mapping[str, Any]) -> bool:
 
 
 def _chosen(specification: Mapping[str, Any], value: Any) -> tuple[int, Any]:
-    """Which of a choice's values it is, and that value: a branch if it is nested."""
+    """The index of a value among a choice's, and the value: a branch if the choice is nested."""
     nested = _is_nested(specification)
     own = [branch["_name"] for branch in specification["_value"]] if nested else specification["_value"]
     index = own.index(_label(value) if nested else value)
     return index, specification["_value"][index]
 
 
-def _filled(tree: Tree, params: Mapping[str, Any], told: Callable[[int, Any], Any]) -> dict[str, Any]:
-    """A search space with a value in each place; `told` says a choice by its index and value."""
+def _filled(tree: Tree, params: Mapping[str, Any], write: Callable[[int, Any], Any]) -> dict[str, Any]:
+    """A search space with a value in each place; `write` writes a choice from its index and value."""
     filled: dict[str, Any] = {}
     for name, specification in tree.items():
         if name == "_name":
@@ -150,7 +150,7 @@ def _filled(tree: Tree, params: Mapping[str, Any], told: Callable[[int, Any], An
             filled[name] = params[name]
         else:
             index, value = _chosen(specification, params[name])
-            filled[name] = told(index, _filled(value, params, told) if _is_nested(specification) else value)
+            filled[name] = write(index, _filled(value, params, write) if _is_nested(specification) else value)
     return filled
 
 
@@ -165,7 +165,7 @@ def _flat(space: SearchSpace, parameters: Mapping[str, Any]) -> Iterator[tuple[s
 
 
 def _own(parameter: Parameter, value: Any) -> Any:
-    """NNI's value as the space's own: node's JSON has no 1.0, and exp(log(x)) may leave the range by one bit."""
+    """A value of NNI in the space's type: node's JSON has no 1.0, and exp(log(x)) may leave the range by one bit."""
     if isinstance(parameter, CategoricalParameter):
         return next(choice for choice in parameter.choices if choice == value)
     if isinstance(parameter, IntParameter):

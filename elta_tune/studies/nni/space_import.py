@@ -1,4 +1,4 @@
-"""A search space of NNI as a space of ours: from JSON, YAML, or the dictionary in a script, which is never run."""
+"""Reads a search space of NNI from JSON, YAML or the dictionary in a script, which is never run."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from elta_tune.space.space import SearchSpace
 from elta_tune.suggestions import did_you_mean
 
 MOST_VALUES = 1000
-"""Values that a rounded range of NNI may have and still be written out."""
+"""Most values of a rounded range of NNI that are listed."""
 SAMPLERS = {"tpe": "tpe", "random": "random", "gridsearch": "grid", "evolution": "evolution"}
-"""NNI's tuners, in lower case, and what a space calls them."""
+"""Names of NNI's tuners, in lower case, and of the same samplers here."""
 
 Path_ = tuple[tuple[str, Any], ...]
-"""The branches of nested choices in which a parameter stands: (field, value) from the outermost on."""
+"""The branches of nested choices around a parameter: (field, value), the outermost first."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a file of NNI's tells: its search space and, where it is there, what else a space of ours says."""
+    """The search space in a file of NNI, and what else of a space the file contains."""
 
     search_space: Mapping[str, Any]
     trials: Any = None
@@ -42,10 +42,10 @@ class Experiment:
 
 
 def from_nni(file: Path) -> str:
-    """The space in a file of NNI's, as a document for `search_spaces/`.
+    """The search space in a file of NNI, as a document for `search_spaces/`.
 
     Raises:
-        ConfigError: the file can't be read, names an unknown field, or holds what a space of ours can't say.
+        ConfigError: the file can't be read, names an unknown field, or contains what a space here can't express.
     """
     experiment = read_experiment(file)
     content: dict[str, Any] = {}
@@ -61,14 +61,16 @@ def from_nni(file: Path) -> str:
 
 
 def _lost(experiment: Experiment) -> list[str]:
-    """What a space does not say as the experiment did."""
+    """What the space does not express as the experiment did."""
     lost = []
     if experiment.tuner is not None and str(experiment.tuner).lower() not in SAMPLERS:
-        lost.append(f"Its tuner was {experiment.tuner}, which there is not here: the sampler is tpe.")
+        lost.append(f"The experiment's tuner {experiment.tuner} is not supported: the sampler is tpe.")
     if experiment.assessor is not None and str(experiment.assessor).lower() != "medianstop":
-        lost.append(f"Its assessor was {experiment.assessor}, which there is not here: the pruner is median.")
+        lost.append(f"The experiment's assessor {experiment.assessor} is not supported: the pruner is median.")
     if experiment.mode == "minimize":
-        lost.append("It minimized; the objective here is srcc, which grows: objective: {metric: emd_r1}, say.")
+        lost.append(
+            "The experiment minimized, but this space maximizes srcc. To minimize: `objective: {metric: emd_r1}`."
+        )
     return ["", *lost] if lost else []
 
 
@@ -82,11 +84,11 @@ def parameters_of(search_space: Mapping[str, Any], *, source: str) -> dict[str, 
     for name, places in found.items():
         bodies = [body for _, body in places]
         if any(body != bodies[0] for body in bodies):
-            problems.append(f"{source}: {name}: differs between the branches of a choice; a space has one range for it")
+            problems.append(f"{source}: {name}: has different ranges in the branches of a choice; a space can have one")
             continue
         conditions, exact = _conditions([path for path, _ in places], found)
         if not exact:
-            problems.append(f"{source}: {name}: stands in a mixture of branches that `when` can't say")
+            problems.append(f"{source}: {name}: is in a combination of branches that `when` can't express")
         parameters[name] = {**bodies[0], **({"when": conditions} if conditions else {})}
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
@@ -96,7 +98,7 @@ def parameters_of(search_space: Mapping[str, Any], *, source: str) -> dict[str, 
 def _walk(
     tree: Mapping[str, Any], path: Path_, source: str, problems: list[str]
 ) -> Iterator[tuple[str, Path_, dict[str, Any]]]:
-    """Every parameter with the branches that it stands in; what is wrong is added to `problems`."""
+    """Every parameter with the branches around it; adds what is wrong to `problems`."""
     for key, specification in tree.items():
         if key == "_name":
             continue
@@ -112,10 +114,10 @@ def _walk(
 
 
 def field_of(key: str) -> str:
-    """A recipe's field by its dotted name, by that with an underscore, or by its last part: `lr`, `simloss_weight`.
+    """A recipe's field by its dotted name, the same with underscores, or its last part: `lr`, `simloss_weight`.
 
     Raises:
-        ValueError: there is none, or more than one.
+        ValueError: no field has that name, or several have it.
     """
     varied = [name for name in FIELDS if name.partition(".")[0] not in FIXED_SECTIONS]
     if key in varied:
@@ -126,12 +128,12 @@ def field_of(key: str) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise ValueError(f"could be {' or '.join(found)}: write which")
-    raise ValueError(f"a recipe has no such field that a study may vary{did_you_mean(key, varied)}")
+        raise ValueError(f"is ambiguous; write {' or '.join(found)}")
+    raise ValueError(f"is not a field of a recipe that a study can vary{did_you_mean(key, varied)}")
 
 
 def _branches(specification: Any) -> dict[Any, Mapping[str, Any]]:
-    """The branches of a nested choice by their value, or none."""
+    """The branches of a nested choice by their value; none if it is not nested."""
     if not isinstance(specification, Mapping) or not {"_type", "_value"} <= set(specification):
         raise ValueError("should look like {_type: uniform, _value: [0, 1]}")
     values = specification["_value"]
@@ -145,7 +147,7 @@ def _branches(specification: Any) -> dict[Any, Mapping[str, Any]]:
 
 
 def _scalar(name: Any) -> Any:
-    """The value that a branch is named by: `"2"` is 2, `null` is null; what is no plain value is its own text."""
+    """The value in a branch's name: `"2"` is 2, `null` is null; what is not a plain value stays text."""
     try:
         value = yaml.safe_load(str(name))
     except yaml.YAMLError:
@@ -154,7 +156,7 @@ def _scalar(name: Any) -> Any:
 
 
 def _branching(name: str, values: list[Any]) -> dict[str, Any]:
-    """What chooses among branches: an integer range where the field is one, for NNI has no other way to nest."""
+    """The parameter that chooses a branch: an integer range if the field is an integer, else a categorical."""
     whole = all(isinstance(value, int) and not isinstance(value, bool) for value in values)
     if whole and FIELDS[name].annotation is int and values == list(range(values[0], values[-1] + 1)):
         return {"type": "int", "low": values[0], "high": values[-1]}
@@ -165,18 +167,18 @@ def _body(name: str, specification: Mapping[str, Any]) -> dict[str, Any]:
     kind, values = specification["_type"], specification["_value"]
     if kind == "choice":
         if not all(value is None or isinstance(value, bool | int | float | str) for value in values):
-            raise ValueError(f"its choices should be numbers, texts, booleans or null, not {values!r}")
+            raise ValueError(f"choices should be numbers, texts, booleans or null, not {values!r}")
         return {"type": "categorical", "choices": list(values)}
     count = {"randint": 2, "uniform": 2, "loguniform": 2, "quniform": 3, "qloguniform": 3}.get(kind)
     if count is None:
-        raise ValueError(f"{kind} has no bounds, or is none of NNI's; a space needs choice, randint, (q)(log)uniform")
+        raise ValueError(f"{kind} is not supported; use choice, randint, uniform, loguniform, quniform or qloguniform")
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
         raise ValueError(f"{kind} takes numbers, not {values!r}") from None
     if len(numbers) != count or not all(map(math.isfinite, numbers)) or (count == 3 and numbers[2] <= 0):
         raise ValueError(f"{kind} takes {count} numbers, the third above 0, not {values!r}")
-    if kind == "randint":  # the upper bound is not among its values
+    if kind == "randint":  # it excludes its upper bound
         return {"type": "int", "low": math.ceil(numbers[0]), "high": math.ceil(numbers[1]) - 1}
     if count == 2:
         return {"type": "float", "low": numbers[0], "high": numbers[1]} | ({"log": True} if "log" in kind else {})
@@ -184,12 +186,12 @@ def _body(name: str, specification: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rounded(kind: str, low: float, high: float, step: float) -> dict[str, Any]:
-    """NNI rounds to multiples of the step, then clips: only where both ends are multiples that is a range of ours."""
+    """NNI rounds to multiples of the step, then clips: the result is a range only if both ends are multiples."""
     if low.is_integer() and high.is_integer() and step == 1:
         return {"type": "int", "low": int(low), "high": int(high)} | ({"log": True} if "log" in kind else {})
     first, last = round(low / step), round(high / step)
     if last - first >= MOST_VALUES:
-        raise ValueError(f"{kind} has {last - first + 1} values; a space can list {MOST_VALUES}")
+        raise ValueError(f"{kind} has {last - first + 1} values; a space can list at most {MOST_VALUES}")
     values = sorted({min(max(number * step, low), high) for number in range(first, last + 1)})
     on_steps = math.isclose(first * step, low, abs_tol=1e-12) and math.isclose(last * step, high, abs_tol=1e-12)
     if kind == "quniform" and on_steps:
@@ -198,7 +200,7 @@ def _rounded(kind: str, low: float, high: float, step: float) -> dict[str, Any]:
 
 
 def _conditions(paths: list[Path_], found: Mapping[str, list[tuple[Path_, dict[str, Any]]]]) -> tuple[list[str], bool]:
-    """`when` of a parameter that stands in these branches, and whether it says exactly that."""
+    """`when` of a parameter in these branches, and whether it expresses exactly these."""
     parents = list(dict.fromkeys(field for path in paths for field, _ in path))
     values = {
         parent: list(dict.fromkeys(dict(path)[parent] for path in paths if parent in dict(path))) for parent in parents
@@ -217,10 +219,10 @@ def _values_of(body: Mapping[str, Any]) -> list[Any]:
 
 
 def read_experiment(file: Path) -> Experiment:
-    """Reads a search space, or an experiment that holds one.
+    """Reads a search space, or an experiment that contains one.
 
     Raises:
-        ConfigError: the file can't be read or holds no search space.
+        ConfigError: the file can't be read or contains no search space.
     """
     if file.suffix == ".py":
         return _from_script(file)
@@ -234,10 +236,10 @@ def read_experiment(file: Path) -> Experiment:
     else:
         raise ConfigError(f"{file}: should be a .json, .yaml or .py file")
     if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{file}: holds no search space")
+        raise ConfigError(f"{file}: contains no search space")
     space = content.get("searchSpace", content.get("search_space"))
     if space is None and (named := content.get("searchSpaceFile", content.get("search_space_file"))):
-        raise ConfigError(f"{file}: its search space is in {named}: give that file")
+        raise ConfigError(f"{file}: the search space is in {named}: give that file")
     if space is None:
         return Experiment(content)
     if not isinstance(space, Mapping):
@@ -261,7 +263,7 @@ def _text(file: Path) -> str:
 
 
 def _from_script(file: Path) -> Experiment:
-    """The literals that a script assigns: `search_space = {…}`, `….max_trial_number = 8`, `….tuner.name = 'TPE'`."""
+    """Literals that a script assigns: `search_space = {…}`, `….max_trial_number = 8`, `….tuner.name = 'TPE'`."""
     try:
         tree = ast.parse(_text(file))
     except SyntaxError as error:
@@ -275,20 +277,21 @@ def _from_script(file: Path) -> Experiment:
         name: value for name, value in assigned.items() if isinstance(value, ast.Dict) and _looks_like_space(value)
     }
     if len(spaces) != 1:
-        told = f"{len(spaces)}: {', '.join(spaces)}" if spaces else "none"
-        raise ConfigError(f"{file}: should assign one dictionary of {{'_type': …, '_value': …}}; there is {told}")
+        found = f"{len(spaces)}: {', '.join(spaces)}" if spaces else "none"
+        raise ConfigError(f"{file}: should assign one dictionary of {{'_type': …, '_value': …}}, but has {found}")
     (dictionary,) = spaces.values()
     try:
         space = ast.literal_eval(dictionary)
     except (ValueError, TypeError) as error:
         line = getattr(_computed(dictionary), "lineno", dictionary.lineno)
         raise ConfigError(
-            f"{file}:{line}: the search space is computed there; a script is read, never run", "write the values out"
+            f"{file}:{line}: the search space is computed here, but a script is only read, never run",
+            "write the values",
         ) from error
     suffixes = (".max_trial_number", ".tuner.name", ".tuner.class_args['optimize_mode']", ".assessor.name")
     trials, tuner, mode, assessor = (_literal(assigned, suffix) for suffix in suffixes)
     arguments = next((value for name, value in assigned.items() if name.endswith(".tuner.class_args")), None)
-    with contextlib.suppress(ValueError, TypeError, AttributeError):  # what is computed there is not known
+    with contextlib.suppress(ValueError, TypeError, AttributeError):  # a computed value is unknown
         mode = ast.literal_eval(arguments).get("optimize_mode", mode) if arguments is not None else mode
     return Experiment(space, trials, tuner, mode, assessor)
 
@@ -300,7 +303,7 @@ def _looks_like_space(dictionary: ast.Dict) -> bool:
 
 
 def _computed(expression: ast.expr) -> ast.expr | None:
-    """The first part that is no literal."""
+    """The first part that is not a literal."""
     for node in ast.walk(expression):
         if isinstance(node, ast.Call | ast.Name | ast.BinOp | ast.Attribute | ast.Subscript | ast.JoinedStr):
             return node

@@ -147,17 +147,17 @@ def test_a_space_that_went_to_nni_and_back_has_the_same_trials(parameters):
 @pytest.mark.parametrize(
     ("space", "told"),
     [
-        ({"lrr": {"_type": "uniform", "_value": [0, 1]}}, "lrr: a recipe has no such field that a study may vary"),
+        ({"lrr": {"_type": "uniform", "_value": [0, 1]}}, "lrr: is not a field of a recipe that a study can vary"),
         ({"name": {"_type": "choice", "_value": [1]}}, None),
-        ({"data.crop": {"_type": "randint", "_value": [1, 9]}}, "data.crop: a recipe has no such field"),
-        ({"lr": {"_type": "normal", "_value": [0, 1]}}, "lr: normal has no bounds"),
+        ({"data.crop": {"_type": "randint", "_value": [1, 9]}}, "data.crop: is not a field of a recipe"),
+        ({"lr": {"_type": "normal", "_value": [0, 1]}}, "lr: normal is not supported"),
         ({"lr": {"_type": "uniform", "_value": [0]}}, "lr: uniform takes 2 numbers"),
         ({"lr": {"_type": "uniform", "_value": ["a", 1]}}, "lr: uniform takes numbers"),
         ({"lr": {"_type": "quniform", "_value": [0, 1, 0]}}, "lr: quniform takes 3 numbers, the third above 0"),
         ({"lr": {"_type": "quniform", "_value": [0, 1, 1e-6]}}, "lr: quniform has 1000001 values"),
         ({"lr": [0, 1]}, "lr: should look like"),
         ({"lr": {"_type": "choice", "_value": []}}, "lr: _value should be a list"),
-        ({"lr": {"_type": "choice", "_value": [[1]]}}, "lr: its choices should be numbers"),
+        ({"lr": {"_type": "choice", "_value": [[1]]}}, "lr: choices should be numbers"),
         ({"lr": {"_type": "choice", "_value": [{"a": 1}]}}, "lr: each branch of a nested choice needs a _name"),
         (
             {
@@ -169,7 +169,7 @@ def test_a_space_that_went_to_nni_and_back_has_the_same_trials(parameters):
                     ],
                 }
             },
-            "optim.lr: differs between the branches",
+            "optim.lr: has different ranges in the branches",
         ),
         (
             {
@@ -190,7 +190,7 @@ def test_a_space_that_went_to_nni_and_back_has_the_same_trials(parameters):
                     ],
                 }
             },
-            "optim.lr: stands in a mixture of branches",
+            "optim.lr: is in a combination of branches",
         ),
     ],
 )  # fmt: skip
@@ -227,23 +227,23 @@ def test_what_a_space_can_not_say_is_a_comment_above_it(tmp_path):
     (tmp_path / "config.yml").write_text(yml)
     for name in ("main.py", "config.yml"):
         text = from_nni(tmp_path / name)
-        assert "# Its tuner was Anneal, which there is not here: the sampler is tpe.\n" in text
-        assert "# Its assessor was Curvefitting, which there is not here: the pruner is median.\n" in text
-        assert "# It minimized; " in text
+        assert "# The experiment's tuner Anneal is not supported: the sampler is tpe.\n" in text
+        assert "# The experiment's assessor Curvefitting is not supported: the pruner is median.\n" in text
+        assert "# The experiment minimized, " in text
         assert yaml.safe_load(text)["budget"] == {"trials": 8}
     (tmp_path / "main.py").write_text(SCRIPT.format(trace=tmp_path / "trace"))
-    assert "Its " not in from_nni(tmp_path / "main.py")
+    assert "experiment" not in from_nni(tmp_path / "main.py")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
         ("a.py", "x = {'lr': {'_type': 'choice', '_value': list(range(3))}}", r"a\.py:1: the search space is computed"),
-        ("a.py", "x = 1", "should assign one dictionary .* there is none"),
+        ("a.py", "x = 1", "should assign one dictionary .* but has none"),
         ("a.py", "a = {'lr': {'_type': 1, '_value': 2}}\nb = a\nc = {'lr': {'_type': 1, '_value': 2}}", "2: a, c"),
         ("a.py", "def f(:", r"a\.py:1: not a Python script"),
         ("a.json", "{", "not JSON"),
-        ("a.json", "[]", "holds no search space"),
+        ("a.json", "[]", "contains no search space"),
         ("a.yaml", "lr: 1\nlr: 2", "is a duplicate of line 1"),
         ("a.yaml", "searchSpaceFile: space.json\ntuner: {name: TPE}", r"is in space\.json: give that file"),
         ("a.json", '{"searchSpace": [1]}', "searchSpace: should be a mapping"),
