@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from elta_tune.models.checkpoint import Checkpoint
     from elta_tune.models.formats.kinds import Kind
     from elta_tune.models.released import Head
-    from elta_tune.records import StudyFolder
+    from elta_tune.records import EpochRecord, StudyFolder, TrialResult
     from elta_tune.results.evaluate import Evaluation
     from elta_tune.results.predict import Prediction
     from elta_tune.studies.events import Event
@@ -63,13 +63,13 @@ class Study:
         return self.folder.path
 
     @property
-    def results(self) -> list[dict[str, Any]]:
-        """`result.json` of all trials that ended, by number."""
+    def results(self) -> list[TrialResult]:
+        """The results of all trials that ended, by number."""
         return self.folder.results()
 
     @property
-    def best(self) -> dict[str, Any]:
-        """`result.json` of the best complete trial.
+    def best(self) -> TrialResult:
+        """The result of the best complete trial.
 
         Raises:
             StudyError: no trial is complete.
@@ -84,7 +84,7 @@ class Study:
 
         names = ("trial", "state", "value", "best_step", "best_round", "best_epoch", "seconds", "reason")
         return pd.DataFrame(
-            [{**{name: row[name] for name in names}, **row["params"], **row["metrics"]} for row in self.results]
+            [{**{name: getattr(row, name) for name in names}, **row.params, **row.metrics} for row in self.results]
         )
 
     def export(self, kind: Kind, output: File, force: bool = False, *, cache: File | None = None) -> float:
@@ -186,14 +186,15 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Told:
-    """A reporter that hands each epoch on; never prunes."""
+class CallbackReporter:
+    """Hands each epoch to a function; never prunes."""
 
-    on_epoch: Callable[[Mapping[str, Any]], None] | None
+    on_epoch: Callable[[EpochRecord], None] | None
 
-    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def report(self, record: EpochRecord) -> None:
+        """Calls the function."""
         if self.on_epoch is not None:
-            self.on_epoch(metrics)
+            self.on_epoch(record)
 
 
 def find_recipe(
@@ -234,10 +235,10 @@ def train(
     runs: File = RUNS,
     device: str = "auto",
     cache: File | None = None,
-    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+    on_epoch: Callable[[EpochRecord], None] | None = None,
     on_ready: Callable[[], None] | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> TrialResult:
     """Runs one trial without a study, in this process. The same call goes on where it was.
 
     Args:
@@ -248,13 +249,12 @@ def train(
         runs: folder of the studies.
         device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
         cache: folder of decoded images; None: the command's.
-        on_epoch: hears each epoch's line of `metrics.jsonl`.
+        on_epoch: is called with each epoch.
         on_ready: is called when the data are prepared, before the first epoch.
         progress: hears (done, total, what) while images are decoded.
 
     Returns:
-        The content of `result.json`; its `state` is complete, or failed where the loss is not finite or memory is used
-        up.
+        How it ended: complete, or failed if the loss is not finite or the memory is used up.
 
     Raises:
         EltaTuneError: recipe, data, model or folder do not allow the training to start.
@@ -271,7 +271,7 @@ def train(
     if on_ready is not None:
         on_ready()
     with folder.lock():
-        return run_trial(config, folder, _Told(on_epoch), cache=place, device=device)
+        return run_trial(config, folder, CallbackReporter(on_epoch), cache=place, device=device)
 
 
 def evaluate(
@@ -407,15 +407,15 @@ def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, A
     """
     found = study if isinstance(study, Study) else Study.open(study, runs=runs)
     result, recipe = found.best, found.folder.trial(0).result()
-    folder = found.folder.trial(result["trial"])
+    folder = found.folder.trial(result.trial or 0)
     names = ("trial", "value", "best_step", "best_round", "best_epoch", "params", "metrics")
     return {
         "study": found.folder.name,
         "metric": found.plan.space.objective.metric,
-        **{name: result[name] for name in names},
+        **{name: getattr(result, name) for name in names},
         "checkpoint": str(folder.best_file),
         "config": str(folder.config_file),
-        "recipe": recipe and {name: recipe[name] for name in ("trial", "state", "value", "metrics")},
+        "recipe": recipe and {name: getattr(recipe, name) for name in ("trial", "state", "value", "metrics")},
     }
 
 

@@ -6,6 +6,7 @@ The defaults are those of ELTA's released code (docs/method.md §6); `trials/*.y
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -342,6 +343,14 @@ class Objective(Section):
     def resolved_direction(self) -> Literal["maximize", "minimize"]:
         """The direction, which is never null after validation."""
         return "maximize" if self.direction == "maximize" else "minimize"
+
+    def is_better(self, value: float | None, other: float | None) -> bool:
+        """Whether a value of the metric beats another one; one that is None or NaN never does, and always loses."""
+        if value is None or math.isnan(value):
+            return False
+        if other is None or math.isnan(other):
+            return True
+        return value > other if self.direction == "maximize" else value < other
 
 
 class EvaluationConfig(Objective):

@@ -15,12 +15,15 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
 from elta_tune.errors import DamagedError
 from elta_tune.locks import lock_of, waiting
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UMASK = os.umask(0)
 os.umask(UMASK)  # it can only be read by setting it
@@ -48,6 +51,11 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Writes a JSON file, atomically."""
     write_text(path, to_json(value, indent=2) + "\n")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Writes a table without its index, atomically."""
+    write_atomic(path, lambda temporary: table.to_csv(temporary, index=False, errors="backslashreplace"))
 
 
 @contextlib.contextmanager

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -22,19 +19,31 @@ from elta_tune.data.readers import read_ratings
 from elta_tune.errors import DataError, OutOfMemoryError, TrialError
 from elta_tune.method import metrics
 from elta_tune.method.scores import method_bins
-from elta_tune.records import TrialFolder, outcome
+from elta_tune.provenance import environment
+from elta_tune.records import (
+    EpochRecord,
+    ModelFacts,
+    RoundRecord,
+    SavedEpoch,
+    SplitRecord,
+    State,
+    TrialFolder,
+    TrialResult,
+)
 from elta_tune.training.devices import device_of
+from elta_tune.training.predict import Predictions
 from elta_tune.training.self_training import Epoch, self_training_rounds
+from elta_tune.training.state import from_plain
 
-PACKAGES = ("elta-tune", "torch", "timm", "optuna", "numpy", "pandas", "scipy", "pillow")
-
+if TYPE_CHECKING:
+    import pandas as pd
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
-"""CUDA and MPS; the CPU; cuBLAS and cuDNN."""
+"""What allocators say: CUDA and MPS; the CPU; cuBLAS and cuDNN."""
 
 
 class TrialPruned(Exception):
-    """The study has no hope in the trial."""
+    """The pruner stopped the trial."""
 
 
 class TrialStopped(Exception):
@@ -42,10 +51,10 @@ class TrialStopped(Exception):
 
 
 class Reporter(Protocol):
-    """To whom a trial tells its epochs."""
+    """Receives the epochs of a trial."""
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the validation metrics after an epoch.
+    def report(self, record: EpochRecord) -> None:
+        """Takes an epoch after it was saved.
 
         Raises:
             TrialPruned: the trial is to end here.
@@ -55,9 +64,9 @@ class Reporter(Protocol):
 
 
 class NoReporter:
-    """Nobody listens: a trial without a study."""
+    """Ignores the epochs: a trial without a study."""
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+    def report(self, record: EpochRecord) -> None:
         """Does nothing."""
 
 
@@ -70,19 +79,19 @@ def run_trial(
     device: str = "cpu",
     number: int | None = None,
     params: Mapping[str, Any] | None = None,
-    facts: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Trains a recipe to its end, or goes on where the folder's checkpoint stands.
+    nni_trial_id: str | None = None,
+) -> TrialResult:
+    """Trains a recipe to its end, or goes on from the checkpoint in the folder.
 
-    Each epoch is saved, then recorded, then reported: what a pruner or a kill ends has lost nothing.
+    Each epoch is saved, then recorded, then reported: a trial that is pruned or killed loses nothing.
 
     Args:
         cache: folder of the decoded images.
         number, params: what a study calls the trial and what it varies, for `result.json`.
-        facts: what else `result.json` tells.
+        nni_trial_id: the same of NNI.
 
     Returns:
-        The content of `result.json`: state is complete, pruned or failed (loss not finite, memory used up).
+        The content of `result.json`: the state is complete, pruned or failed (loss not finite, out of memory).
 
     Raises:
         TrialStopped: as the reporter said.
@@ -94,45 +103,103 @@ def run_trial(
         return earlier
     dataset = open_dataset(config.data, cache)
     resume = folder.checkpoint()
-    started = time.monotonic() - (resume["record"]["elapsed"] if resume else 0.0)
-    state, reason = "complete", None
-    try:
-        with out_of_memory_told():
-            if resume is not None:
-                _report(folder, reporter, resume["record"])
-            for epoch in self_training_rounds(config, dataset, device_of(device), resume=resume, cache=cache):
-                record = _record(epoch, time.monotonic() - started)
-                folder.save(epoch, record)
-                _report(folder, reporter, record)
-    except TrialPruned:
-        state, reason = "pruned", "worse than other trials at this step"
-    except TrialError as error:
-        state, reason = "failed", error.message
-    checkpoint = folder.checkpoint()
-    if checkpoint is not None:  # a verdict that comes as a signal may have come between save and append
-        folder.append(checkpoint["record"])
-    result: dict[str, Any] = {"trial": number, "state": state, "reason": reason, **outcome(checkpoint)}
-    if state != "failed" and math.isnan(result["value"]):
-        why = f"{config.evaluation.metric} is not a number in any epoch: the predictions are constant or not finite"
-        result |= {"state": "failed", "reason": why}
-    result |= {"params": dict(params or {}), "rounds": _rounds(folder, config, dataset, state)}
-    result |= {"seconds": time.monotonic() - started, "data": describe_data(dataset)}
-    result |= {"environment": environment(device), **(facts or {})}
-    result["model"] = {
-        "bins": None
-        if dataset.bins is None or config.model.head == "mse"
-        else method_bins(dataset.bins, dataset.scale).tolist(),
-        "scale": dataset.scale,
-        "threshold": dataset.threshold,
-        "tail_cuts": dataset.tail_cuts,
-    }
-    folder.finish(result, checkpoint)
+    started = time.monotonic() - (resume.record.elapsed if resume else 0.0)
+    state, reason = _train(config, dataset, folder, reporter, resume, device=device, cache=cache, started=started)
+    saved = folder.checkpoint()
+    if saved is not None:  # a verdict that comes as a signal may have come between save and append
+        folder.append(saved.record)
+    if state != "failed" and saved is not None and math.isnan(saved.best.value):
+        state = "failed"
+        reason = f"{config.evaluation.metric} is not a number in any epoch: the predictions are constant or not finite"
+    result = replace(
+        _outcome(saved, state, reason),
+        trial=number,
+        params=dict(params or {}),
+        rounds=_rounds(folder, config, dataset, state),
+        seconds=time.monotonic() - started,
+        data=describe_data(dataset),
+        environment=environment(device),
+        nni_trial_id=nni_trial_id,
+        model=_model_facts(config, dataset),
+    )
+    folder.finish(result, _predictions(saved))
     return folder.result() or result
 
 
+def _train(
+    config: TrialConfig,
+    dataset: Dataset,
+    folder: TrialFolder,
+    reporter: Reporter,
+    resume: SavedEpoch | None,
+    *,
+    device: str,
+    cache: Path,
+    started: float,
+) -> tuple[State, str | None]:
+    """Trains, saves, records and reports each epoch; returns how it ended, and why if it ended early."""
+    goes_on_from = None if resume is None else resume.state
+    try:
+        with out_of_memory_errors():
+            if resume is not None:
+                _report(folder, reporter, resume.record)
+            for epoch in self_training_rounds(config, dataset, device_of(device), resume=goes_on_from, cache=cache):
+                record = _record(epoch, time.monotonic() - started)
+                pseudo_labels = None if epoch.selection is None else epoch.selection.to_frame()
+                folder.save(record, epoch.checkpoint, epoch.weights, pseudo_labels)
+                _report(folder, reporter, record)
+    except TrialPruned:
+        return "pruned", "worse than other trials at this step"
+    except TrialError as error:
+        return "failed", error.message
+    return "complete", None
+
+
+def record_failure(
+    folder: TrialFolder, reason: str, number: int, params: Mapping[str, Any], *, nni_trial_id: str | None = None
+) -> None:
+    """Writes the `result.json` of a trial that could not write its own, with what its checkpoint has."""
+    try:
+        saved = folder.checkpoint()
+    except Exception:  # a checkpoint that can't be read may be the very fault
+        saved = None
+    epochs = folder.epochs()
+    result = replace(
+        _outcome(saved, "failed", reason),
+        trial=number,
+        params=dict(params),
+        seconds=epochs[-1].elapsed if epochs else 0.0,
+        nni_trial_id=nni_trial_id,
+    )
+    folder.finish(result, _predictions(saved))
+
+
+def _outcome(saved: SavedEpoch | None, state: State, reason: str | None) -> TrialResult:
+    """How a trial ended and what its best epoch reached, whose weights are in the folder; the rest is empty."""
+    best = None if saved is None else saved.best
+    return TrialResult(
+        trial=None,
+        state=state,
+        reason=reason,
+        value=best.value if best else None,
+        best_step=best.step if best else None,
+        best_round=best.round if best else None,
+        best_epoch=best.epoch if best else None,
+        metrics=best.metrics if best else {},
+        params={},
+        rounds=(),
+        seconds=0.0,
+    )
+
+
+def _predictions(saved: SavedEpoch | None) -> pd.DataFrame | None:
+    """The validation predictions of the best epoch."""
+    return None if saved is None else from_plain(Predictions, saved.state["best"]["predictions"]).to_frame()
+
+
 @contextlib.contextmanager
-def out_of_memory_told(hint: str | None = None) -> Iterator[None]:
-    """Makes one error of the many that allocators raise; any other fault goes on with its traceback."""
+def out_of_memory_errors(hint: str | None = None) -> Iterator[None]:
+    """Raises an OutOfMemoryError for each of the errors that allocators raise; others keep their traceback."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -143,32 +210,31 @@ def out_of_memory_told(hint: str | None = None) -> Iterator[None]:
         raise OutOfMemoryError(f"out of memory: {text.partition(chr(10))[0] or type(error).__name__}", hint) from error
 
 
-def _report(folder: TrialFolder, reporter: Reporter, record: dict[str, Any]) -> None:
+def _report(folder: TrialFolder, reporter: Reporter, record: EpochRecord) -> None:
     folder.append(record)
-    reporter.report(record["step"], record)
+    reporter.report(record)
 
 
-def _record(epoch: Epoch, elapsed: float) -> dict[str, Any]:
-    """A line of `metrics.jsonl`."""
-    place = {"step": epoch.step, "round": epoch.round, "epoch": epoch.epoch, "best_step": epoch.best.step}
-    return {**place, **epoch.metrics, **epoch.training, "elapsed": elapsed}
+def _record(epoch: Epoch, elapsed: float) -> EpochRecord:
+    values = {**epoch.metrics, **epoch.training}
+    return EpochRecord(epoch.step, epoch.round, epoch.epoch, epoch.best.step, values, elapsed)
 
 
-def _rounds(folder: TrialFolder, config: TrialConfig, dataset: Dataset, state: str) -> list[dict[str, Any]]:
-    """How many pseudo-labels each self-training round had, and how good they were where the pool has ratings after all.
+def _rounds(folder: TrialFolder, config: TrialConfig, dataset: Dataset, state: State) -> tuple[RoundRecord, ...]:
+    """How many pseudo-labels each self-training round had, and how good they were if the pool has ratings after all.
 
-    Those rounds that a complete trial lacks had nothing to train on.
+    The rounds that a complete trial lacks had nothing to train on.
     """
-    selected = {line["round"]: line["pseudo_labels"] for line in folder.epochs()}
-    rounds: list[dict[str, Any]] = [{"round": number, "pseudo_labels": count} for number, count in selected.items()]
-    truth = _own_ratings(config, dataset) if any(selected.values()) else {}
-    for entry in rounds if truth else ():
-        entry.update(_against(truth, folder.pseudo_labels(entry["round"]), dataset))
-    trained = [entry["round"] for entry in rounds if entry["round"] <= config.self_training.rounds]
-    if state == "complete" and len(trained) <= config.self_training.rounds:
-        skipped = {"round": len(trained), "pseudo_labels": 0, "skipped": "nothing of the pool was selected"}
-        rounds.insert(len(trained), skipped)
-    return rounds
+    counts = {record.round: record.pseudo_labels for record in folder.epochs()}
+    truth = _own_ratings(config, dataset) if any(counts.values()) else {}
+    rounds = []
+    for number, count in counts.items():
+        diagnosis = _diagnosis(truth, folder.pseudo_labels(number), dataset) if truth else None
+        rounds.append(RoundRecord(number, count, diagnosis=diagnosis))
+    trained = sum(number <= config.self_training.rounds for number in counts)
+    if state == "complete" and trained <= config.self_training.rounds:
+        rounds.insert(trained, RoundRecord(trained, 0, skipped="nothing of the pool was selected"))
+    return tuple(rounds)
 
 
 def _own_ratings(config: TrialConfig, dataset: Dataset) -> dict[str, float]:
@@ -184,74 +250,39 @@ def _own_ratings(config: TrialConfig, dataset: Dataset) -> dict[str, float]:
     return dict(zip(ratings.ids, ratings.scores.tolist(), strict=True))
 
 
-def _against(truth: Mapping[str, float], labels: Mapping[str, float], dataset: Dataset) -> dict[str, Any]:
-    """`diagnosis`: the metrics of pseudo-labels by the pool's own ratings."""
+def _diagnosis(
+    truth: Mapping[str, float], labels: Mapping[str, float], dataset: Dataset
+) -> dict[str, float | None] | None:
+    """The metrics of pseudo-labels by the pool's own ratings, or None if no image has both."""
     known = [name for name in labels if name in truth]
     if not known:
-        return {}
+        return None
     predicted, true = ([scores[name] for name in known] for scores in (labels, truth))
     measured = metrics.evaluate(
         predicted, true, scale=dataset.scale, threshold=dataset.threshold, tail_cuts=dataset.tail_cuts
     )
-    return {"diagnosis": {"images": len(known), **measured}}
+    return {"images": len(known), **measured}
 
 
-def describe_data(dataset: Dataset) -> dict[str, Any]:
+def _model_facts(config: TrialConfig, dataset: Dataset) -> ModelFacts:
+    bins = dataset.bins if config.model.head == "emd" else None
+    ratings = None if bins is None else tuple(method_bins(bins, dataset.scale).tolist())
+    return ModelFacts(ratings, dataset.scale, dataset.threshold, dataset.tail_cuts)
+
+
+def describe_data(dataset: Dataset) -> dict[str, SplitRecord]:
     """Each split's file, rows and hash: the same model's SRCC differs by .04 between splits of AVA."""
     splits = (dataset.train, dataset.val, dataset.test, dataset.pool)
     return {split.name: describe_split(split) for split in splits if split is not None}
 
 
-def describe_split(split: ImageSet) -> dict[str, Any]:
-    """A split's name, file, where its rows come from, their count and hash, and how many images could not be used."""
-    return {
-        "split": split.name,
-        "origin": split.origin,
-        "file": str(split.file),
-        "rows": len(split.ids),
-        "hash": split.fingerprint,
-        "left_out": len(split.left_out),
-    }
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Where a result was measured: versions, commit, device, threads."""
-    kind = torch.device(device).type
-    name = torch.cuda.get_device_name(device) if kind == "cuda" else processor()
-    return {
-        "device": device,
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "packages": versions(),
-        "commit": commit(),
-        "host": platform.node(),
-        "process": os.getpid(),
-    }
-
-
-def processor() -> str:
-    """The CPU's model, as far as the system tells."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """The versions of what decides numbers."""
-    return {name: version(name) for name in PACKAGES}
-
-
-def commit() -> str | None:
-    """The git commit of the source that runs, or None where it is not a checkout of its own."""
-    here = Path(__file__).parents[1]
-    if not (here / ".git").exists():  # installed: a repository around it is another project's
-        return None
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+def describe_split(split: ImageSet) -> SplitRecord:
+    """A split's name, where its rows come from, their count and hash, and how many images could not be used."""
+    return SplitRecord(
+        split=split.name,
+        origin=split.origin,
+        file=str(split.file),
+        rows=len(split.ids),
+        hash=split.fingerprint,
+        left_out=len(split.left_out),
+    )

@@ -32,7 +32,7 @@ import elta_tune
 print("script", __name__, flush=True)
 study = elta_tune.run("space.yaml", "tiny.yaml", overrides={"self_training.rounds": 0}, devices=["cpu"], workers=2)
 assert len(study.results) == 2
-print(study.best["value"])
+print(study.best.value)
 """
 TYPED = """\
 from collections.abc import Mapping
@@ -104,9 +104,9 @@ def test_a_study_goes_on_as_a_larger_budget_says_and_the_command_agrees(here: Pa
     heard: list[Any] = []
     asked: dict[str, Any] = {"overrides": {"self_training.rounds": 0}, "name": "other", "devices": ["cpu"]}
     first = elta_tune.run("space.yaml", "tiny.yaml", trials=1, **asked)
-    assert [result["trial"] for result in first.results] == [0]
+    assert [result.trial for result in first.results] == [0]
     study = elta_tune.run("space.yaml", "tiny.yaml", trials=2, on_event=heard.append, **asked)
-    assert [event.result["trial"] for event in heard if isinstance(event, Finished)] == [1]
+    assert [event.result.trial for event in heard if isinstance(event, Finished)] == [1]
     assert elta_tune.run("space.yaml", "tiny.yaml", **asked).results == study.results
     words = ("run", "--space", "space.yaml", "--recipe", "tiny.yaml", "--name", "other", "--trials", "2")
     told = command_here(*words, "--set", "self_training.rounds=0")
@@ -134,7 +134,7 @@ def test_an_exported_best_trial_evaluates_and_predicts_as_the_command_says(
         told = json.loads(command_here("evaluate", "best.ckpt", "--split", split, "--json", "--device", "cpu"))
         assert json.loads(to_json(found.metrics)) == told["metrics"]
         assert found.data == told["data"]
-    assert elta_tune.evaluate("space-tiny", device="cpu").metrics["srcc"] == pytest.approx(study.best["value"])
+    assert elta_tune.evaluate("space-tiny", device="cpu").metrics["srcc"] == pytest.approx(study.best.value)
 
     (here / "photos").mkdir(exist_ok=True)
     for name in ("val_000.png", "val_001.png"):
@@ -151,16 +151,17 @@ def test_training_alone_gives_the_commands_result(here: Path, command_here: Run)
     result = elta_tune.train(
         "tiny.yaml", overrides={"training.epochs": 3}, out="mine", device="cpu", on_epoch=epochs.append
     )
-    assert result == json.loads((here / "mine" / "result.json").read_text())
+    assert json.loads(to_json(result.to_dict())) == json.loads((here / "mine" / "result.json").read_text())
     recorded = (here / "mine" / "metrics.jsonl").read_text().splitlines()
-    assert [line["step"] for line in epochs] == [json.loads(line)["step"] for line in recorded]
+    assert [record.step for record in epochs] == [json.loads(line)["step"] for line in recorded]
     assert len(epochs) >= 3
     command_here("train", "tiny.yaml", "--set", "training.epochs=3", "--out", "typed", "--device", "cpu")
+    content = json.loads(to_json(result.to_dict()))
     typed = json.loads((here / "typed" / "result.json").read_text())
-    assert {name: result[name] for name in ("state", "best_step", "data", "model")} == {
+    assert {name: content[name] for name in ("state", "best_step", "data", "model")} == {
         name: typed[name] for name in ("state", "best_step", "data", "model")
     }
-    assert result["metrics"]["srcc"] == pytest.approx(typed["metrics"]["srcc"])
+    assert result.metrics["srcc"] == pytest.approx(typed["metrics"]["srcc"])
 
 
 def test_a_trial_is_trained_again_and_its_predictions_are_measured(here: Path) -> None:

@@ -8,21 +8,21 @@ import platform
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from sample_records import epoch_record, trial_result
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import StudyError
-from elta_tune.files import write_json
-from elta_tune.records import StudyFolder, TrialFolder, find_studies, open_study
+from elta_tune.files import to_json
+from elta_tune.records import EpochRecord, StudyFolder, TrialFolder, find_studies, open_study
 from elta_tune.training.self_training import Epoch, self_training_rounds
-from elta_tune.trial import NoReporter, TrialStopped, run_trial
+from elta_tune.trial import NoReporter, TrialStopped, record_failure, run_trial
 
 
 class Killed(BaseException):
@@ -34,11 +34,11 @@ class Killed(BaseException):
 
 def test_a_torn_last_line_is_dropped_wherever_it_was_torn(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path)
-    lines = [{"step": step, "srcc": math.nan if step == 2 else step / 7, "note": "größer"} for step in (1, 2, 3)]
+    lines = [epoch_record(step, srcc=math.nan if step == 2 else step / 7, größer=1.5) for step in (1, 2, 3)]
     for line in lines:
         folder.append(line)
     whole = folder.metrics_file.read_bytes()
-    read = [{**line, "srcc": None if line["step"] == 2 else line["srcc"]} for line in lines]
+    read = [lines[0], epoch_record(2, srcc=None, größer=1.5), lines[2]]
     assert folder.epochs() == read
     start = whole.rindex(b"\n", 0, -1) + 1
     for length in range(start, len(whole)):
@@ -52,16 +52,16 @@ def test_an_epoch_is_recorded_once(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path)
     assert folder.epochs() == []
     for step in (1, 2, 2, 1, 3):
-        folder.append({"step": step})
-    assert [line["step"] for line in folder.epochs()] == [1, 2, 3]
+        folder.append(epoch_record(step))
+    assert [record.step for record in folder.epochs()] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("line", ["no JSON", "[]", "{}", "null", '{"step": null}', "\0\udcff", "[" * 10**5])
 def test_a_damaged_line_is_named_with_its_number(line: str, tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path)
-    folder.metrics_file.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n', errors="surrogateescape")
+    folder.metrics_file.write_text(f"{to_json(epoch_record(1).to_dict())}\n{line}\n", errors="surrogateescape")
     before = folder.metrics_file.read_bytes()
-    for use in (folder.epochs, lambda: folder.append({"step": 4})):
+    for use in (folder.epochs, lambda: folder.append(epoch_record(4))):
         with pytest.raises(StudyError, match=r"/metrics\.jsonl:2: is damaged: "):
             use()
     assert folder.metrics_file.read_bytes() == before
@@ -85,6 +85,14 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
 
 
 # Checkpoints
+
+
+def save(folder: TrialFolder, epoch: Epoch, elapsed: float = 0.0) -> EpochRecord:
+    """Saves an epoch as a trial does."""
+    record = EpochRecord(epoch.step, epoch.round, epoch.epoch, epoch.best.step, epoch.metrics, elapsed)
+    pseudo_labels = None if epoch.selection is None else epoch.selection.to_frame()
+    folder.save(record, epoch.checkpoint, epoch.weights, pseudo_labels)
+    return record
 
 
 def two_good_epochs(recipe: TrialConfig, cache: Path, folder: TrialFolder) -> Iterator[Epoch]:
@@ -112,7 +120,7 @@ def test_weights_and_checkpoint_belong_together_after_a_kill_at_any_rename(
         assert epoch.is_best
         weights.append({name: value.clone() for name, value in epoch.weights.items()})
         if len(weights) == 1:
-            folder.save(epoch, {"step": 1})
+            save(folder, epoch)
     assert epoch.selection is not None
 
     real, done = Path.replace, []
@@ -125,7 +133,7 @@ def test_weights_and_checkpoint_belong_together_after_a_kill_at_any_rename(
 
     monkeypatch.setattr(Path, "replace", replace)
     try:
-        folder.save(epoch, {"step": 2})
+        save(folder, epoch)
     except Killed:
         assert renames < 4
     else:
@@ -133,11 +141,9 @@ def test_weights_and_checkpoint_belong_together_after_a_kill_at_any_rename(
     monkeypatch.undo()
     checkpoint = TrialFolder(folder.path).checkpoint()
     assert checkpoint is not None
-    assert (
-        checkpoint["step"] == checkpoint["record"]["step"] == checkpoint["best"]["step"] == (2 if renames >= 3 else 1)
-    )
-    expected = weights[checkpoint["step"] - 1]
-    assert all(torch.equal(value, expected[name]) for name, value in checkpoint["best_weights"].items())
+    assert checkpoint.state["step"] == checkpoint.record.step == checkpoint.best.step == (2 if renames >= 3 else 1)
+    expected = weights[checkpoint.record.step - 1]
+    assert all(torch.equal(value, expected[name]) for name, value in checkpoint.state["best_weights"].items())
     assert all(torch.equal(value, expected[name]) for name, value in load_file(folder.best_file).items())
     assert not (folder.path / "best.next.safetensors").exists()
 
@@ -145,7 +151,7 @@ def test_weights_and_checkpoint_belong_together_after_a_kill_at_any_rename(
 class Stop:
     """Stops a trial after each of its epochs."""
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+    def report(self, record: EpochRecord) -> None:
         raise TrialStopped
 
 
@@ -155,8 +161,8 @@ def test_a_trial_whose_best_weights_are_gone_begins_anew(recipe: TrialConfig, ca
         run_trial(recipe, folder, Stop(), cache=cache)
     before = folder.epochs()
     folder.best_file.unlink()
-    assert run_trial(recipe, folder, NoReporter(), cache=cache)["state"] == "complete"
-    assert [line["step"] for line in folder.epochs()] == [1, 2]
+    assert run_trial(recipe, folder, NoReporter(), cache=cache).state == "complete"
+    assert [record.step for record in folder.epochs()] == [1, 2]
     assert folder.epochs()[:1] == before
     assert folder.best_file.exists()
 
@@ -171,15 +177,13 @@ def test_a_failure_from_outside_keeps_what_the_trial_reached(recipe: TrialConfig
     folder = TrialFolder(tmp_path / "trial")
     epochs = two_good_epochs(recipe, cache, folder)
     epoch = next(epochs)
-    record = {"step": 1, "elapsed": 4.5}
-    folder.save(epoch, record)
-    folder.append(record)
-    folder.fail(7, {"optim.lr": 0.1}, "the process was ended by SIGKILL")
+    folder.append(save(folder, epoch, elapsed=4.5))
+    record_failure(folder, "the process was ended by SIGKILL", 7, {"optim.lr": 0.1})
     result = folder.result()
     assert result is not None
-    assert (result["trial"], result["state"], result["reason"]) == (7, "failed", "the process was ended by SIGKILL")
-    assert (result["best_step"], result["params"], result["seconds"]) == (1, {"optim.lr": 0.1}, 4.5)
-    assert result["value"] == epoch.best.value
+    assert (result.trial, result.state, result.reason) == (7, "failed", "the process was ended by SIGKILL")
+    assert (result.best_step, result.params, result.seconds) == (1, {"optim.lr": 0.1}, 4.5)
+    assert result.value == epoch.best.value
     assert len(folder.predictions_file.read_text().splitlines()) == 17
     assert folder.best_file.exists() and not folder.last_file.exists()
 
@@ -189,10 +193,10 @@ def test_a_failure_without_a_readable_checkpoint_is_recorded_too(content: bytes 
     folder = TrialFolder(tmp_path)
     if content is not None:
         folder.last_file.write_bytes(content)
-    folder.fail(0, {}, "why")
+    record_failure(folder, "why", 0, {})
     result = folder.result()
     assert result is not None
-    assert (result["state"], result["value"], result["metrics"], result["seconds"]) == ("failed", None, {}, 0.0)
+    assert (result.state, result.value, result.metrics, result.seconds) == ("failed", None, {}, 0.0)
     assert not folder.predictions_file.exists()
 
 
@@ -297,29 +301,29 @@ def test_of_many_that_start_at_once_one_holds_the_study(tmp_path: Path) -> None:
         assert len(holders) == 1
 
 
-def study_with(runs: Path, name: str, *results: dict[str, Any]) -> StudyFolder:
+def study_with(runs: Path, name: str, *states: str) -> StudyFolder:
     study = StudyFolder(runs / name)
     study.create("name: x\n")
-    for number, result in enumerate(results):
+    for number, state in enumerate(states):
         study.trial(number).create("seed: 0\n")
-        write_json(study.trial(number).result_file, {"trial": number, **result})
+        study.trial(number).finish(trial_result(number, state), None)
     return study
 
 
 def test_a_study_counts_what_ended_and_lists_trials_by_number(tmp_path: Path) -> None:
-    study = study_with(tmp_path, "one", *({"state": state} for state in ("complete", "pruned", "failed", "complete")))
+    study = study_with(tmp_path, "one", "complete", "pruned", "failed", "complete")
     study.trial(12345).create("seed: 0\n")
     study.trial(9999).create("seed: 0\n")
     assert [number for number, _ in study.trials()] == [0, 1, 2, 3, 9999, 12345]
-    assert [result["state"] for result in study.results()] == ["complete", "pruned", "failed", "complete"]
-    assert study.ended() == 3
+    assert [result.state for result in study.results()] == ["complete", "pruned", "failed", "complete"]
+    assert study.used_budget() == 3
 
 
 def test_a_study_is_found_by_folder_by_name_or_as_the_last_that_changed(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for number, name in enumerate(("b-old", "a-new")):
-        study = study_with(runs, name, {"state": "complete"})
-        study.trial(0).append({"step": 1})
+        study = study_with(runs, name, "complete")
+        study.trial(0).append(epoch_record(1))
         for file in study.path.rglob("*"):
             os.utime(file, (number, number))
     assert [study.name for study in find_studies(runs)] == ["b-old", "a-new"]

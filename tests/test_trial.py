@@ -29,8 +29,9 @@ from elta_tune.config import TrialConfig, load_recipe
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import StudyError
 from elta_tune.executors.local import start_forkserver, without_main_script
+from elta_tune.files import to_json
 from elta_tune.method.scores import method_bins
-from elta_tune.records import TrialFolder
+from elta_tune.records import EpochRecord, TrialFolder
 from elta_tune.training.model import build_model
 from elta_tune.training.predict import predict
 from elta_tune.trial import NoReporter, TrialPruned, TrialStopped, run_trial
@@ -48,10 +49,9 @@ class Watching:
         self.steps: list[int] = []
         self._act = act
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
-        assert metrics["step"] == step
-        self.steps.append(step)
-        self._act(step)
+    def report(self, record: EpochRecord) -> None:
+        self.steps.append(record.step)
+        self._act(record.step)
 
 
 def raising(error: BaseException, at: int) -> Watching:
@@ -75,7 +75,10 @@ def run(cache: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """`run(config, "name", reporter)`: a trial in the folder of that name."""
 
     def start(config: TrialConfig, name: str = "trial", reporter: Any = None, **options: Any) -> dict[str, Any]:
-        return run_trial(config, TrialFolder(tmp_path / name), reporter or NoReporter(), cache=cache, **options)
+        folder = TrialFolder(tmp_path / name)
+        result = run_trial(config, folder, reporter or NoReporter(), cache=cache, **options)
+        content: dict[str, Any] = json.loads(to_json(result.to_dict()))
+        return content
 
     return start
 
@@ -282,7 +285,7 @@ def test_each_epoch_is_saved_then_recorded_then_reported(rounds: TrialConfig, ru
     folder = TrialFolder(tmp_path / "trial")
 
     def look(step: int) -> None:
-        assert folder.epochs()[-1]["step"] == step
+        assert folder.epochs()[-1].step == step
         checkpoint = torch.load(folder.last_file, weights_only=True)
         assert checkpoint["step"] == checkpoint["record"]["step"] == step
         assert folder.best_file.exists()

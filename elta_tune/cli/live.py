@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,6 +17,7 @@ from rich.text import Text
 from elta_tune.cli.text import STATE_STYLE, columns_of, duration, metric, parameters, skipped_rounds
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
+from elta_tune.records import EpochRecord, TrialResult
 from elta_tune.studies.completion import trials_wanted
 from elta_tune.studies.events import Event, Finished, Paused, Retried, Started, Stopping
 from elta_tune.studies.plan import StudyPlan
@@ -31,11 +30,11 @@ SHORTEST_BAR = 8
 
 @dataclass
 class Running:
-    """A trial on its way; `last` is its last line of metrics."""
+    """A trial on its way; `last` is its last epoch."""
 
     job: Job
     since: float
-    last: Mapping[str, Any] = field(default_factory=dict)
+    last: EpochRecord | None = None
     best: float | None = None
 
     @property
@@ -43,10 +42,14 @@ class Running:
         """``round 1  epoch 2/3``."""
         return place_of(self.job.config, self.last)
 
+    def value(self, name: str) -> float | None:
+        """A metric of the last epoch."""
+        return None if self.last is None else self.last.value(name)
 
-def place_of(config: TrialConfig, line: Mapping[str, Any]) -> str:
-    """Where a line of metrics stands: the round, if there are several, and the epoch within it."""
-    round, epoch = line.get("round", 0), line.get("epoch", 0)
+
+def place_of(config: TrialConfig, record: EpochRecord | None) -> str:
+    """Where an epoch stands: the round, if there are several, and the epoch within it."""
+    round, epoch = (record.round, record.epoch) if record else (0, 0)
     stage = "head  " if round > config.self_training.rounds else f"round {round}  "
     return (stage if config.epochs_of(1) else "") + f"epoch {epoch}/{config.epochs_of(round)}"
 
@@ -57,7 +60,7 @@ class Board:
 
     plan: StudyPlan
     workers: int
-    results: list[dict[str, Any]]
+    results: list[TrialResult]
     seconds_before: float = 0.0
     started: float = field(default_factory=time.monotonic)
     running: dict[int, Running] = field(default_factory=dict)
@@ -66,34 +69,30 @@ class Board:
     def __post_init__(self) -> None:
         self.wanted = trials_wanted(self.plan)
 
-    def update(self, event: Event, epochs: Callable[[int], list[dict[str, Any]]]) -> None:
+    def update(self, event: Event, epochs: Callable[[int], list[EpochRecord]]) -> None:
         """Takes an event; `epochs` reads what a resumed trial did before."""
         if isinstance(event, Started):
             running = self.running[event.job.number] = Running(event.job, time.monotonic())
             for line in epochs(event.job.number) if event.resumed else ():
                 self._heard(running, line)
         elif isinstance(event, Reported):
-            self._heard(self.running[event.number], event.metrics)
+            self._heard(self.running[event.number], event.record)
         elif isinstance(event, Finished):
-            del self.running[event.result["trial"]]
+            self.running.pop(event.result.trial or 0)
             self.results.append(event.result)
         elif isinstance(event, Paused):
             del self.running[event.number]
         elif isinstance(event, Stopping):
             self.stopping = event.reason
 
-    def _heard(self, running: Running, line: Mapping[str, Any]) -> None:
-        running.last = line
-        value = line[self.plan.space.objective.metric]
-        if value is not None and not math.isnan(value) and (running.best is None or self._beats(value, running.best)):
+    def _heard(self, running: Running, record: EpochRecord) -> None:
+        running.last, objective = record, self.plan.space.objective
+        if objective.is_better(value := record.value(objective.metric), running.best):
             running.best = value
-
-    def _beats(self, value: float, other: float) -> bool:
-        return value > other if self.plan.space.objective.resolved_direction == "maximize" else value < other
 
     def count(self, state: str) -> int:
         """How many trials ended so."""
-        return sum(result["state"] == state for result in self.results)
+        return sum(result.state == state for result in self.results)
 
     @property
     def ended(self) -> int:
@@ -101,11 +100,11 @@ class Board:
         return self.count("complete") + self.count("pruned")
 
     @property
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> TrialResult | None:
         """The best complete trial so far."""
-        best = None
+        best, is_better = None, self.plan.space.objective.is_better
         for result in self.results:
-            if result["state"] == "complete" and (best is None or self._beats(result["value"], best["value"])):
+            if result.state == "complete" and (best is None or is_better(result.value, best.value)):
                 best = result
         return best
 
@@ -113,9 +112,9 @@ class Board:
     def seconds_left(self) -> float | None:
         """A guess from the trials so far, None before the first epoch and at the end."""
         now = time.monotonic()
-        lengths = [result["seconds"] for result in self.results if result["state"] != "failed"]
+        lengths = [result.seconds for result in self.results if result.uses_budget]
         if not lengths:
-            lengths = [_whole_length(running) for running in self.running.values() if running.last]
+            lengths = [_whole_length(each.job.config, each.last) for each in self.running.values() if each.last]
         if not lengths or self.ended >= self.wanted:
             return None
         length = sum(lengths) / len(lengths)
@@ -147,25 +146,24 @@ class Board:
         return " · ".join(told)
 
 
-def _whole_length(running: Running) -> float:
+def _whole_length(config: TrialConfig, last: EpochRecord) -> float:
     """Seconds that a trial takes, if its other epochs take as long as those so far."""
-    seconds: float = running.last["elapsed"] / running.last["step"] * running.job.config.planned_epochs
-    return seconds
+    return last.elapsed / max(last.step, 1) * config.planned_epochs
 
 
-def finished_line(result: Mapping[str, Any], objective: str) -> str:
+def finished_line(result: TrialResult, objective: str) -> str:
     """How a trial ended, with its metrics, in one line."""
-    if result["state"] == "failed":
-        return f"trial {result['trial']:>3} failed    {result['reason']}"
-    values = "  ".join(f"{name} {metric(result['metrics'].get(name))}" for name in columns_of(objective))
-    where = f"step {result['best_step']}" if result["best_step"] else ""
-    rest = [values, where, duration(result["seconds"]), *skipped_rounds(result)]
-    return "  ".join([f"trial {result['trial']:>3} {result['state']:<8}", *rest])
+    if result.state == "failed":
+        return f"trial {result.trial:>3} failed    {result.reason}"
+    values = "  ".join(f"{name} {metric(result.metrics.get(name))}" for name in columns_of(objective))
+    where = f"step {result.best_step}" if result.best_step else ""
+    rest = [values, where, duration(result.seconds), *skipped_rounds(result)]
+    return "  ".join([f"trial {result.trial:>3} {result.state:<8}", *rest])
 
 
 def epoch_line(running: Running, objective: str) -> str:
     """A running trial in one line."""
-    now = metric(running.last.get(objective))
+    now = metric(running.value(objective))
     return f"trial {running.job.number:>3}  {running.place}  {objective} {now}  best {metric(running.best)}"
 
 
@@ -177,7 +175,7 @@ def print_line(console: Console, line: str, style: str = "") -> None:
 class View:
     """Shows the events of a study as plain lines: for logs, and where there is no terminal."""
 
-    def __init__(self, board: Board, console: Console, epochs: Callable[[int], list[dict[str, Any]]]) -> None:
+    def __init__(self, board: Board, console: Console, epochs: Callable[[int], list[EpochRecord]]) -> None:
         self.board, self.console, self._epochs = board, console, epochs
         self.objective = board.plan.space.objective.metric
 
@@ -185,7 +183,7 @@ class View:
         """Takes an event of the supervisor."""
         self.board.update(event, self._epochs)
         if isinstance(event, Finished):
-            style = STATE_STYLE[event.result["state"]] if event.result["state"] == "failed" else ""
+            style = STATE_STYLE["failed"] if event.result.state == "failed" else ""
             self._print(finished_line(event.result, self.objective), style)
         elif isinstance(event, Retried):
             self._print(f"trial {event.number:>3} goes on again: {event.fault}", "yellow")
@@ -209,7 +207,7 @@ class View:
 class LiveView(View):
     """Shows the running trials in place, and ended ones as lines above."""
 
-    def __init__(self, board: Board, console: Console, epochs: Callable[[int], list[dict[str, Any]]]) -> None:
+    def __init__(self, board: Board, console: Console, epochs: Callable[[int], list[EpochRecord]]) -> None:
         super().__init__(board, console, epochs)
         # It is drawn with each event, and there is one each quarter of a second: a thread of its own would draw a
         # board that changes meanwhile.
@@ -223,8 +221,8 @@ class LiveView(View):
         board, width = self.board, self.console.width
         footer: list[RenderableType] = [Text(board.summary(), no_wrap=True, overflow="ellipsis")]
         if (best := board.best) is not None:
-            values = "  ".join(f"{name} {metric(best['metrics'].get(name))}" for name in columns_of(self.objective))
-            line = f"best: trial {best['trial']}  {values}"
+            values = "  ".join(f"{name} {metric(best.metrics.get(name))}" for name in columns_of(self.objective))
+            line = f"best: trial {best.trial}  {values}"
             footer.insert(0, Text(line, style="green", no_wrap=True, overflow="ellipsis"))
         running = list(board.running.values())
         room = max(self.console.height - len(footer) - 2, 1)  # a line above, and the cursor's
@@ -246,10 +244,10 @@ class LiveView(View):
         """Number, round, epoch, a bar where there is room for one, and values, in columns that agree between rows."""
         number = f"trial {trial.job.number:>{max(len(str(other.job.number)) for other in all_shown)}}"
         place = f"{trial.place:<{max(len(other.place) for other in all_shown)}}"
-        values = f"{self.objective} {metric(trial.last.get(self.objective)):>6}  best {metric(trial.best):>6}"
+        values = f"{self.objective} {metric(trial.value(self.objective)):>6}  best {metric(trial.best):>6}"
         if len(number) + len(place) + len(values) + 6 + SHORTEST_BAR > self.console.width:
             return Text(f"{number}  {place}  {values}", no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=trial.job.config.planned_epochs, completed=trial.last.get("step", 0))
+        bar = ProgressBar(total=trial.job.config.planned_epochs, completed=trial.last.step if trial.last else 0)
         row = Table.grid(padding=(0, 2), expand=True)
         for cell in (cells := (number, place, bar, values)):
             row.add_column(no_wrap=True, ratio=1 if cell is bar else None)
@@ -258,7 +256,7 @@ class LiveView(View):
 
 
 @contextmanager
-def study_view(board: Board, console: Console, epochs: Callable[[int], list[dict[str, Any]]]) -> Iterator[View]:
+def study_view(board: Board, console: Console, epochs: Callable[[int], list[EpochRecord]]) -> Iterator[View]:
     """The view that fits the console."""
     if not console.is_terminal:
         yield View(board, console, epochs)
@@ -274,10 +272,10 @@ class EpochLines:
     def __init__(self, console: Console, config: TrialConfig) -> None:
         self.console, self.config = console, config
 
-    def show(self, metrics: Mapping[str, Any]) -> None:
-        """Takes a line of metrics; a star marks the best so far."""
+    def show(self, record: EpochRecord) -> None:
+        """Prints an epoch; a star marks the best so far."""
         names = columns_of(self.config.evaluation.metric)
-        values = "  ".join(f"{name} {metric(metrics[name])}" for name in names)
-        place, speed = place_of(self.config, metrics), f"{metrics['images_per_second']:.0f}/s"
-        star = " *" if metrics["best_step"] == metrics["step"] else ""
-        print_line(self.console, f"{place}  loss {metrics['loss']:.4f}  {values}  {speed}{star}")
+        values = "  ".join(f"{name} {metric(record.value(name))}" for name in names)
+        place, speed = place_of(self.config, record), f"{record.value('images_per_second'):.0f}/s"
+        star = " *" if record.best_step == record.step else ""
+        print_line(self.console, f"{place}  loss {record.value('loss'):.4f}  {values}  {speed}{star}")

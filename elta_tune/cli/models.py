@@ -42,9 +42,8 @@ def evaluate(
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
-    from elta_tune.files import write_atomic
+    from elta_tune.files import write_csv
     from elta_tune.models.outputs import check_output, unwritable_told
-    from elta_tune.records import write_predictions
 
     if predictions is not None:
         check_output(predictions, force, "predictions")
@@ -65,7 +64,7 @@ def evaluate(
     _tell_note(model, found.note)
     if predictions is not None:
         with unwritable_told(predictions):
-            write_atomic(predictions, lambda aside: write_predictions(aside, found.predictions))
+            write_csv(predictions, found.predictions.to_frame())
     told = {"model": model, "split": None if csv or from_predictions else split or "val", "data": found.data}
     told |= {name: getattr(found.yardstick, name) for name in ("scale", "threshold", "tail_cuts")}
     _tell_metrics({**told, "metrics": found.metrics}, as_json)
@@ -190,8 +189,8 @@ def sharpen(
     """Searches temperature and threshold of the sharpening on predictions that exist, and writes the pseudo-labels."""
     from elta_tune.config import TrialConfig, read_overrides
     from elta_tune.documents import find_document
+    from elta_tune.files import write_csv
     from elta_tune.models.outputs import check_output, unwritable_told
-    from elta_tune.records import write_selection
     from elta_tune.results.sharpen import load_sharpening, sharpen_predictions
 
     check_output(out, force, "out")
@@ -200,7 +199,7 @@ def sharpen(
     searched = load_sharpening(find_document(space, "search_spaces"), recipe)
     found = sharpen_predictions(logits, _share_or_file(holdout), searched, recipe, metric=metric, trials=trials)
     with unwritable_told(out):
-        write_selection(out, found.labels.selection)
+        write_csv(out, found.labels.selection.to_frame())
     _tell_sharpening(found, metric, out, as_json)
 
 

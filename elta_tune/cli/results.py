@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -13,7 +14,7 @@ from elta_tune.cli.output import print_json
 
 if TYPE_CHECKING:
     from elta_tune.models.formats.kinds import Kind
-    from elta_tune.records import StudyFolder, TrialFolder
+    from elta_tune.records import EpochRecord, StudyFolder, TrialFolder, TrialResult
     from elta_tune.studies.plan import StudyPlan
 
 
@@ -51,9 +52,9 @@ def best(
         measured = measure_trial(found.folder, found.best, "test", cache=cache)
         told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
         if told["recipe"] and told["recipe"]["state"] == "complete":  # what tuning bought, on images none has seen
-            first = found.folder.trial(0).result() or {}
-            is_best = told["trial"] == 0
-            of_recipe = measured if is_best else measure_trial(found.folder, first, "test", cache=cache)
+            first = found.folder.trial(0).result()
+            of_other = first is not None and told["trial"] != 0
+            of_recipe = measure_trial(found.folder, first, "test", cache=cache) if first and of_other else measured
             told["recipe"]["test"] = of_recipe["metrics"]
     print_json(told) if as_json else _tell_best(told)
 
@@ -142,18 +143,18 @@ def _study_row(folder: StudyFolder) -> dict[str, Any]:
     from elta_tune.studies.plan import read_plan
 
     plan = read_plan(folder)
-    states = [result["state"] for result in folder.results()]
+    states = [result.state for result in folder.results()]
     ranking = ranked(folder, plan)
     finished = is_finished(folder, plan)
     return {
         "study": folder.name,
         "state": "running" if folder.is_running() else "finished" if finished else "stopped",
-        "ended": folder.ended(),
+        "ended": folder.used_budget(),
         "budget": trials_wanted(plan),
         "pruned": states.count("pruned"),
         "failed": states.count("failed"),
         "metric": plan.space.objective.metric,
-        "value": ranking[0]["value"] if ranking else None,
+        "value": ranking[0].value if ranking else None,
         "path": str(folder.path.absolute()),
     }
 
@@ -182,8 +183,8 @@ def _show_study(folder: StudyFolder, plan: StudyPlan, as_json: bool) -> None:
     results = folder.results()
     unfinished = [(number, trial.epochs()) for number, trial in folder.trials() if trial.result() is None]
     if as_json:
-        running = [{"trial": number, "epochs": epochs} for number, epochs in unfinished]
-        return print_json({**_study_row(folder), "results": results, "unfinished": running})
+        running = [{"trial": number, "epochs": _dicts(epochs)} for number, epochs in unfinished]
+        return print_json({**_study_row(folder), "results": _dicts(results), "unfinished": running})
     from rich.padding import Padding
     from rich.text import Text
 
@@ -197,12 +198,16 @@ def _show_study(folder: StudyFolder, plan: StudyPlan, as_json: bool) -> None:
     if results:
         console.print(trial_table(results, objective.metric))
     for number, epochs in unfinished:
-        last = epochs[-1] if epochs else {"step": 0}
-        told = f"step {last['step']}, {objective.metric} {metric(last.get(objective.metric))}"
+        step, value = (epochs[-1].step, epochs[-1].value(objective.metric)) if epochs else (0, None)
+        told = f"step {step}, {objective.metric} {metric(value)}"
         console.print(Text(f"trial {number} unfinished: {told}"), soft_wrap=True)
         params = Text(parameters(_params(folder.trial(number), plan)), style="dim")
         console.print(Padding(params, (0, 0, 0, 7), expand=False))
     console.print(Text(f"{folder.path}"), soft_wrap=True)
+
+
+def _dicts(records: Sequence[EpochRecord | TrialResult]) -> list[dict[str, Any]]:
+    return [record.to_dict() for record in records]
 
 
 def _params(trial: TrialFolder, plan: StudyPlan) -> dict[str, Any]:
@@ -223,13 +228,14 @@ def _show_trial(folder: StudyFolder, plan: StudyPlan, trial_number: int, as_json
     if not trial.path.exists():
         raise StudyError(f"study {folder.name} has no trial {trial_number}", f"see them: elta-tune show {folder.name}")
     if as_json:
-        return print_json({"study": folder.name, "trial": trial_number, "result": result, "epochs": epochs})
+        content = {"result": result and result.to_dict(), "epochs": _dicts(epochs)}
+        return print_json({"study": folder.name, "trial": trial_number, **content})
     from rich.text import Text
 
     from elta_tune.cli.text import console, diagnosed_rounds, epoch_table, number, skipped_rounds
 
-    state = result["state"] if result else "unfinished"
-    why = f": {result['reason']}" if result and result["reason"] else ""
+    state = result.state if result else "unfinished"
+    why = f": {result.reason}" if result and result.reason else ""
     console.print(Text(f"study {folder.name}, trial {trial_number}: {state}{why}"), soft_wrap=True)
     for name, value in _params(trial, plan).items():
         console.print(Text(f"  {name} = {number(value)}"))

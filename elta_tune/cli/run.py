@@ -106,7 +106,7 @@ def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
     from elta_tune.cli.text import console
     from elta_tune.studies.completion import is_exhausted, trials_wanted
 
-    told = f"study {folder.name} is finished: {folder.ended()} of {trials_wanted(plan)} trials"
+    told = f"study {folder.name} is finished: {folder.used_budget()} of {trials_wanted(plan)} trials"
     console.print(told, soft_wrap=True)
     more = "its space is used up" if is_exhausted(folder, plan) else "--trials raises the budget"
     more = "its grid is used up" if plan.space.sampler.name == "grid" else more
@@ -158,7 +158,7 @@ def tell_started(running: RunningStudy) -> None:
     for note in running.notes:
         errors.print(f"note: {note}", style="yellow", soft_wrap=True)
     verb = "is running: attached to it" if running.attached else "goes on" if running.resumed else "starts"
-    done = "" if running.attached else f": {folder.ended()} of {trials_wanted(plan)} trials done"
+    done = "" if running.attached else f": {folder.used_budget()} of {trials_wanted(plan)} trials done"
     console.print(f"study {folder.name} {verb}{done}\n{folder.path}", soft_wrap=True)
     if running.ignored:
         options = ", ".join(FLAGS[name] for name in running.ignored)
@@ -221,10 +221,10 @@ def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     if is_exhausted(folder, plan):
         lines.append(f"all {len(results)} points of the space were tried")
     if ranking:
-        best, first = ranking[0], next((result for result in ranking if result["trial"] == 0), None)
-        gain = f"; trial 0, the recipe as it stands: {metric(first['value'])}" if first else ""
+        best, first = ranking[0], next((result for result in ranking if result.trial == 0), None)
+        gain = f"; trial 0, the recipe as it stands: {metric(first.value)}" if first else ""
         gain = ", the recipe as it stands" if best is first else gain
-        lines.append(f"best: trial {best['trial']}, {objective} {metric(best['value'])}{gain}")
+        lines.append(f"best: trial {best.trial}, {objective} {metric(best.value)}{gain}")
     lines += [f"folder: {folder.path}", f"all trials: {command('show', study)}"]
     if backend_of(folder).has_ui:
         lines.append(f"web UI: {command('ui', study)}")
@@ -272,9 +272,9 @@ def train(
             on_ready=until_ready.close,
             progress=until_ready.enter_context(preparing(console)),
         )
-    told = result["reason"] or f"{config.evaluation.metric} {metric(result['value'])} at step {result['best_step']}"
-    told = f"{result['state']}: {told}, after {duration(result['seconds'])}\n{folder}"
+    told = result.reason or f"{config.evaluation.metric} {metric(result.value)} at step {result.best_step}"
+    told = f"{result.state}: {told}, after {duration(result.seconds)}\n{folder}"
     console.print(told, soft_wrap=True)
-    if result["state"] == "failed":
+    if result.state == "failed":
         console.print("to train it anew, remove that folder or choose another with --out")
         raise typer.Exit(1)

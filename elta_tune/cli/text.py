@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from elta_tune.cli.output import as_typed, printable
+from elta_tune.records import EpochRecord, TrialResult
 
 HEADLINE = ("srcc", "plcc", "accuracy")
 """What every trial shows."""
@@ -89,12 +90,12 @@ def duration(seconds: float | None) -> str:
     return f"{whole} s"
 
 
-def counts(results: Sequence[Mapping[str, Any]]) -> str:
+def counts(results: Sequence[TrialResult]) -> str:
     """``12 trials: 8 complete, 4 pruned; 3 min of training``."""
-    states = [result["state"] for result in results]
+    states = [result.state for result in results]
     told = ", ".join(f"{states.count(state)} {state}" for state in STATE_STYLE if state in states)
     plural = "s" if len(results) > 1 else ""
-    return f"{len(results)} trial{plural}: {told}; {duration(sum(result['seconds'] for result in results))} of training"
+    return f"{len(results)} trial{plural}: {told}; {duration(sum(result.seconds for result in results))} of training"
 
 
 def command(*words: str) -> str:
@@ -112,54 +113,52 @@ def columns_of(objective: str) -> list[str]:
     return list(dict.fromkeys((objective, *HEADLINE)))
 
 
-def trial_table(results: Sequence[Mapping[str, Any]], objective: str) -> RenderableType:
+def trial_table(results: Sequence[TrialResult], objective: str) -> RenderableType:
     """Trials: number, state, metrics at the best epoch; below each its parameters, which need the whole width."""
     metrics = columns_of(objective)
     heads = ["trial", "state   ", *(f"{name:>8}" for name in metrics), "step", "time"]
     lines: list[RenderableType] = [Text("  ".join(heads), style="bold"), Rule(style="dim", characters="─")]
     for result in results:
-        values = [f"{metric(result['metrics'].get(name)):>8}" for name in metrics]
-        state = Text(f"{result['state']:<8}", style=STATE_STYLE[result["state"]])
-        step = "–" if result["best_step"] is None else str(result["best_step"])
-        rest = "  ".join([*values, f"{step:>4}", duration(result["seconds"])])
-        lines.append(Text.assemble(f"{result['trial']:>5}  ", state, f"  {rest}"))
-        if result["state"] == "failed":
-            lines.append(Padding(Text(result["reason"], style="red"), (0, 0, 0, 7), expand=False))
+        values = [f"{metric(result.metrics.get(name)):>8}" for name in metrics]
+        state = Text(f"{result.state:<8}", style=STATE_STYLE[result.state])
+        step = "–" if result.best_step is None else str(result.best_step)
+        rest = "  ".join([*values, f"{step:>4}", duration(result.seconds)])
+        lines.append(Text.assemble(f"{result.trial:>5}  ", state, f"  {rest}"))
+        if result.state == "failed":
+            lines.append(Padding(Text(result.reason or "", style="red"), (0, 0, 0, 7), expand=False))
         lines += [Padding(Text(told), (0, 0, 0, 7), expand=False) for told in skipped_rounds(result)]
-        lines.append(Padding(Text(parameters(result["params"]), style="dim"), (0, 0, 0, 7), expand=False))
+        lines.append(Padding(Text(parameters(result.params), style="dim"), (0, 0, 0, 7), expand=False))
     return Group(*lines)
 
 
-def skipped_rounds(result: Mapping[str, Any]) -> list[str]:
+def skipped_rounds(result: TrialResult) -> list[str]:
     """``round 1 skipped: nothing of the pool was selected``, where a trial trained no further."""
-    return [
-        f"round {each['round']} skipped: {each['skipped']}" for each in result.get("rounds", ()) if "skipped" in each
-    ]
+    return [f"round {each.round} skipped: {each.skipped}" for each in result.rounds if each.skipped]
 
 
-def diagnosed_rounds(result: Mapping[str, Any]) -> list[str]:
+def diagnosed_rounds(result: TrialResult) -> list[str]:
     """``round 1: by the pool's own ratings of 113 pseudo-labels: srcc 0.6123, mae 0.4021``, where it has any."""
     told = []
-    for each in result.get("rounds", ()):
-        if found := each.get("diagnosis"):
-            values = ", ".join(f"{name} {metric(found[name])}" for name in ("srcc", "mae"))
+    for each in result.rounds:
+        if found := each.diagnosis:
+            values = ", ".join(f"{name} {metric(found.get(name))}" for name in ("srcc", "mae"))
             told.append(
-                f"round {each['round']}: by the pool's own ratings of {found['images']} pseudo-labels: {values}"
+                f"round {each.round}: by the pool's own ratings of {found.get('images', 0):g} pseudo-labels: {values}"
             )
     return told
 
 
-def epoch_table(epochs: Sequence[Mapping[str, Any]], objective: str) -> RenderableType:
+def epoch_table(epochs: Sequence[EpochRecord], objective: str) -> RenderableType:
     """The epochs of a trial, the best one in green."""
     metrics = columns_of(objective)
     heads = ["step", "round", "epoch", "  loss", "      lr", *(f"{name:>6}" for name in metrics), "pseudo"]
     lines: list[RenderableType] = [Text("  ".join(heads), style="bold"), Rule(style="dim", characters="─")]
-    for line in epochs:
-        place = [f"{line['step']:>4}", f"{line['round']:>5}", f"{line['epoch']:>5}"]
-        losses = [f"{metric(line['loss']):>6}", f"{number(line['lr'], 3):>8}"]
-        values = [f"{metric(line[name]):>{max(6, len(name))}}" for name in metrics]
-        is_best = line["step"] == epochs[-1]["best_step"]
-        cells = [*place, *losses, *values, f"{line['pseudo_labels']:>6}"]
+    for record in epochs:
+        place = [f"{record.step:>4}", f"{record.round:>5}", f"{record.epoch:>5}"]
+        losses = [f"{metric(record.value('loss')):>6}", f"{number(record.values.get('lr'), 3):>8}"]
+        values = [f"{metric(record.value(name)):>{max(6, len(name))}}" for name in metrics]
+        is_best = record.step == epochs[-1].best_step
+        cells = [*place, *losses, *values, f"{record.pseudo_labels:>6}"]
         lines.append(Text("  ".join(cells), style="green" if is_best else ""))
     return Group(*lines)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from elta_tune.config import TrialConfig
 from elta_tune.cores import available_cores
 from elta_tune.errors import ConfigError
+from elta_tune.records import EpochRecord
 
 Verdict = Literal["go on", "prune", "stop"]
 
@@ -38,8 +39,7 @@ class Reported:
     """A trial finished an epoch and waits for the verdict."""
 
     number: int
-    step: int
-    metrics: Mapping[str, float]
+    record: EpochRecord
 
 
 @dataclass(frozen=True)

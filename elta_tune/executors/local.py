@@ -124,8 +124,7 @@ class LocalExecutor:
         if isinstance(message, Halted):
             self._release(number)
             return message
-        step, metrics = message
-        return Reported(number, step, metrics)
+        return Reported(number, message)
 
     def _release(self, number: int) -> int | None:
         """Frees the slot of a trial once its process is gone; returns the exit code."""

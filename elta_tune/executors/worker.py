@@ -8,15 +8,14 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
 import torch
 
 from elta_tune.errors import DamagedError, reason_of
 from elta_tune.executors import Halted, Job, Verdict
-from elta_tune.records import TrialFolder
-from elta_tune.trial import TrialPruned, TrialStopped, run_trial
+from elta_tune.records import EpochRecord, TrialFolder
+from elta_tune.trial import TrialPruned, TrialStopped, record_failure, run_trial
 
 
 class PipeReporter:
@@ -36,9 +35,9 @@ class PipeReporter:
             except (EOFError, OSError):
                 os._exit(1)
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+    def report(self, record: EpochRecord) -> None:
         """Sends the epoch; raises what the supervisor answers."""
-        self._connection.send((step, dict(metrics)))
+        self._connection.send(record)
         verdict = self._verdicts.get()
         if verdict == "prune":
             raise TrialPruned
@@ -58,7 +57,7 @@ def work(connection: Connection, job: Job, device: str, threads: int, asked: flo
         result = run_trial(
             job.config, folder, reporter, cache=job.cache, device=device, number=job.number, params=job.params
         )
-        print(f"{time.strftime('%F %T')} {result['state']} {result['reason'] or ''}")
+        print(f"{time.strftime('%F %T')} {result.state} {result.reason or ''}")
     except TrialStopped:
         print(f"{time.strftime('%F %T')} stopped, to be resumed")
     except (OSError, DamagedError) as error:  # the machine's fault, or its folder's: the trial is kept as it is
@@ -66,4 +65,4 @@ def work(connection: Connection, job: Job, device: str, threads: int, asked: flo
         connection.send(Halted(job.number, str(error)))
     except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
         traceback.print_exc()
-        folder.fail(job.number, job.params, reason_of(error))
+        record_failure(folder, reason_of(error), job.number, job.params)

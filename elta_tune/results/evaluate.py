@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from elta_tune.results.predictions import PredictionFile, read_predictions
 from elta_tune.training.devices import device_of
 from elta_tune.training.model import place
 from elta_tune.training.predict import Predictions, evaluate, predict
-from elta_tune.trial import describe_split, out_of_memory_told
+from elta_tune.trial import describe_split, out_of_memory_errors
 
 TRAINING_FILE = ("data.train", "data.ratings", "data.root")
 """Fields that name the training file, and with it what predictions that exist are measured by."""
@@ -111,10 +111,10 @@ def evaluate_model(
     model, target = checkpoint.model(), device_of(device)
     rows, ratings = open_split(data, split, cache, progress)
     yardstick = _yardstick(checkpoint, ratings, data)
-    with out_of_memory_told("another `device` may have more"):
+    with out_of_memory_errors("another `device` may have more"):
         predictions = predict(place(model, target), rows, checkpoint.config, yardstick.scale)
     measured = evaluate(predictions, _comparable(rows, predictions), yardstick)
-    return Evaluation(measured, predictions, yardstick, describe_split(rows), _note(checkpoint, predictions))
+    return Evaluation(measured, predictions, yardstick, asdict(describe_split(rows)), _note(checkpoint, predictions))
 
 
 def _note(checkpoint: Checkpoint, predictions: Predictions) -> str | None:

@@ -20,7 +20,7 @@ from elta_tune.models.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.models.formats.convert import write_model
 from elta_tune.models.formats.kinds import Kind
 from elta_tune.models.outputs import unwritable_told
-from elta_tune.records import StudyFolder
+from elta_tune.records import Environment, StudyFolder, TrialResult
 from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.devices import available_devices
 
@@ -32,7 +32,7 @@ TOLERANCE_ELSEWHERE = 1e-3
 """The same on another make of device, where sums run in another order."""
 
 
-def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Kind, *, cache: Path) -> float:
+def export(study: StudyFolder, result: TrialResult, path: Path, kind: Kind, *, cache: Path) -> float:
     """Writes the model of a trial's best epoch, after a new process has measured it on the validation split.
 
     Returns:
@@ -42,20 +42,20 @@ def export(study: StudyFolder, result: dict[str, Any], path: Path, kind: Kind, *
         StudyError: the trial's files are gone or damaged, the data have changed, the model does not predict as the
             trial did: by how much; or the file can't be written.
     """
-    checkpoint, predictions = trial_checkpoint(study, result), study.trial(result["trial"]).predictions_file
+    checkpoint, predictions = trial_checkpoint(study, result), study.trial(result.trial or 0).predictions_file
     with unwritable_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    measured = _measured(checkpoint, "val", cache=cache, like=result["environment"])
+    measured = _measured(checkpoint, "val", cache=cache, like=result.environment)
     difference = _compare(checkpoint, result, predictions, measured)
     return max(difference, write_model(checkpoint, path, kind))
 
 
-def measure_trial(study: StudyFolder, result: dict[str, Any], split: str, *, cache: Path) -> dict[str, Any]:
+def measure_trial(study: StudyFolder, result: TrialResult, split: str, *, cache: Path) -> dict[str, Any]:
     """Evaluates the weights of a trial's best epoch on a split, as `measure` does."""
-    return _measured(trial_checkpoint(study, result), split, cache=cache, like=result["environment"])
+    return _measured(trial_checkpoint(study, result), split, cache=cache, like=result.environment)
 
 
-def _measured(checkpoint: Checkpoint, split: str, *, cache: Path, like: dict[str, Any]) -> dict[str, Any]:
+def _measured(checkpoint: Checkpoint, split: str, *, cache: Path, like: Environment | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trial.ckpt"  # which tells where its data are, as other formats do not
         with unwritable_told(file):
@@ -63,20 +63,20 @@ def _measured(checkpoint: Checkpoint, split: str, *, cache: Path, like: dict[str
         return measure(file, split, cache=cache, like=like)
 
 
-def trial_checkpoint(study: StudyFolder, result: dict[str, Any]) -> Checkpoint:
+def trial_checkpoint(study: StudyFolder, result: TrialResult) -> Checkpoint:
     """The checkpoint of the best epoch of a study's trial.
 
     Raises:
         StudyError, ModelError: as `checkpoint_of_trial`.
     """
-    return checkpoint_of_trial(study.trial(result["trial"]), result, study.name)
+    return checkpoint_of_trial(study.trial(result.trial or 0), result, study.name)
 
 
-def measure(checkpoint: Path, split: str, *, cache: Path, like: dict[str, Any]) -> dict[str, Any]:
+def measure(checkpoint: Path, split: str, *, cache: Path, like: Environment | None) -> dict[str, Any]:
     """Evaluates a checkpoint file in a new process: `metrics`, `ids`, `scores`, `data`, `environment`.
 
     Args:
-        like: the environment that a trial recorded. The same device and threads are used where they are here.
+        like: the environment that a trial recorded: the same device and threads are used if they are here.
 
     Raises:
         StudyError: the process failed, with the last line that it said.
@@ -85,7 +85,8 @@ def measure(checkpoint: Path, split: str, *, cache: Path, like: dict[str, Any]) 
         out = Path(folder) / "measured.json"
         # -P: no module of the working directory stands in for one of ours.
         command = [sys.executable, "-P", "-m", "elta_tune.results.measure", str(checkpoint), split, str(cache)]
-        command += [_device_like(like["device"]), str(like["threads"]), str(out)]
+        device, threads = ("cpu", 1) if like is None else (_device_like(like.device), like.threads)
+        command += [device, str(threads), str(out)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
@@ -101,22 +102,24 @@ def _device_like(name: str) -> str:
     return name if name in here else next((other for other in here if other.partition(":")[0] == kind), "cpu")
 
 
-def _make(environment: dict[str, Any]) -> tuple[str, str]:
+def _make(device: str, name: str) -> tuple[str, str]:
     """Kind and name of a device: `cuda:0` and `cuda:1` may be of one make."""
-    return environment["device"].partition(":")[0], environment["device_name"]
+    return device.partition(":")[0], name
 
 
-def _compare(checkpoint: Checkpoint, result: dict[str, Any], predictions: Path, measured: dict[str, Any]) -> float:
+def _compare(checkpoint: Checkpoint, result: TrialResult, predictions: Path, measured: dict[str, Any]) -> float:
     """The largest difference of a prediction, if it and the metrics' are within the tolerance."""
     for split in ("train", "val"):  # the former cuts the scale into low, mid and high
-        before, now = result["data"][split], measured["data"][split]
-        if before["hash"] != now["hash"]:
+        before, now = (result.data or {})[split], measured["data"][split]
+        if before.hash != now["hash"]:
             raise StudyError(
                 f"{now['file']}: its images or ratings have changed since the trial "
-                f"({before['rows']} rows then, {now['rows']} now)",
+                f"({before.rows} rows then, {now['rows']} now)",
                 "restore the file: the trial's metrics hold for what it was trained and measured on",
             )
-    alike, freeze = _make(result["environment"]) == _make(measured["environment"]), checkpoint.config.model.freeze
+    then, now = result.environment, measured["environment"]
+    alike = then is not None and _make(then.device, then.device_name) == _make(now["device"], now["device_name"])
+    freeze = checkpoint.config.model.freeze
     same = alike and not freeze
     low, high = checkpoint.scale
     tolerance = TOLERANCE if same else TOLERANCE_FROZEN if alike else TOLERANCE_ELSEWHERE
@@ -124,11 +127,11 @@ def _compare(checkpoint: Checkpoint, result: dict[str, Any], predictions: Path, 
     difference = _largest_difference(predictions, measured)
     if not difference <= tolerance:
         raise StudyError(
-            f"the exported file does not predict as trial {result['trial']} did: scores differ by up to "
+            f"the exported file does not predict as trial {result.trial} did: scores differ by up to "
             f"{difference:.3g}, more than {tolerance:.3g}; nothing was written",
             "the trial's weights, or validation images, are not what they were",
         )
-    for name, value in result["metrics"].items():
+    for name, value in result.metrics.items():
         again = measured["metrics"].get(name)
         # Ranks and thresholds jump where predictions tie within the tolerance: elsewhere two images may change sides.
         count = len(measured["ids"])

@@ -6,6 +6,7 @@ python -m elta_tune.results.measure FILE SPLIT CACHE DEVICE THREADS OUT
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import DataError, EltaTuneError
 from elta_tune.files import write_json
 from elta_tune.models.checkpoint import load_checkpoint
+from elta_tune.provenance import environment
 from elta_tune.training.devices import device_of
 from elta_tune.training.model import place
 from elta_tune.training.predict import evaluate, predict
-from elta_tune.trial import describe_data, environment, out_of_memory_told
+from elta_tune.trial import describe_data, out_of_memory_errors
 
 
 def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -> dict[str, Any]:
@@ -34,14 +36,14 @@ def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -
     if rows is None:
         raise DataError(f"there is no {split} split", f"name it: `data.{split}=FILE`")
     model, target = loaded.model(), device_of(device)
-    with out_of_memory_told():
+    with out_of_memory_errors():
         predictions = predict(place(model, target), rows, loaded.config, dataset.scale)
     return {
         "metrics": evaluate(predictions, rows, dataset.rating_scale),
         "ids": list(predictions.ids),
         "scores": predictions.scores.tolist(),
-        "data": describe_data(dataset),
-        "environment": environment(device),
+        "data": {name: asdict(split) for name, split in describe_data(dataset).items()},
+        "environment": asdict(environment(device)),
     }
 
 

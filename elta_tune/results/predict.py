@@ -25,7 +25,7 @@ from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.training.devices import device_of
 from elta_tune.training.model import place
 from elta_tune.training.predict import predict_batch
-from elta_tune.trial import out_of_memory_told
+from elta_tune.trial import out_of_memory_errors
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def predict_images(
     """
     target = device_of(device)
     batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
-    told = out_of_memory_told("take fewer images at a time: `batch_size=N`")
+    told = out_of_memory_errors("take fewer images at a time: `batch_size=N`")
     with careful(), ThreadPoolExecutor(available_cores()) as workers, told:
         model = place(checkpoint.model(), target)
         source = DecodedFiles(files, checkpoint.config.data.crop, workers)

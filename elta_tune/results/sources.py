@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from elta_tune.config import load_recipe
 from elta_tune.errors import ConfigError, ModelError, StudyError
-from elta_tune.records import StudyFolder, TrialFolder, open_study
+from elta_tune.records import StudyFolder, TrialFolder, TrialResult, open_study
 from elta_tune.results.ranking import best_result
 from elta_tune.studies.plan import read_plan
 
@@ -29,7 +29,7 @@ class FoundTrial:
         """A short name, for files made of it."""
         return self.folder.path.name if self.study is None else f"{self.study}-{int(self.folder.path.name)}"
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> TrialResult:
         """`result.json`.
 
         Raises:
@@ -88,7 +88,7 @@ def find_trial(reference: str, runs: Path) -> FoundTrial:
     except StudyError as error:
         missing = "is no trial" if path.exists() else "there is no such file or trial"
         raise StudyError(f"{reference}: {missing}, and {error.message}", error.hint) from None
-    chosen = int(number) if number else best_result(study, read_plan(study))["trial"]
+    chosen = int(number) if number else best_result(study, read_plan(study)).trial or 0
     folder = study.trial(chosen)
     if not folder.config_file.is_file():
         raise StudyError(f"study {study.name} has no trial {chosen}", f"see them: elta-tune show {study.name}")
@@ -109,7 +109,7 @@ def _study_of(trial: Path) -> str | None:
     return study.name if trial.parent.name == "trials" and study.exists() else None
 
 
-def checkpoint_of_trial(trial: TrialFolder, result: dict[str, Any], study: str | None) -> Checkpoint:
+def checkpoint_of_trial(trial: TrialFolder, result: TrialResult, study: str | None) -> Checkpoint:
     """The checkpoint of a trial's best epoch.
 
     Raises:
@@ -122,25 +122,25 @@ def checkpoint_of_trial(trial: TrialFolder, result: dict[str, Any], study: str |
     from elta_tune.models.checkpoint import Checkpoint, bins_of
     from elta_tune.training.head import with_frozen_backbone
 
-    name = "the trial" if result["trial"] is None else f"trial {result['trial']}"
-    if "model" not in result or result["best_step"] is None:  # without an epoch there are no weights
-        raise StudyError(f"{trial.path}: {name} {result['state']}: {result['reason']}")
+    name = "the trial" if result.trial is None else f"trial {result.trial}"
+    if result.model is None or result.best_step is None:  # without an epoch there are no weights
+        raise StudyError(f"{trial.path}: {name} {result.state}: {result.reason}")
     try:
         state = load_file(trial.best_file)
     except (OSError, SafetensorError) as error:
         raise StudyError(f"{trial.best_file}: the weights of {name} can't be read: {error}") from error
-    model, config = result["model"], load_recipe(trial.config_file)
-    bins = bins_of(config, model)
+    model, config, content = result.model, load_recipe(trial.config_file), result.to_dict()
+    bins = bins_of(config, content["model"])
     return Checkpoint(
         state_dict=with_frozen_backbone(state, config, bins) if config.model.freeze else state,
         config=config,
-        metrics=result["metrics"],
-        epoch=result["best_epoch"],
+        metrics=dict(result.metrics),
+        epoch=result.best_epoch,
         bins=bins,
-        scale=tuple(model["scale"]),
-        threshold=model["threshold"],
-        tail_cuts=tuple(model["tail_cuts"]),
-        source={key: result[key] for key in ("trial", "value", "best_step", "best_round", "params", "data")}
-        | {"study": study, "environment": result["environment"]},
+        scale=model.scale,
+        threshold=model.threshold,
+        tail_cuts=model.tail_cuts,
+        source={key: content[key] for key in ("trial", "value", "best_step", "best_round", "params", "data")}
+        | {"study": study, "environment": content["environment"]},
         path=trial.best_file,
     )

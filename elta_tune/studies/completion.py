@@ -40,4 +40,4 @@ def is_exhausted(folder: StudyFolder, plan: StudyPlan) -> bool:
 
 def is_finished(folder: StudyFolder, plan: StudyPlan) -> bool:
     """Whether the budget of trials is used, or each point of the space has its result."""
-    return folder.ended() >= plan.budget.trials or is_exhausted(folder, plan)
+    return folder.used_budget() >= plan.budget.trials or is_exhausted(folder, plan)

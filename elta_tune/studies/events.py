@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, Literal, Protocol
 
 from elta_tune.executors import Job, Reported
+from elta_tune.records import TrialResult
 
 FAILURES_IN_A_ROW = 3
 """This many trials in a row that fail for the same cause stop the study: a bad node or recipe would use it up."""
@@ -36,10 +37,10 @@ class Started:
 class Finished:
     """A trial has a result."""
 
-    result: dict[str, Any]
+    result: TrialResult
 
     def __repr__(self) -> str:
-        shown = {name: self.result.get(name) for name in ("trial", "state", "value", "reason")}
+        shown = {name: getattr(self.result, name) for name in ("trial", "state", "value", "reason")}
         known = ", ".join(f"{name}={value!r}" for name, value in shown.items() if value is not None)
         return f"Finished({known})"
 

@@ -76,7 +76,7 @@ def resolve_plan(request: StudyRequest) -> StudyPlan:
 
 def record_request(request: StudyRequest, plan: StudyPlan) -> None:
     """Writes `study.yaml` with what is known of the run that starts it; of a study that goes on, its raised budget."""
-    from elta_tune.trial import commit, versions
+    from elta_tune.provenance import commit, versions
 
     facts = {"study": request.folder.name, "backend": request.backend, **request.files}
     record_plan(request.folder, plan, {**facts, "packages": versions(), "commit": commit()})

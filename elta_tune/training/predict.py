@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from elta_tune.data.dataset import ImageSet, Split
 from elta_tune.method import metrics
 from elta_tune.method.scores import RatingScale, from_method_scale
 from elta_tune.training.model import AestheticModel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,15 @@ class Predictions:
     scores: NDArray[np.float64]
     distributions: NDArray[np.float32] | None
     logits: Tensor | None
+
+    def to_frame(self) -> pd.DataFrame:
+        """`image_id,gt,score[,score2…]`, the released code's columns: score2 is the share of the lowest rating."""
+        import pandas as pd
+
+        columns: dict[str, object] = {"image_id": self.ids, "gt": self.truth, "score": self.scores}
+        for k, column in enumerate(() if self.distributions is None else self.distributions.T):
+            columns[f"score{k + 2}"] = column
+        return pd.DataFrame(columns)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,12 +17,12 @@ from elta_tune.data.check import unfit, unmeasurable
 from elta_tune.data.dataset import Dataset
 from elta_tune.method.scores import SCALE, mean_score, method_bins, to_method_scale
 from elta_tune.method.sharpening import select, sharpen
+from elta_tune.records import Best
 from elta_tune.training.epoch import Samples, reset_peak_memory, train_epoch
 from elta_tune.training.features import frozen_dataset, tell
 from elta_tune.training.model import check_images
 from elta_tune.training.predict import Predictions, evaluate, predict
 from elta_tune.training.state import (
-    Best,
     Selection,
     TrainingState,
     checkpoint_of,
@@ -153,8 +152,9 @@ def _finish_epoch(state: TrainingState, config: TrialConfig, dataset: Dataset, t
     metrics = evaluate(predictions, dataset.val, dataset.rating_scale)
     weights = state.weights
     value = metrics[config.evaluation.metric]
-    if state.best is None or _is_better(value, state.best.value, config.evaluation.resolved_direction):
-        state.best = Best(state.step, round, epoch, value, metrics, predictions)
+    if state.best is None or config.evaluation.is_better(value, state.best.value):
+        state.best = Best(state.step, round, epoch, value, metrics)
+        state.best_predictions = predictions
         state.best_weights = weights
     selection = None
     if epoch == config.epochs_of(round):
@@ -165,13 +165,6 @@ def _finish_epoch(state: TrainingState, config: TrialConfig, dataset: Dataset, t
             state.round, state.epoch = config.self_training.rounds + 1, 0
     checkpoint = checkpoint_of(state, weights)
     return Epoch(state.step, round, epoch, metrics, training, state.best, selection, checkpoint, weights)
-
-
-def _is_better(value: float, record: float, direction: str) -> bool:
-    """Whether a metric beats the best so far; what is not a number never does."""
-    if math.isnan(value) or math.isnan(record):
-        return math.isnan(record) and not math.isnan(value)
-    return value > record if direction == "maximize" else value < record
 
 
 def _select(state: TrainingState, config: TrialConfig, dataset: Dataset) -> Selection | None:

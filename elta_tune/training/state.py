@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +13,16 @@ from torch import Tensor
 from elta_tune.config import TrialConfig
 from elta_tune.data.dataset import Dataset
 from elta_tune.method.scores import method_bins
+from elta_tune.records import Best
 from elta_tune.training.features import Features, backbone_state, compute_features, with_features
 from elta_tune.training.head import HeadOnly
 from elta_tune.training.model import AestheticModel, build_head, build_model, place, trained_state
 from elta_tune.training.optimizer import build_optimizer, precision_of
 from elta_tune.training.predict import Predictions
 from elta_tune.training.seeding import stage_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Plain = TypeVar("Plain", "Selection", Predictions)
 ARRAYS = ("truth", "scores", "distributions")
@@ -39,17 +43,14 @@ class Selection:
     raw: Tensor
     sharpened: Tensor
 
+    def to_frame(self) -> pd.DataFrame:
+        """`image_id,score,confidence,sharpened_1,…,raw_1,…`; the first share is that of the lowest rating."""
+        import pandas as pd
 
-@dataclass(frozen=True)
-class Best:
-    """The best epoch so far; `value` is the metric that says so."""
-
-    step: int
-    round: int
-    epoch: int
-    value: float
-    metrics: dict[str, float]
-    predictions: Predictions
+        columns = {"image_id": self.ids, "score": self.scores, "confidence": self.sharpened.amax(dim=1).numpy()}
+        for kind, distributions in (("sharpened", self.sharpened), ("raw", self.raw)):
+            columns |= {f"{kind}_{k}": column.numpy() for k, column in enumerate(distributions.T, start=1)}
+        return pd.DataFrame(columns)
 
 
 @dataclass
@@ -64,6 +65,7 @@ class TrainingState:
     epoch: int = 0
     selection: Selection | None = None
     best: Best | None = None
+    best_predictions: Predictions | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     frozen: dict[str, Tensor] = field(default_factory=dict)
     """Weights of a backbone that is not trained any more, while `model` is the head alone."""
@@ -139,7 +141,8 @@ def _head_alone(state: TrainingState, config: TrialConfig, dataset: Dataset) -> 
 def checkpoint_of(state: TrainingState, weights: dict[str, Tensor]) -> dict[str, Any]:
     """All that is needed to go on, best weights apart, as tensors and plain values."""
     assert state.best is not None
-    best, selection = state.best, state.selection
+    assert state.best_predictions is not None
+    selection = state.selection
     return {
         "step": state.step,
         "round": state.round,
@@ -147,14 +150,7 @@ def checkpoint_of(state: TrainingState, weights: dict[str, Tensor]) -> dict[str,
         "model": weights,
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
-        "best": {
-            "step": best.step,
-            "round": best.round,
-            "epoch": best.epoch,
-            "value": best.value,
-            "metrics": best.metrics,
-            "predictions": to_plain(best.predictions),
-        },
+        "best": {**asdict(state.best), "predictions": to_plain(state.best_predictions)},
         "selection": None if selection is None else to_plain(selection),
     }
 
@@ -166,7 +162,8 @@ def restored(
     state.model.load_state_dict(resume["model"])
     state.step, state.round, state.epoch = resume["step"], resume["round"], resume["epoch"]
     best = dict(resume["best"])
-    state.best = Best(**best | {"predictions": from_plain(Predictions, best["predictions"])})
+    state.best_predictions = from_plain(Predictions, best.pop("predictions"))
+    state.best = Best(**best)
     state.best_weights = resume["best_weights"]
     selection = resume["selection"]
     state.selection = None if selection is None else from_plain(Selection, selection)

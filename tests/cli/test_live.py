@@ -15,6 +15,7 @@ from rich.console import Console
 from elta_tune.cli.live import Board, EpochLines, LiveView, View, place_of, study_view
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
+from elta_tune.records import EpochRecord, State, TrialResult
 from elta_tune.space.space import SearchSpace
 from elta_tune.studies.events import Finished, Paused, Retried, Started, Stopping, Tick
 from elta_tune.studies.plan import StudyPlan, make_plan
@@ -44,25 +45,16 @@ def started(plan: StudyPlan, number: int, *, resumed: bool = False, **changes: A
     return Started(Job(number, config, POINT, Path("nowhere"), Path("nowhere")), resumed)
 
 
-def line(step: int, value: float, *, round: int = 0, epoch: int | None = None) -> dict[str, Any]:
+def line(step: int, value: float, *, round: int = 0, epoch: int | None = None, mae: float = 0.5) -> EpochRecord:
     """What a trial records of an epoch, in part."""
-    metrics = {"srcc": value, "plcc": value, "accuracy": value, "mae": 0.5}
-    place = {"step": step, "round": round, "epoch": epoch or step, "best_step": 1}
-    return {**place, **metrics, "elapsed": 2.0 * step, "loss": 0.25, "images_per_second": 1234.5}
+    values = {"srcc": value, "plcc": value, "accuracy": value, "mae": mae, "loss": 0.25, "images_per_second": 1234.5}
+    return EpochRecord(step, round, epoch or step, 1, values, 2.0 * step)
 
 
-def result(number: int, state: str, value: float | None = 0.7, seconds: float = 10.0) -> dict[str, Any]:
-    metrics = {} if value is None else {"srcc": value, "plcc": value + 0.01, "accuracy": value + 0.02}
-    return {
-        "trial": number,
-        "state": state,
-        "value": value,
-        "metrics": metrics,
-        "seconds": seconds,
-        "best_step": 4,
-        "params": POINT,
-        "reason": "out of memory" if state == "failed" else None,
-    }
+def result(number: int, state: State, value: float | None = 0.7, seconds: float = 10.0, **more: float) -> TrialResult:
+    metrics = {} if value is None else {"srcc": value, "plcc": value + 0.01, "accuracy": value + 0.02, **more}
+    reason = "out of memory" if state == "failed" else None
+    return TrialResult(number, state, reason, value, 4, 0, 4, metrics, POINT, (), seconds)
 
 
 def terminal(width: int = 80, height: int = 24) -> Console:
@@ -76,11 +68,11 @@ def shown(view: LiveView) -> list[str]:
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
-def view_of(plan: StudyPlan, workers: int, console: Console, results: list[dict[str, Any]] | None = None) -> LiveView:
+def view_of(plan: StudyPlan, workers: int, console: Console, results: list[TrialResult] | None = None) -> LiveView:
     view = LiveView(Board(plan, workers, list(results or ())), console, lambda number: [])
     for number in range(workers):
         view.show(started(plan, number))
-        view.show(Reported(number, 9, line(9, 0.7123, round=1, epoch=1)))
+        view.show(Reported(number, line(9, 0.7123, round=1, epoch=1)))
     return view
 
 
@@ -132,7 +124,7 @@ def test_the_bar_grows_with_the_epochs(plan: StudyPlan) -> None:
     )
     lengths = []
     for step in (1, 5, 10):
-        view.show(Reported(0, step, line(step, 0.5)))
+        view.show(Reported(0, line(step, 0.5)))
         row = next(
             text for text in view.console.render_lines(view.render()) if any("trial" in part.text for part in text)
         )
@@ -145,7 +137,7 @@ def test_current_and_best_are_told_apart_and_nan_is_neither(plan: StudyPlan) -> 
     view = view_of(plan, 0, terminal())
     view.show(started(plan, 3))
     for step, value in enumerate((math.nan, 0.6, 0.8, 0.7), start=1):
-        view.show(Reported(3, step, line(step, value)))
+        view.show(Reported(3, line(step, value)))
     assert any("srcc 0.7000  best 0.8000" in text for text in shown(view))
 
 
@@ -155,7 +147,7 @@ def test_a_metric_that_falls_is_best_where_it_is_least(recipe: TrialConfig) -> N
     view = view_of(plan, 0, terminal())
     view.show(started(plan, 0))
     for step, value in enumerate((0.5, 0.3, 0.4), start=1):
-        view.show(Reported(0, step, {**line(step, 0.1), "mae": value}))
+        view.show(Reported(0, line(step, 0.1, mae=value)))
     assert any("mae 0.4000  best 0.3000" in text for text in shown(view))
 
 
@@ -174,8 +166,7 @@ def test_ended_and_paused_trials_leave_the_live_part(plan: StudyPlan) -> None:
 def test_a_terminal_breaks_a_line_between_words_and_a_log_not_at_all(recipe: TrialConfig) -> None:
     space = {"parameters": PARAMETERS, "objective": {"metric": "mae"}}
     plan = make_plan(SearchSpace.model_validate(space), recipe)
-    ended = result(2, "complete", -0.7)
-    ended["metrics"]["mae"] = 0.5
+    ended = result(2, "complete", -0.7, mae=0.5)
     whole = "trial   2 complete  mae 0.5000  srcc -0.7000  plcc -0.6900  accuracy -0.6800  step 4  10 s"
     said = []
     for console in (terminal(), Console(file=io.StringIO(), width=80)):
@@ -222,7 +213,7 @@ def test_plain_lines_say_the_same_where_there_is_no_terminal(plan: StudyPlan) ->
         assert type(view) is View
         for event in (
             started(plan, 0),
-            Reported(0, 9, line(9, 0.7, round=1, epoch=1)),
+            Reported(0, line(9, 0.7, round=1, epoch=1)),
             Retried(0, "the process was ended by SIGKILL"),
             Tick(),
             Finished(result(0, "pruned", 0.7)),
@@ -275,4 +266,5 @@ def test_a_trial_without_a_study_prints_its_epochs_within_80_columns(recipe: Tri
 def test_a_line_tells_its_round_and_that_of_the_head_alone(
     fields: dict[str, Any], line: dict[str, int], told: str
 ) -> None:
-    assert place_of(TrialConfig().replace(fields), line) == told
+    record = EpochRecord(1, line["round"], line["epoch"], 1, {}, 0.0) if line else None
+    assert place_of(TrialConfig().replace(fields), record) == told

@@ -62,17 +62,17 @@ def test_a_trial_learns_scores_and_its_weights_predict_them_again(
 ) -> None:
     config = scores.replace(fields)
     result, predictions = trained(config, tmp_path / "trial", cache)
-    assert result["state"] == "complete"
-    assert result["metrics"]["srcc"] > 0.5  # brightness is all there is to learn
+    assert result.state == "complete"
+    assert result.metrics["srcc"] > 0.5  # brightness is all there is to learn
     with (tmp_path / "root" / "val.csv").open(newline="") as file:
         truth = {row["name"]: float(row["MOS"]) for row in csv.DictReader(file)}
     assert [row["image_id"] for row in predictions] == list(truth)
     predicted = np.array([float(row["score"]) for row in predictions])
     mae = np.mean([abs(score - truth[row["image_id"]]) for score, row in zip(predicted, predictions, strict=True)])
-    assert result["metrics"]["mae"] == pytest.approx(mae, rel=1e-4)
-    assert result["metrics"]["mae"] < 50  # on 0…100
-    assert "emd_r2" not in result["metrics"]  # nobody gave distributions
-    assert result["model"]["scale"] == [0, 100]
+    assert result.metrics["mae"] == pytest.approx(mae, rel=1e-4)
+    assert result.metrics["mae"] < 50  # on 0…100
+    assert "emd_r2" not in result.metrics  # nobody gave distributions
+    assert result.model["scale"] == [0, 100]
 
     checkpoint = checkpoint_of_trial(TrialFolder(tmp_path / "trial"), result, None)
     save_checkpoint(checkpoint, tmp_path / "best.ckpt", "ckpt")

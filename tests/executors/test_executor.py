@@ -50,7 +50,7 @@ def run_out(executor: Executor) -> list[Reported | Ended]:
 
 
 def steps(events: Sequence[Reported | Ended], number: int) -> list[int]:
-    return [event.step for event in events if isinstance(event, Reported) and event.number == number]
+    return [event.record.step for event in events if isinstance(event, Reported) and event.number == number]
 
 
 class TestExecutor:
@@ -88,7 +88,7 @@ class TestExecutor:
         for job in jobs:
             result = TrialFolder(job.folder).result()
             assert result is not None
-            assert (result["state"], result["trial"], result["params"]) == ("complete", job.number, job.params)
+            assert (result.state, result.trial, result.params) == ("complete", job.number, job.params)
 
     def test_reports_what_the_trial_records(self, make_executor: Make, make_job: MakeJob) -> None:
         executor, job = make_executor(1), make_job(4)
@@ -97,10 +97,7 @@ class TestExecutor:
         recorded = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
         assert [event.number for event in heard] == [4, 4]
         for event, line in zip(heard, recorded, strict=True):
-            assert event.step == line["step"]
-            assert {name: event.metrics[name] for name in ("srcc", "plcc", "accuracy", "round", "epoch")} == {
-                name: line[name] for name in ("srcc", "plcc", "accuracy", "round", "epoch")
-            }
+            assert event.record.to_dict() == line
 
     def test_waits_for_the_verdict_and_prunes(self, make_executor: Make, make_job: MakeJob) -> None:
         executor, job = make_executor(1), make_job(0, {"training.epochs": 5})
@@ -111,7 +108,7 @@ class TestExecutor:
         assert next_event(executor) == Ended(0, None)
         result = TrialFolder(job.folder).result()
         assert result is not None
-        assert (result["state"], result["best_step"]) == ("pruned", 1)
+        assert (result.state, result.best_step) == ("pruned", 1)
 
     def test_a_stopped_trial_goes_on_after_its_last_epoch(self, make_executor: Make, make_job: MakeJob) -> None:
         executor, job = make_executor(1), make_job(0, {"training.epochs": 3})
@@ -122,7 +119,7 @@ class TestExecutor:
         assert TrialFolder(job.folder).result() is None
         executor.start(job)
         assert steps(run_out(executor), 0) == [1, 2, 3]  # what was heard before is told once more
-        assert [line["step"] for line in TrialFolder(job.folder).epochs()] == [1, 2, 3]
+        assert [record.step for record in TrialFolder(job.folder).epochs()] == [1, 2, 3]
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGRTMIN + 3])
     def test_says_which_signal_ended_a_trial(
@@ -156,7 +153,7 @@ class TestExecutor:
         assert next_event(executor) == Ended(7, None)
         result = TrialFolder(job.folder).result()
         assert result is not None
-        assert (result["trial"], result["state"], result["reason"]) == (
+        assert (result.trial, result.state, result.reason) == (
             7,
             "failed",
             "AttributeError: module 'torch' has no attribute 'float99'",
@@ -169,7 +166,7 @@ class TestExecutor:
         assert next_event(executor) == Ended(0, None)
         result = TrialFolder(job.folder).result()
         assert result is not None
-        assert "nowhere.csv" in result["reason"]
+        assert "nowhere.csv" in result.reason
 
     def test_a_folder_of_another_configuration_fails_the_trial(self, make_executor: Make, make_job: MakeJob) -> None:
         """It can't be mended, and the study has other trials."""
@@ -179,7 +176,7 @@ class TestExecutor:
         assert next_event(executor) == Ended(0, None)
         result = TrialFolder(job.folder).result()
         assert result is not None
-        assert "another configuration was trained here" in result["reason"]
+        assert "another configuration was trained here" in result.reason
 
     def test_a_damaged_folder_halts_the_trial_and_is_left_as_it_is(
         self, make_executor: Make, make_job: MakeJob

@@ -81,7 +81,7 @@ def test_ctrl_c_is_the_supervisors_alone(waiting: tuple[LocalExecutor, list[Job]
     executor.answer(1, "go on")
     heard = executor.wait(240)
     heard += executor.wait(240) if len(heard) == 1 else []
-    assert [event.step for event in heard if isinstance(event, Reported)] == [2, 2]
+    assert [event.record.step for event in heard if isinstance(event, Reported)] == [2, 2]
 
 
 def test_a_trial_has_none_of_another_trials_pipes(
@@ -105,7 +105,7 @@ def test_a_trial_trains_with_its_slots_threads(make_job: Callable[..., Job]) -> 
             executor.answer(number, "go on")
     result = TrialFolder(job.folder).result()
     assert result is not None
-    assert (result["environment"]["device"], result["environment"]["threads"]) == ("cpu", 2)
+    assert (result.environment["device"], result.environment["threads"]) == ("cpu", 2)
 
 
 def test_the_forkserver_has_imported_all_that_a_trial_needs(make_job: Callable[..., Job], tmp_path: Path) -> None:

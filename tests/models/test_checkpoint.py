@@ -22,26 +22,26 @@ from elta_tune.models.checkpoint import load_checkpoint, save_checkpoint
 from elta_tune.models.formats.convert import write_model
 from elta_tune.models.formats.kinds import DEFAULT_NAMES, Kind
 from elta_tune.models.load import load_model_file
-from elta_tune.records import StudyFolder, TrialFolder
+from elta_tune.records import StudyFolder, TrialFolder, TrialResult
 from elta_tune.results.export import trial_checkpoint
 from elta_tune.results.sources import load_model
 from elta_tune.trial import NoReporter, run_trial
 
 
-def test_a_ckpt_loads_as_plain_weights_and_values(study: StudyFolder, result: dict[str, Any], tmp_path: Path) -> None:
+def test_a_ckpt_loads_as_plain_weights_and_values(study: StudyFolder, result: TrialResult, tmp_path: Path) -> None:
     path = tmp_path / "best.ckpt"
     save_checkpoint(trial_checkpoint(study, result), path, "ckpt")
     assert zipfile.is_zipfile(path)
     content = torch.load(path, weights_only=True)
     assert {"state_dict", "config", "metrics", "epoch"} <= content.keys()
-    assert content["metrics"]["srcc"] == result["metrics"]["srcc"]
+    assert content["metrics"]["srcc"] == result.metrics["srcc"]
     assert content["config"]["model"]["backbone"] == "test_efficientnet"
-    assert content["epoch"] == result["best_epoch"]
+    assert content["epoch"] == result.best_epoch
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
 def test_a_file_predicts_without_anything_beside_it(
-    study: StudyFolder, result: dict[str, Any], tmp_path: Path, kind: Literal["ckpt", "safetensors"]
+    study: StudyFolder, result: TrialResult, tmp_path: Path, kind: Literal["ckpt", "safetensors"]
 ) -> None:
     checkpoint = trial_checkpoint(study, result)
     save_checkpoint(checkpoint, tmp_path / "file", kind)
@@ -79,7 +79,7 @@ def foreign_files(folder: Path) -> dict[str, Path]:
 
 
 def test_a_file_with_other_bytes_than_were_written_is_refused(
-    study: StudyFolder, result: dict[str, Any], tmp_path: Path
+    study: StudyFolder, result: TrialResult, tmp_path: Path
 ) -> None:
     checkpoint, path = trial_checkpoint(study, result), tmp_path / "flipped.ckpt"
     save_checkpoint(checkpoint, path, "ckpt")
@@ -91,7 +91,7 @@ def test_a_file_with_other_bytes_than_were_written_is_refused(
 
 
 def test_a_file_that_torch_wrote_without_checksums_is_read(
-    study: StudyFolder, result: dict[str, Any], tmp_path: Path
+    study: StudyFolder, result: TrialResult, tmp_path: Path
 ) -> None:
     checksums = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
@@ -101,12 +101,12 @@ def test_a_file_that_torch_wrote_without_checksums_is_read(
         torch.serialization.set_crc32_options(checksums)
     with zipfile.ZipFile(tmp_path / "best.ckpt") as archive:
         assert archive.testzip() is not None
-    assert load_model_file(tmp_path / "best.ckpt").epoch == result["best_epoch"]
+    assert load_model_file(tmp_path / "best.ckpt").epoch == result.best_epoch
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors", "hf"])
 def test_weights_of_another_model_are_refused_by_their_file(
-    kind: Kind, study: StudyFolder, result: dict[str, Any], tmp_path: Path
+    kind: Kind, study: StudyFolder, result: TrialResult, tmp_path: Path
 ) -> None:
     path = tmp_path / f"best.{kind}"
     write_model(trial_checkpoint(study, result), path, kind)
@@ -118,7 +118,7 @@ def test_weights_of_another_model_are_refused_by_their_file(
 
 @pytest.mark.parametrize(("kind", "told"), [("onnx", "is for other programs"), ("timm", "a backbone alone")])
 def test_an_export_for_other_programs_is_refused_as_what_it_is(
-    kind: Kind, told: str, study: StudyFolder, result: dict[str, Any], tmp_path: Path
+    kind: Kind, told: str, study: StudyFolder, result: TrialResult, tmp_path: Path
 ) -> None:
     if kind == "onnx":
         pytest.importorskip("onnx")
@@ -146,8 +146,9 @@ def test_a_head_that_predicts_scores_has_no_bins_though_the_data_have_votes(
     result = run_trial(
         recipe.replace({"model.head": "mse", "training.epochs": 1}), trial, NoReporter(), cache=cache, number=0
     )
-    assert result["model"]["bins"] is None
-    write_json(trial.result_file, {**result, "model": {**result["model"], "bins": [1, 3.25, 5.5, 7.75, 10]}})
+    assert result.model is not None and result.model.bins is None
+    with_bins = replace(result, model=replace(result.model, bins=(1, 3.25, 5.5, 7.75, 10)))
+    write_json(trial.result_file, with_bins.to_dict())
     checkpoint = load_model(str(trial.path), tmp_path)
     assert checkpoint.bins is None
     for name, kind in (("old.ckpt", "ckpt"), ("old.safetensors", "safetensors")):
@@ -163,7 +164,7 @@ def test_a_head_that_predicts_scores_has_no_bins_though_the_data_have_votes(
 
 
 def test_a_folder_whose_weights_are_cut_short_is_refused(
-    study: StudyFolder, result: dict[str, Any], tmp_path: Path
+    study: StudyFolder, result: TrialResult, tmp_path: Path
 ) -> None:
     write_model(trial_checkpoint(study, result), tmp_path / "best.hf", "hf")
     for name in ("head.safetensors", "model.safetensors"):

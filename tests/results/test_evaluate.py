@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ def test_an_exported_file_has_the_metrics_of_result_json(
     done = command("evaluate", f"best.{kind}", "--json", "--predictions", "again.csv", *place)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["metrics"] == pytest.approx(result["metrics"], abs=1e-5)
-    assert told["data"] == result["data"]["val"]
+    assert told["metrics"] == pytest.approx(result.metrics, abs=1e-5)
+    assert told["data"] == asdict(result.data["val"])
     again, before = (pd.read_csv(file) for file in (tmp_path / "again.csv", trial.predictions_file))
     assert list(again.columns) == list(before.columns)
     np.testing.assert_allclose(again.drop(columns="image_id"), before.drop(columns="image_id"), atol=1e-5)
@@ -129,7 +129,7 @@ def test_the_predictions_of_a_trial_are_measured_by_the_trials_own_tails(trial: 
     result = trial.result()
     assert result is not None
     found = evaluate_predictions(trial.predictions_file, NO_DATA).metrics
-    assert found == pytest.approx({name: result["metrics"][name] for name in found}, abs=1e-9)
+    assert found == pytest.approx({name: result.metrics[name] for name in found}, abs=1e-9)
     assert found["n_low"] + found["n_mid"] + found["n_high"] >= 16
 
 

@@ -6,8 +6,9 @@ import csv
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from elta_tune.config import TrialConfig, load_recipe
 from elta_tune.errors import StudyError
 from elta_tune.models.checkpoint import load_checkpoint
-from elta_tune.records import StudyFolder
+from elta_tune.records import StudyFolder, TrialResult
 from elta_tune.results.export import export, measure_trial
 from elta_tune.trial import NoReporter, run_trial
 
@@ -31,7 +32,7 @@ def left_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
 def test_the_file_holds_what_the_best_epoch_was(
-    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path, kind: Literal["ckpt", "safetensors"]
+    study: StudyFolder, result: TrialResult, cache: Path, tmp_path: Path, kind: Literal["ckpt", "safetensors"]
 ) -> None:
     path = tmp_path / "out" / f"best.{kind}"
     assert export(study, result, path, kind, cache=cache) <= 1e-5
@@ -42,24 +43,24 @@ def test_the_file_holds_what_the_best_epoch_was(
     assert all(torch.equal(loaded.state_dict[name], weights[name]) for name in weights)
     recipe = load_recipe(study.trial(0).config_file)
     assert loaded.config == recipe.replace({} if kind == "ckpt" else {"data.root": None})
-    assert loaded.metrics == result["metrics"]
-    assert loaded.epoch == result["best_epoch"]
+    assert loaded.metrics == result.metrics
+    assert loaded.epoch == result.best_epoch
     assert loaded.source["study"] == "study"
     assert loaded.source["trial"] == 0
 
 
-def test_it_predicts_what_the_trial_recorded(study: StudyFolder, result: dict[str, Any], cache: Path) -> None:
+def test_it_predicts_what_the_trial_recorded(study: StudyFolder, result: TrialResult, cache: Path) -> None:
     measured = measure_trial(study, result, "val", cache=cache)
     with study.trial(0).predictions_file.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert measured["ids"] == [row["image_id"] for row in rows]
     np.testing.assert_allclose(measured["scores"], [float(row["score"]) for row in rows], atol=1e-5)
-    assert measured["metrics"] == pytest.approx(result["metrics"], rel=1e-5, nan_ok=True)
+    assert measured["metrics"] == pytest.approx(result.metrics, rel=1e-5, nan_ok=True)
 
 
 @pytest.mark.parametrize("name", ["head.0.weight", "backbone.conv_stem.weight"])
 def test_a_changed_weight_is_found_and_nothing_is_written(
-    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path, change_weights: Change, name: str
+    study: StudyFolder, result: TrialResult, cache: Path, tmp_path: Path, change_weights: Change, name: str
 ) -> None:
     change_weights(name, 1.0)
     with pytest.raises(StudyError, match="does not predict as trial 0 did: scores differ by up to") as refused:
@@ -71,7 +72,7 @@ def test_a_changed_weight_is_found_and_nothing_is_written(
 
 
 def test_a_file_that_is_there_survives_a_failed_export(
-    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path, change_weights: Change
+    study: StudyFolder, result: TrialResult, cache: Path, tmp_path: Path, change_weights: Change
 ) -> None:
     (tmp_path / "best.ckpt").write_text("an earlier one")
     change_weights("head.0.weight", 1.0)
@@ -83,7 +84,7 @@ def test_a_file_that_is_there_survives_a_failed_export(
 @pytest.mark.parametrize(("device", "fits"), [("as recorded", False), ("of another make", True)])
 def test_another_make_of_device_may_differ_a_little_more(
     study: StudyFolder,
-    result: dict[str, Any],
+    result: TrialResult,
     cache: Path,
     tmp_path: Path,
     change_weights: Change,
@@ -93,7 +94,8 @@ def test_another_make_of_device_may_differ_a_little_more(
     """Its sums run in another order: as far apart as this small change is."""
     change_weights("head.2.bias", 3e-4)
     if device == "of another make":
-        result["environment"]["device_name"] = device
+        assert result.environment is not None
+        result = replace(result, environment=replace(result.environment, device_name=device))
     if fits:
         assert 1e-5 < export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 1e-3
     else:
@@ -137,7 +139,7 @@ def test_a_frozen_backbone_s_features_may_be_of_a_process_with_other_threads(
 
 
 def test_the_order_of_rows_does_not_matter(
-    study: StudyFolder, result: dict[str, Any], cache: Path, data: Path, tmp_path: Path
+    study: StudyFolder, result: TrialResult, cache: Path, data: Path, tmp_path: Path
 ) -> None:
     header, *rows = (data / "val.csv").read_text().splitlines()
     (data / "val.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
@@ -155,7 +157,7 @@ def test_the_order_of_rows_does_not_matter(
 )
 def test_changed_data_are_named(
     study: StudyFolder,
-    result: dict[str, Any],
+    result: TrialResult,
     cache: Path,
     data: Path,
     tmp_path: Path,
@@ -170,14 +172,14 @@ def test_changed_data_are_named(
 
 
 def test_data_that_are_gone_are_named(
-    study: StudyFolder, result: dict[str, Any], cache: Path, data: Path, tmp_path: Path
+    study: StudyFolder, result: TrialResult, cache: Path, data: Path, tmp_path: Path
 ) -> None:
     (data / "val.csv").unlink()
     with pytest.raises(StudyError, match=r"can't be measured on the val split: .*val\.csv"):
         export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
 
 
-def test_a_split_that_never_was_is_refused(study: StudyFolder, result: dict[str, Any], cache: Path, data: Path) -> None:
+def test_a_split_that_never_was_is_refused(study: StudyFolder, result: TrialResult, cache: Path, data: Path) -> None:
     (data / "test.csv").unlink()
     with pytest.raises(StudyError, match="can't be measured on the test split: there is no test split"):
         measure_trial(study, result, "test", cache=cache)
@@ -186,7 +188,7 @@ def test_a_split_that_never_was_is_refused(study: StudyFolder, result: dict[str,
 @pytest.mark.parametrize("name", ["best.safetensors", "predictions.csv"])
 @pytest.mark.parametrize("content", [None, b"damaged"])
 def test_damaged_files_of_a_trial_are_named(
-    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path, name: str, content: bytes | None
+    study: StudyFolder, result: TrialResult, cache: Path, tmp_path: Path, name: str, content: bytes | None
 ) -> None:
     path = study.trial(0).path / name
     path.unlink() if content is None else path.write_bytes(content)
@@ -195,7 +197,7 @@ def test_damaged_files_of_a_trial_are_named(
 
 
 def test_a_place_that_cannot_be_written_is_named(
-    study: StudyFolder, result: dict[str, Any], cache: Path, tmp_path: Path
+    study: StudyFolder, result: TrialResult, cache: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match=r"file/best\.ckpt: can't be written"):

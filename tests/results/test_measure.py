@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from elta_tune.errors import StudyError
-from elta_tune.records import StudyFolder
+from elta_tune.records import StudyFolder, TrialResult
 from elta_tune.results.export import export
 
 
 def test_a_new_process_finds_a_changed_weight_whatever_lies_in_the_working_directory(
     study: StudyFolder,
-    result: dict[str, Any],
+    result: TrialResult,
     cache: Path,
     tmp_path: Path,
     change_weights: Callable[[str, float], None],

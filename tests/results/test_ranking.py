@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_records import trial_result
 
 from elta_tune.config import TrialConfig
 from elta_tune.errors import StudyError
-from elta_tune.files import write_json
 from elta_tune.records import StudyFolder
 from elta_tune.results.ranking import best_result, ranked
 from elta_tune.space.space import SearchSpace
@@ -26,7 +26,7 @@ def study_of(folder: Path, *trials: tuple[str, float | None]) -> StudyFolder:
     study = StudyFolder(folder)
     for number, (state, value) in enumerate(trials):
         study.trial(number).path.mkdir(parents=True)
-        write_json(study.trial(number).result_file, {"trial": number, "state": state, "value": value})
+        study.trial(number).finish(trial_result(number, state, value), None)
     return study
 
 
@@ -36,8 +36,8 @@ def test_complete_trials_are_ranked_and_of_equals_the_earlier_comes_first(
 ) -> None:
     trials = [("complete", 0.1), ("complete", 0.5), ("pruned", 0.9), ("complete", 0.7), ("complete", 0.5)]
     study = study_of(tmp_path, *trials, ("failed", None))
-    assert [result["trial"] for result in ranked(study, plan_for(metric, recipe))] == order
-    assert best_result(study, plan_for(metric, recipe))["trial"] == order[0]
+    assert [result.trial for result in ranked(study, plan_for(metric, recipe))] == order
+    assert best_result(study, plan_for(metric, recipe)).trial == order[0]
 
 
 def test_a_study_without_a_complete_trial_says_what_it_has(recipe: TrialConfig, tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
+from sample_records import trial_result
 
 from elta_tune.config import TrialConfig, load_recipe
 from elta_tune.errors import StudyError
+from elta_tune.files import write_json
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.results.sources import find_trial, load_model
 from elta_tune.trial import NoReporter, run_trial
@@ -35,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, labelled: TrialConfig, cache:
 
 def test_a_study_is_its_best_trial_and_a_number_any(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = find_trial("first", runs)
-    values = [TrialFolder(runs / "first" / "trials" / f"000{number}").result()["value"] for number in (0, 1)]  # type: ignore[index]
+    values = [TrialFolder(runs / "first" / "trials" / f"000{number}").result().value for number in (0, 1)]  # type: ignore[union-attr]
     assert best.folder.path.name == f"000{values.index(min(values))}"
     assert find_trial("first:0", runs).folder.path == (runs / "first" / "trials" / "0000").absolute()
     assert find_trial("first:0", runs).name == "first-0"
@@ -62,10 +64,11 @@ def test_a_trial_that_has_not_ended_or_failed_has_no_model(runs: Path, tmp_path:
     folder.result_file.unlink()
     with pytest.raises(StudyError, match="has not ended"):
         load_model(str(folder.path), runs)
-    folder.result_file.write_text(json.dumps({"trial": None, "state": "failed", "reason": "no memory"}))
+    write_json(folder.result_file, trial_result(None, "failed", reason="no memory").to_dict())
     with pytest.raises(StudyError, match="the trial failed: no memory"):
         load_model(str(folder.path), runs)
-    folder.result_file.write_text(json.dumps(result))
+    assert result is not None
+    write_json(folder.result_file, result.to_dict())
     folder.best_file.write_bytes(b"torn")
     with pytest.raises(StudyError, match="the weights of the trial can't be read"):
         load_model(str(folder.path), runs)
@@ -93,7 +96,7 @@ def test_a_trial_that_failed_before_its_first_epoch_says_why(
         {"optim.lr": 1e30, "training.precision": "float32"}
     )
     folder = TrialFolder(tmp_path / "diverged")
-    assert run_trial(config, folder, NoReporter(), cache=cache)["state"] == "failed"
+    assert run_trial(config, folder, NoReporter(), cache=cache).state == "failed"
     with pytest.raises(StudyError, match=r"diverged: the trial failed: the loss became"):
         load_model(str(folder.path), runs)
 
@@ -115,4 +118,4 @@ def test_the_commands_take_a_trial_of_a_study(runs: Path, command: Callable[...,
     by_number = json.loads(command("evaluate", "first:1", "--json", "--runs", runs).stdout)
     result = TrialFolder(runs / "first" / "trials" / "0001").result()
     assert result is not None
-    assert by_number["metrics"] == pytest.approx(result["metrics"], abs=1e-5)
+    assert by_number["metrics"] == pytest.approx(result.metrics, abs=1e-5)

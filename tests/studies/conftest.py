@@ -74,8 +74,8 @@ def _table(folder: StudyFolder) -> list[tuple[Any, ...]]:
     for number, trial in folder.trials():
         result = trial.result()
         assert result is not None, number
-        curve = [(line["step"], line["srcc"], line["plcc"], line["accuracy"]) for line in trial.epochs()]
-        rows.append((number, result["params"], result["state"], result["value"], result["metrics"], curve))
+        curve = [(record.step, *map(record.value, ("srcc", "plcc", "accuracy"))) for record in trial.epochs()]
+        rows.append((number, result.params, result.state, result.value, result.metrics, curve))
     return rows
 
 

@@ -16,7 +16,7 @@ import torch
 
 from elta_tune.config import TrialConfig
 from elta_tune.models.checkpoint import Checkpoint
-from elta_tune.records import StudyFolder, TrialFolder
+from elta_tune.records import StudyFolder, TrialFolder, TrialResult
 from elta_tune.results import measure
 from elta_tune.results.sources import load_model
 from elta_tune.space.space import SearchSpace
@@ -44,7 +44,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory, labelled: TrialConfig, cache
     """A finished trial, of two epochs. Tests only read it."""
     folder = TrialFolder(tmp_path_factory.mktemp("finished") / "trial")
     config = labelled.replace({"training.epochs": 2})
-    assert run_trial(config, folder, NoReporter(), cache=cache)["state"] == "complete"
+    assert run_trial(config, folder, NoReporter(), cache=cache).state == "complete"
     return folder
 
 
@@ -104,7 +104,7 @@ def measured_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def result(study: StudyFolder) -> dict[str, Any]:
+def result(study: StudyFolder) -> TrialResult:
     """The result of that trial."""
     found = study.trial(0).result()
     assert found is not None

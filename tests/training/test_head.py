@@ -189,7 +189,7 @@ def test_a_frozen_trial_keeps_its_head_alone_and_is_exported_whole(
     save_checkpoint(checkpoint_of_trial(folder, result, None), tmp_path / "best.ckpt", "ckpt")
     weights_file.write_bytes(b"the exported file needs no other")
     measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
-    assert measured["metrics"] == pytest.approx(result["metrics"], abs=1e-5)
+    assert measured["metrics"] == pytest.approx(result.metrics, abs=1e-5)
 
 
 def test_a_frozen_trial_does_not_take_other_weights_for_its_own(
@@ -212,8 +212,8 @@ def test_a_retrained_trial_is_exported_as_it_predicted(
     config = retrained.replace({"data.root": str(data_root)})
     folder = TrialFolder(tmp_path / "trial")
     result = run_trial(config, folder, NoReporter(), cache=cache)
-    assert (result["state"], len(folder.epochs())) == ("complete", config.planned_epochs)
+    assert (result.state, len(folder.epochs())) == ("complete", config.planned_epochs)
     save_checkpoint(checkpoint_of_trial(folder, result, None), tmp_path / "best.ckpt", "ckpt")
     measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
-    assert measured["metrics"] == pytest.approx(result["metrics"], abs=1e-5)
+    assert measured["metrics"] == pytest.approx(result.metrics, abs=1e-5)
     assert open_dataset(config.data, cache).val.file.name == "val.csv"

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from elta_tune.config import TrialConfig
 from elta_tune.errors import StudyError, reason_of
-from elta_tune.records import StudyFolder, TrialFolder
+from elta_tune.records import EpochRecord, StudyFolder, TrialFolder, TrialResult
 from elta_tune.studies.nni.folder import NniFolder
 from elta_tune.studies.nni.node import find_node
 from elta_tune.studies.nni.rest import NodeGone, TrialChannel
@@ -43,18 +43,18 @@ class NniReporter:
         self._objective, self._last = objective, last
         self._known = channel.reported()
 
-    def report(self, step: int, metrics: Mapping[str, Any]) -> None:
+    def report(self, record: EpochRecord) -> None:
         """Sends what is recorded. What a node that lives does not take is sent with the next epoch."""
         from elta_tune.trial import TrialStopped
 
-        if step >= self._last:
+        if record.step >= self._last:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         try:
             self._tell(self._tell_epochs)
         except NodeGone as error:
             raise TrialStopped from error  # the epoch is saved: the next start of the study goes on with it
 
-    def finish(self, metrics: Mapping[str, Any]) -> None:
+    def finish(self, metrics: Mapping[str, float | None]) -> None:
         """Sends the result.
 
         Raises:
@@ -77,8 +77,8 @@ class NniReporter:
 
     def _tell_epochs(self) -> None:
         """An epoch whose metric is not a number has nothing to send: NNI's JSON knows no NaN."""
-        for line in self._folder.epochs():
-            sequence, values = line["step"] - 1, finite(line, self._objective)
+        for record in self._folder.epochs():
+            sequence, values = record.step - 1, finite(record.values, self._objective)
             if sequence not in self._known and "default" in values:
                 self._channel.report("PERIODICAL", self._parameter_id, sequence, values)
                 self._known.add(sequence)
@@ -88,7 +88,7 @@ SHOWN = ("srcc", "plcc", "accuracy", "mae", "mae_low", "mae_mid", "mae_high", "b
 """What NNI's web UI shows beside the objective: each is a column, and an axis of its parallel coordinates."""
 
 
-def finite(metrics: Mapping[str, Any], objective: str) -> dict[str, float]:
+def finite(metrics: Mapping[str, float | None], objective: str) -> dict[str, float]:
     """Metrics for NNI, if they are numbers: the objective as `default`, which tuner and assessor see, and `SHOWN`."""
     values = {"default": metrics.get(objective), **{name: metrics.get(name) for name in SHOWN}}
     return {name: float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
@@ -163,12 +163,14 @@ def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
         raise
     except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
         traceback.print_exc()
-        folder.fail(number, params, reason_of(error), nni_trial_id=trial)
+        from elta_tune.trial import record_failure
+
+        record_failure(folder, reason_of(error), number, params, nni_trial_id=trial)
         return "failed"
-    say(f"{result['state']} {result['reason'] or ''}")
-    if result["state"] == "complete":
-        reporter.finish(result["metrics"])
-    return str(result["state"])
+    say(f"{result.state} {result.reason or ''}")
+    if result.state == "complete":
+        reporter.finish(result.metrics)
+    return result.state
 
 
 def check(received: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
@@ -186,7 +188,7 @@ def check(received: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
 
 def _train(
     nni: NniFolder, number: int, config: TrialConfig, params: dict[str, Any], reporter: NniReporter, trial: str
-) -> dict[str, Any]:
+) -> TrialResult:
     """Trains in a slot of its own.
 
     Raises:
@@ -201,10 +203,16 @@ def _train(
     if number == 0:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the recipe always runs to its end
 
-    def train(device: str) -> dict[str, Any]:
-        folder, facts = nni.study.trial(number), {"nni_trial_id": trial}
+    def train(device: str) -> TrialResult:
         return run_trial(
-            config, folder, reporter, cache=workers.cache, device=device, number=number, params=params, facts=facts
+            config,
+            nni.study.trial(number),
+            reporter,
+            cache=workers.cache,
+            device=device,
+            number=number,
+            params=params,
+            nni_trial_id=trial,
         )
 
     with take_slot(nni.slots, workers.slots) as slot:

@@ -238,8 +238,8 @@ def make_assessor(study: str, optimize_mode: str) -> Any:
     class Median(MedianstopAssessor):  # type: ignore[misc]
         def recorded(self, number: int) -> dict[int, Any]:
             """What a trial has reported so far, by NNI's sequence numbers."""
-            lines = folder.trial(number).epochs()
-            return {line["step"] - 1: {"default": line[metric]} for line in lines if line[metric] is not None}
+            values = {record.step - 1: record.value(metric) for record in folder.trial(number).epochs()}
+            return {sequence: {"default": value} for sequence, value in values.items() if math.isfinite(value)}
 
         def assess_trial(self, trial_job_id: str, trial_history: list[Any]) -> Any:
             verdict = super().assess_trial(trial_job_id, trial_history)
@@ -281,8 +281,8 @@ def running_means(folder: StudyFolder, metric: str) -> dict[str, list[float]]:
     """For each complete trial, the mean of its metric up to each epoch."""
     means: dict[str, list[float]] = {}
     for number, trial in folder.trials():
-        values = [line[metric] for line in trial.epochs()]
-        if (trial.result() or {}).get("state") == "complete" and None not in values:
+        values, result = [record.value(metric) for record in trial.epochs()], trial.result()
+        if result is not None and result.state == "complete" and all(map(math.isfinite, values)):
             sums = itertools.accumulate(values)
             means[f"trial {number}"] = [total / count for count, total in enumerate(sums, start=1)]
     return means

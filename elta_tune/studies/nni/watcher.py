@@ -92,7 +92,7 @@ class EventFeed:
     def __init__(self, folder: StudyFolder, plan: StudyPlan, cache: Path) -> None:
         self._folder, self._plan, self._cache = folder, plan, cache
         self._reported: dict[int, int] = {}
-        self._done = {result["trial"] for result in folder.results()}
+        self._done = {result.trial for result in folder.results()}
 
     def since(self, jobs: Iterable[NniJob]) -> Iterator[Event]:
         """Starts, epochs and results since the last call. A trial that died without a result is given one."""
@@ -106,9 +106,9 @@ class EventFeed:
             job = self._job(nni_job)
             self._reported[number] = len(trial.epochs())
             yield Started(job, resumed=self._reported[number] > 0)
-        for line in trial.epochs()[self._reported[number] :]:
+        for record in trial.epochs()[self._reported[number] :]:
             self._reported[number] += 1
-            yield Reported(number, line["step"], line)
+            yield Reported(number, record)
         if nni_job.status in FAILED and trial.result() is None:
             self._fail(nni_job, trial)
         if (result := trial.result()) is not None:
@@ -120,7 +120,9 @@ class EventFeed:
         trial.create(job.config.to_yaml())
         by_hand = nni_job.status == "USER_CANCELED"
         reason = nni_job.message or ("cancelled in the web UI" if by_hand else "the process ended without a result")
-        trial.fail(job.number, job.params, reason, nni_trial_id=nni_job.id)
+        from elta_tune.trial import record_failure  # torch, which a view does not need
+
+        record_failure(trial, reason, job.number, job.params, nni_trial_id=nni_job.id)
 
     def _job(self, job: NniJob) -> Job:
         params = decode(self._plan.space, self._plan.recipe, job.parameters)

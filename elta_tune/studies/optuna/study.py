@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import optuna
 import sqlalchemy
@@ -15,7 +12,7 @@ from optuna.trial import Trial, TrialState
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Verdict
-from elta_tune.records import StudyFolder
+from elta_tune.records import EpochRecord, StudyFolder, TrialResult
 from elta_tune.studies.completion import given_points
 from elta_tune.studies.optuna.sampling import ReplayableSampler, build_pruner
 from elta_tune.studies.plan import StudyPlan
@@ -67,7 +64,7 @@ class OptunaStudy:
             opened = self._opened(Trial(self._study, frozen._trial_id), set(frozen.intermediate_values))
             folder = self.folder.trial(frozen.number)
             for line in folder.epochs():
-                self._record(opened, line["step"], line)
+                self._record(opened, line)
             if folder.result() is None:
                 jobs.append(opened.job)
             else:
@@ -85,11 +82,11 @@ class OptunaStudy:
                 return None
         return self._opened(self._study.ask(), set()).job
 
-    def observe(self, number: int, step: int, metrics: Mapping[str, float]) -> Verdict:
+    def observe(self, number: int, record: EpochRecord) -> Verdict:
         """Takes an epoch of a running trial and says whether it may go on. Trial 0, the recipe, always may."""
         opened = self._open[number]
-        self._record(opened, step, metrics)
-        if number == 0 or step >= opened.job.config.planned_epochs:
+        self._record(opened, record)
+        if number == 0 or record.step >= opened.job.config.planned_epochs:
             return "go on"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, where a trial reported nothing but NaN
@@ -99,19 +96,19 @@ class OptunaStudy:
         """The job of a trial that has not been told."""
         return self._open[number].job
 
-    def tell(self, number: int) -> dict[str, Any]:
-        """Closes a trial with the `result.json` in its folder, and returns that."""
+    def tell(self, number: int) -> TrialResult:
+        """Closes a trial with the result in its folder, and returns that."""
         result = self.folder.trial(number).result()
         if result is None:
             raise AssertionError(f"trial {number} has no result to tell")
         trial = self._open.pop(number).trial
         for name in ATTRIBUTES:
-            if (value := result["metrics"].get(name, result.get(name))) is not None:
+            if (value := result.reason if name == "reason" else result.metrics.get(name)) is not None:
                 trial.set_user_attr(name, value)
-        if result["state"] == "complete":
-            self._study.tell(trial, result["value"])
+        if result.state == "complete":
+            self._study.tell(trial, result.value)
         else:
-            state = TrialState.PRUNED if result["state"] == "pruned" else TrialState.FAIL
+            state = TrialState.PRUNED if result.state == "pruned" else TrialState.FAIL
             self._study.tell(trial, state=state)
         return result
 
@@ -135,11 +132,10 @@ class OptunaStudy:
         self._open[trial.number] = OpenTrial(trial, job, reported)
         return self._open[trial.number]
 
-    def _record(self, opened: OpenTrial, step: int, metrics: Mapping[str, float]) -> None:
-        if step not in opened.reported:
-            value = metrics[self.plan.space.objective.metric]
-            opened.trial.report(math.nan if value is None else value, step)
-            opened.reported.add(step)
+    def _record(self, opened: OpenTrial, record: EpochRecord) -> None:
+        if record.step not in opened.reported:
+            opened.trial.report(record.value(self.plan.space.objective.metric), record.step)
+            opened.reported.add(record.step)
 
 
 def _storage(database: Path) -> optuna.storages.RDBStorage:

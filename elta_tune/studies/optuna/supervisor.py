@@ -6,11 +6,11 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Ended, Executor, Halted, Heard, Job, Reported
-from elta_tune.records import TrialFolder
+from elta_tune.records import TrialFolder, TrialResult
 from elta_tune.studies.events import (
     ANY_FAILURES_IN_A_ROW,
     FAILURES_IN_A_ROW,
@@ -113,8 +113,8 @@ class Supervisor:
             yield Paused(event.number)
             return
         if isinstance(event, Reported):
-            verdict = self.study.observe(event.number, event.step, event.metrics)
-            has_more = event.step < self.study.job(event.number).config.planned_epochs
+            verdict = self.study.observe(event.number, event.record)
+            has_more = event.record.step < self.study.job(event.number).config.planned_epochs
             self.executor.answer(event.number, "stop" if self.stopped and verdict == "go on" and has_more else verdict)
             yield event
             return
@@ -129,7 +129,10 @@ class Supervisor:
                 yield Retried(event.number, fault)
                 return
             folder.path.mkdir(parents=True, exist_ok=True)  # which the process may not have lived to do
-            folder.fail(event.number, self.study.job(event.number).params, f"{fault}, {RETRIES + 1} times")
+            from elta_tune.trial import record_failure
+
+            reason, params = f"{fault}, {RETRIES + 1} times", self.study.job(event.number).params
+            record_failure(folder, reason, event.number, params)
         result = self.study.tell(event.number)
         yield Finished(result)
         yield from self._watch_failures(result)
@@ -149,16 +152,16 @@ class Supervisor:
             self.stopped = "fault"
             yield Stopping("fault")
 
-    def _watch_failures(self, result: dict[str, Any]) -> Iterator[Event]:
+    def _watch_failures(self, result: TrialResult) -> Iterator[Event]:
         """Stops a study that burns: trials that fail alike, or ever so many with none between them that does not."""
-        if result["state"] != "failed":
+        if result.state != "failed":
             self._failures.clear()
             return
-        self._failures.append(cause_of(result["reason"]))
+        self._failures.append(cause_of(result.reason or ""))
         count = len(self._failures)
         alike = self._failures[-FAILURES_IN_A_ROW:] == [self._failures[-1]] * FAILURES_IN_A_ROW
         if alike or count == ANY_FAILURES_IN_A_ROW:
-            log = self.study.folder.trial(result["trial"]).log_file
+            log = self.study.folder.trial(result.trial or 0).log_file
             told = f"{FAILURES_IN_A_ROW} trials in a row failed alike" if alike else f"{count} trials in a row failed"
             hint = f"look into {log}; `elta-tune run` goes on with the study"
-            yield from self._halt(StudyError(f"{told}: {result['reason']}", hint))
+            yield from self._halt(StudyError(f"{told}: {result.reason}", hint))

@@ -21,7 +21,7 @@ from elta_tune.models.formats.convert import write_model
 from elta_tune.models.formats.kinds import DEFAULT_NAMES, Kind
 from elta_tune.models.formats.onnx import run_onnx
 from elta_tune.models.load import load_model_file
-from elta_tune.records import StudyFolder
+from elta_tune.records import StudyFolder, TrialResult
 from elta_tune.results.export import export
 from elta_tune.training.model import build_model
 
@@ -235,7 +235,7 @@ def test_a_full_disk_is_told_in_a_line_and_leaves_the_old_file(
 def test_a_trial_is_measured_before_it_is_converted(
     kind: Kind,
     study: StudyFolder,
-    result: dict[str, Any],
+    result: TrialResult,
     cache: Path,
     tmp_path: Path,
     change_weights: Callable[[str, float], None],

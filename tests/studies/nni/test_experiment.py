@@ -82,7 +82,7 @@ def test_a_trial_refuses_the_parameters_of_another(without, tmp_path, monkeypatc
             results += [event.result] if isinstance(event, Finished) else []
             watcher.interrupted |= len(results) == 2
     assert members(NniFolder(study_folder)) == []
-    told = {result["trial"]: result["reason"] for result in results}
+    told = {result.trial: result.reason for result in results}
     assert sorted(told) == [0, 1]
     for number, reason in told.items():
         wrong = f"parameter_id {1 - number}, on record are {number}"

@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from sample_records import epoch_record
 
 from elta_tune.records import TrialFolder
 from elta_tune.studies.nni import rest as nni_channel
@@ -75,8 +76,8 @@ def reporter(channel, tmp_path):
 def report(reporter, tmp_path, *lines):
     """Records epochs and reports each, as a trial does."""
     for line in lines:
-        TrialFolder(tmp_path).append(line)
-        reporter.report(line["step"], line)
+        TrialFolder(tmp_path).append(record := epoch_record(**line))
+        reporter.report(record)
 
 
 def told():

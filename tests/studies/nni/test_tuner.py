@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+from sample_records import epoch_record, trial_result
 
 from elta_tune.studies.nni.space import decode, to_nni
 from elta_tune.studies.nni.tuner import make_assessor, make_tuner
@@ -192,10 +193,9 @@ def test_complete_trials_of_an_earlier_start_are_in_the_median(study):
     for number, (state, curve) in values.items():
         trial = folder.trial(number)
         train(folder, plan, number, {})
-        trial.metrics_file.write_text(
-            "".join(json.dumps({"step": n, "srcc": v}) + "\n" for n, v in enumerate(curve, 1))
-        )
-        trial.result_file.write_text(json.dumps({"trial": number, "state": state}))
+        for step, value in enumerate(curve, 1):
+            trial.append(epoch_record(step, srcc=value))
+        trial.finish(trial_result(number, state), None)
     assessor = make_assessor(str(folder.path), "maximize")
     assert assessor.assess_trial("x", [{"default": 0.39}]).name == "Bad"  # .5 and .4; a curve with a gap has no mean
     assert assessor.assess_trial("y", [{"default": 0.1}, {"default": 0.31}]).name == "Good"  # .6 and .3
@@ -209,7 +209,7 @@ def test_resumed_trials_are_pruned_like_new_ones(study):
     for number, curve in curves.items():  # each had two epochs when the study was stopped
         train(folder, plan, number, {})
         for step, value in enumerate(curve[:2], 1):
-            folder.trial(number).append({"step": step, "srcc": value})
+            folder.trial(number).append(epoch_record(step, srcc=value))
     dispatcher = MsgDispatcher("ws://_unittest_tuner", ready(folder, plan), make_assessor(str(folder.path), "maximize"))
     sent = []
     dispatcher.send = lambda command, data: sent.append(json.loads(data))
@@ -217,7 +217,7 @@ def test_resumed_trials_are_pruned_like_new_ones(study):
 
     def goes_on(number):
         """The third epoch, then the end; what the dispatcher says to node."""
-        folder.trial(number).append({"step": 3, "srcc": curves[number][2]})
+        folder.trial(number).append(epoch_record(3, srcc=curves[number][2]))
         trial = {"trial_job_id": f"resumed {number}"}
         metric = {"type": "PERIODICAL", "parameter_id": number, "number": number, "sequence": 2}
         dispatcher.handle_report_metric_data({**trial, **metric, "value": json.dumps({"default": curves[number][2]})})

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from sample_records import epoch_record, trial_result
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Ended, Job, Reported, Verdict
@@ -20,6 +21,7 @@ from elta_tune.studies.completion import is_finished, trials_wanted
 from elta_tune.studies.optuna.study import OptunaStudy
 from elta_tune.studies.optuna.supervisor import Supervisor
 from elta_tune.studies.plan import StudyPlan
+from elta_tune.trial import record_failure
 
 Table = Callable[[StudyFolder], list[tuple[Any, ...]]]
 Database = Callable[[StudyFolder], list[dict[str, Any]]]
@@ -88,29 +90,27 @@ class CurveExecutor:
         if step > job.config.planned_epochs:
             return self._finish(number, "complete")
         value = self.curve(job, step)
-        folder.append({"step": step, "srcc": value, "plcc": value, "accuracy": value, "elapsed": float(step)})
+        folder.append(epoch_record(step, srcc=value, plcc=value, accuracy=value, elapsed=float(step)))
         return self._report(number)
 
     def _report(self, number: int) -> None:
-        last = TrialFolder(self._jobs[number].folder).epochs()[-1]
-        metrics = {name: math.nan if value is None else value for name, value in last.items()}
-        self._ready.append(Reported(number, last["step"], metrics))
+        self._ready.append(Reported(number, TrialFolder(self._jobs[number].folder).epochs()[-1]))
 
     def _finish(self, number: int, state: str) -> None:
         job = self._jobs[number]
         epochs = TrialFolder(job.folder).epochs()
-        best = max(epochs, key=lambda line: line["srcc"] if line["srcc"] is not None else -1.0)
+        best = max(epochs, key=lambda record: record.values["srcc"] or -1.0)
+        value = best.values["srcc"]
         TrialFolder(job.folder).finish(
-            {
-                "trial": number,
-                "state": "failed" if best["srcc"] is None else state,
-                "reason": "not a number" if best["srcc"] is None else None,
-                "value": best["srcc"],
-                "best_step": best["step"],
-                "params": job.params,
-                "metrics": {name: best[name] for name in ("srcc", "plcc", "accuracy")},
-                "seconds": 0.0,
-            },
+            trial_result(
+                number,
+                "failed" if value is None else state,
+                value,
+                reason="not a number" if value is None else None,
+                best_step=best.step,
+                params=job.params,
+                metrics={name: best.values[name] for name in ("srcc", "plcc", "accuracy")},
+            ),
             None,
         )
         self._ready.append(Ended(number, None))
@@ -138,7 +138,8 @@ class FailingExecutor(CurveExecutor):
     def start(self, job: Job) -> None:
         self._jobs[job.number] = job
         TrialFolder(job.folder).create(job.config.to_yaml())
-        TrialFolder(job.folder).fail(job.number, job.params, ("out of memory", "the loss became nan")[job.number % 2])
+        reason = ("out of memory", "the loss became nan")[job.number % 2]
+        record_failure(TrialFolder(job.folder), reason, job.number, job.params)
         self._ready.append(Ended(job.number, None))
 
 
@@ -280,17 +281,17 @@ def test_what_was_told_is_what_the_folders_hold(
     )
     run(study_folder, plan, slots=2)
     rows, results = database(study_folder), study_folder.results()
-    assert [row["number"] for row in rows] == [result["trial"] for result in results] == list(range(10))
+    assert [row["number"] for row in rows] == [result.trial for result in results] == list(range(10))
     assert [row["state"].lower() for row in rows] == [
-        {"complete": "complete", "pruned": "pruned"}[result["state"]] for result in results
+        {"complete": "complete", "pruned": "pruned"}[result.state] for result in results
     ]
     assert {row["state"] for row in rows} == {"COMPLETE", "PRUNED"}
     for row, result in zip(rows, results, strict=True):
-        if result["state"] == "complete":
-            assert row["value"] == result["value"]
-        assert row["attributes"] == result["metrics"]
-        epochs = study_folder.trial(result["trial"]).epochs()
-        assert row["steps"] == {line["step"]: line["srcc"] for line in epochs}
+        if result.state == "complete":
+            assert row["value"] == result.value
+        assert row["attributes"] == result.metrics
+        epochs = study_folder.trial(result.trial).epochs()
+        assert row["steps"] == {record.step: record.values["srcc"] for record in epochs}
 
 
 def test_a_result_that_was_not_told_is_told(

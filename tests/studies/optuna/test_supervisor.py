@@ -81,8 +81,8 @@ def test_the_budget_counts_complete_and_pruned_trials(
     events = list(supervisor.events())
     rows = table(study_folder)
     assert [row[2] for row in rows] == ["complete", "complete", "failed", "pruned"]
-    assert [event.result["trial"] for event in kinds(events, Finished)] == [0, 1, 2, 3]
-    assert "loss" in study_folder.results()[2]["reason"]
+    assert [event.result.trial for event in kinds(events, Finished)] == [0, 1, 2, 3]
+    assert "loss" in study_folder.results()[2].reason
     assert len(rows[3][5]) == 1  # after its first epoch
     assert supervisor.stopped is None
     assert list(supervise(plan).events()) == []
@@ -99,15 +99,15 @@ def test_two_workers_lose_no_trial_and_run_none_twice(
             assert event.job.number not in running
             running.add(event.job.number)
         if isinstance(event, Finished):
-            running.remove(event.result["trial"])
+            running.remove(event.result.trial)
         most = max(most, len(running))
     assert most == 2
     rows, results = database(study_folder), study_folder.results()
     assert [(row["number"], row["state"]) for row in rows] == [(number, "COMPLETE") for number in range(5)]
-    assert [result["trial"] for result in results] == list(range(5))
-    assert [row["value"] for row in rows] == [result["value"] for result in results]
+    assert [result.trial for result in results] == list(range(5))
+    assert [row["value"] for row in rows] == [result.value for result in results]
     for result in results:
-        steps = [line["step"] for line in study_folder.trial(result["trial"]).epochs()]
+        steps = [record.step for record in study_folder.trial(result.trial).epochs()]
         assert steps == list(range(1, len(steps) + 1))
 
 
@@ -146,9 +146,9 @@ def test_a_trial_that_dies_at_one_epoch_is_resumed_twice_then_fails(
     starts = [event for event in kinds(events, Started) if event.job.number == 0]
     assert [event.resumed for event in starts] == [False, True, True]
     result = study_folder.results()[0]
-    assert result["state"] == "failed"
-    assert reason in result["reason"]
-    assert result["reason"].endswith("3 times")
+    assert result.state == "failed"
+    assert reason in result.reason
+    assert result.reason.endswith("3 times")
     assert [row["state"] for row in database(study_folder)] == ["FAIL"] * 3
 
 
@@ -160,12 +160,13 @@ def test_a_trial_may_die_at_every_epoch_once(
     for event in supervise(make_plan_of(RATES, changes={"training.epochs": 40}, budget={"trials": 1})).events():
         events.append(event)
         # The next epoch may have been reported before the kill: it is no sign of life.
-        if isinstance(event, Reported) and event.step % 2 and len(killed) < 5 and event.step not in killed:
-            killed.add(event.step)
+        step = event.record.step if isinstance(event, Reported) else 0
+        if step % 2 and len(killed) < 5 and step not in killed:
+            killed.add(step)
             kill(study_folder, 0)
     assert len(kinds(events, Retried)) == 5
-    assert study_folder.results()[0]["state"] == "complete"
-    assert [line["step"] for line in study_folder.trial(0).epochs()] == list(range(1, 41))
+    assert study_folder.results()[0].state == "complete"
+    assert [record.step for record in study_folder.trial(0).epochs()] == list(range(1, 41))
 
 
 def test_trials_that_fail_alike_stop_the_study_with_their_cause(
@@ -174,10 +175,10 @@ def test_trials_that_fail_alike_stop_the_study_with_their_cause(
     plan = make_plan_of(RATES, enqueue=[{"optim.lr": rate} for rate in (1e30, 1e31, 1e32)], budget={"trials": 9})
     with pytest.raises(StudyError) as refused:
         list(supervise(plan).events())
-    reason = study_folder.results()[-1]["reason"]
+    reason = study_folder.results()[-1].reason
     assert refused.value.message == f"3 trials in a row failed alike: {reason}"
     assert str(study_folder.trial(3).log_file) in (refused.value.hint or "")
-    assert [result["state"] for result in study_folder.results()] == ["complete", "failed", "failed", "failed"]
+    assert [result.state for result in study_folder.results()] == ["complete", "failed", "failed", "failed"]
 
 
 def test_a_fault_of_the_machine_stops_the_study_and_costs_no_epoch(
@@ -197,7 +198,7 @@ def test_a_fault_of_the_machine_stops_the_study_and_costs_no_epoch(
     assert [event.resumed for event in kinds(list(supervise(plan).events()), Started)] == [True, True]
     assert [row["state"] for row in database(study_folder)] == ["COMPLETE", "COMPLETE"]
     for _, trial in study_folder.trials():
-        assert [line["step"] for line in trial.epochs()] == list(range(1, len(trial.epochs()) + 1))
+        assert [record.step for record in trial.epochs()] == list(range(1, len(trial.epochs()) + 1))
 
 
 def test_time_that_is_up_stops_after_the_running_epochs(
@@ -223,7 +224,7 @@ def test_time_that_is_up_stops_after_the_running_epochs(
     assert [type(event) for event in supervise(plan).events()] == [Stopping]  # all its runs together are over it
     longer = supervise(plan.with_budget(Budget(trials=1, timeout=600)))
     assert kinds(list(longer.events()), Started)[0].resumed
-    assert [line["step"] for line in study_folder.trial(0).epochs()] == list(range(1, 61))
+    assert [record.step for record in study_folder.trial(0).epochs()] == list(range(1, 61))
     assert [row["state"] for row in database(study_folder)] == ["COMPLETE"]
     assert longer.study.seconds_run > spent
 
@@ -266,7 +267,7 @@ def test_an_interrupted_study_gives_the_table_of_an_unbroken_one(
     assert table(study_folder) == table(whole)
     assert database(study_folder) == database(whole)
     assert {row["state"] for row in database(study_folder)} <= {"COMPLETE", "PRUNED"}
-    assert len({str(result["params"]) for result in study_folder.results()}) == 5
+    assert len({str(result.params) for result in study_folder.results()}) == 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
