@@ -20,7 +20,7 @@ recipe: ``"name a file: `data.val=FILE`"``, ``"`trials=0`: should be 1 or more"`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class EltaTuneError(Exception):
@@ -83,6 +83,29 @@ class DivergedError(TrialError):
 
 class OutOfMemoryError(TrialError):
     """The device has no memory left."""
+
+
+def typed(settings: Mapping[str, object]) -> str:
+    """Settings of a recipe's fields, as a hint shows them."""
+    return " ".join(f"`{name}={_value(value)}`" for name, value in settings.items())
+
+
+def _value(value: object) -> str:
+    return f"[{','.join(f'{item:g}' for item in value)}]" if isinstance(value, list) else f"{value}"
+
+
+def combined(errors: Sequence[EltaTuneError]) -> EltaTuneError:
+    """One error for one or more, each with its own hint; the last hint is what settles all that settings can."""
+    first, *others = errors
+    if not others:
+        return first
+    lines = [f"{len(errors)} problems:"]
+    settings: dict[str, object] = {}
+    for error in errors:
+        lines += [f"- {error.message}", *([f"  {error.hint}"] if error.hint else [])]
+        settings |= error.settings if isinstance(error, DataError) else {}
+    hint = f"all of these settings at once: {typed(settings)}" if len(settings) > 1 else None
+    return DataError("\n".join(lines), hint, settings)
 
 
 def plural(count: int, noun: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,39 +24,37 @@ def check(
     as_json: Json = False,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
-    """Checks the data of a recipe as a study does, and shows them.
+    """Checks all that a study checks before it starts, and shows the data.
 
-    Images that are not in the cache are decoded on the way. Exit code 2: a study would refuse the data.
+    Images that are not in the cache are decoded. Exit code 2: a study would refuse to start.
     """
     from elta_tune.cli.data_view import show_check
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import load_recipe
-    from elta_tune.data.check import examine_recipe, refused_files
-    from elta_tune.data.report import describe, describe_refused
-    from elta_tune.data.splits import passed_over
+    from elta_tune.data.check import examine
+    from elta_tune.data.report import describe
     from elta_tune.documents import find_document
-    from elta_tune.errors import DataError, EltaTuneError
+    from elta_tune.errors import combined
 
     config = load_recipe(find_document(recipe, "trials"), overrides or ())
     cache = cache.absolute()
-    refusals: Sequence[EltaTuneError]
-    try:
-        with preparing(errors) as progress:
-            examined = examine_recipe(config, cache, progress, labels_only=labels_only, limit=_bytes(limit_gb))
-        content, refusals = describe(examined), examined.refusals
-    except DataError as error:  # a file that can't be read: there may be more of them
-        refusals = refused_files(config.data, cache) or [error]
-        content = describe_refused(refusals)
-    for line in passed_over(config.data):
-        errors.print(f"note: {line}", style="yellow", soft_wrap=True)
+    with preparing(errors) as progress:
+        if labels_only:  # which needs no torch
+            examined = examine(config.data, cache, progress, recipes=[config], labels_only=True)
+        else:
+            from elta_tune.studies import preflight
+
+            examined = preflight.check([config], cache, progress, limit=_bytes(limit_gb))
+    content = describe(examined)
+    for line in examined.notes:
+        errors.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
     if as_json:
         print_json(content)
     elif content["splits"]:
         show_check(content)
-    if refusals:
-        hints = [error.hint for error in refusals if error.hint]
-        raise DataError("\n".join(error.message for error in refusals), hints[0] if hints else None)
+    if examined.refusals:
+        raise combined(examined.refusals)
 
 
 @app.command("cache")

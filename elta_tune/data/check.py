@@ -1,9 +1,13 @@
-"""What a study would be made of, and what speaks against it."""
+"""What a study would train on, and every reason to refuse it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,33 +15,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig, TrialConfig
-from elta_tune.data.cache.images import CachedImages, Progress, no_progress
+from elta_tune.data.cache.images import CachedImages, Progress
 from elta_tune.data.cache.index import Shelf
 from elta_tune.data.dataset import Split
 from elta_tune.data.demo import with_demo
 from elta_tune.data.images import Found, decode_files, find_files, left_out, look_up_files, too_few
 from elta_tune.data.overlap import Member, Shared, find_shared, leak
 from elta_tune.data.readers import ImageList, Ratings
-from elta_tune.data.splits import SPLITS, SplitName, SplitRatings, read_splits
-from elta_tune.errors import ConfigError, DataError, EltaTuneError
+from elta_tune.data.splits import SPLITS, LabelledName, SplitName, SplitRatings, ignored_split_files, read_splits
+from elta_tune.errors import ConfigError, DataError, EltaTuneError, plural, typed
 from elta_tune.method import metrics
 
 Listed = TypeVar("Listed", bound=ImageList)
+Refusal = TypeVar("Refusal", bound=EltaTuneError)
+FEW = 50
+"""Validation images below which a note is written: with fewer, the metrics of two trials differ by chance."""
 
 
 @dataclass(frozen=True)
 class Examined:
-    """The splits of a data set, their images and those of them that are there twice; why a study would be refused.
+    """The splits of a data set, their images and the duplicates among them; the reasons to refuse a study.
 
-    Nothing is `found` where only labels were asked for, and nothing `cached` where a study is refused without a look at
-    the images.
+    Nothing is `found` where only labels are checked, and nothing `cached` where a study is refused without a look at
+    the images. `notes` are what a study should know that starts nevertheless.
     """
 
     ratings: SplitRatings
-    found: Mapping[SplitName, Found]
-    cached: Mapping[SplitName, CachedImages]
-    shared: Sequence[Shared]
-    refusals: Sequence[EltaTuneError]
+    found: Mapping[SplitName, Found] = field(default_factory=dict)
+    cached: Mapping[SplitName, CachedImages] = field(default_factory=dict)
+    shared: Sequence[Shared] = ()
+    refusals: Sequence[EltaTuneError] = ()
+    notes: Sequence[str] = ()
 
     def usable(self, name: SplitName, listed: Listed) -> Listed:
         """Those images of a split that can be used, or all where no image was looked at."""
@@ -48,86 +56,199 @@ class Examined:
         return listed.take(usable, listed.origin)
 
 
-def examine_recipe(
-    config: TrialConfig, cache: Path, progress: Progress, *, labels_only: bool = False, limit: int | None = None
+def examine(
+    config: DataConfig,
+    cache: Path,
+    progress: Progress,
+    *,
+    recipes: Sequence[TrialConfig] = (),
+    labels_only: bool = False,
+    limit: int | None = None,
+    refusals: Sequence[EltaTuneError] = (),
 ) -> Examined:
-    """What `examine` or `examine_labels` finds, and whether the recipe can be trained on it.
+    """Reads all splits, decodes their images and finds all that would spoil a study, the cheap things first.
 
-    Raises:
-        DataError: a file is missing or wrong, or there is no room for the decoded images.
-    """
-    examined = examine_labels(config.data, cache) if labels_only else examine(config.data, cache, progress, limit)
-    train, val = (examined.usable(name, examined.ratings.labelled[name]) for name in ("train", "val"))
-    refusals: list[EltaTuneError | None] = [
-        unfit(config, train.file, len(train.ids), has_pool=examined.ratings.pool is not None)
-    ]
-    if len(train.ids) and len(val.ids):
-        refusals.append(unmeasurable(config, train, val, scale=val.scale, has_distributions=not val.is_spread))
-    return replace(examined, refusals=[*examined.refusals, *_only_errors(*refusals)])
-
-
-def refused_files(config: DataConfig, cache: Path) -> list[DataError]:
-    """Why rating files are refused, each of them for itself."""
-    config = with_demo(config, cache, no_progress)
-    found: dict[str, DataError] = {}
-    for name in SPLITS:
-        try:
-            read_splits(config, [name])
-        except DataError as error:
-            found.setdefault(error.message, error)
-    return list(found.values())
-
-
-def examine_labels(config: DataConfig, cache: Path) -> Examined:
-    """Reads all splits, and finds what of their labels would spoil a study.
-
-    Raises:
-        DataError: a file is missing or wrong.
-    """
-    config = with_demo(config, cache, no_progress)
-    ratings = read_splits(config)
-    shared = find_shared([Member(name, item.file, item.ids) for name, item in ratings.all.items()], Shelf(cache), 0)
-    labelled = ratings.labelled
-    others = (other_ratings(labelled["train"], other) for other in labelled.values())
-    return Examined(ratings, {}, {}, shared, _only_errors(*others, leak(shared)))
-
-
-def examine(config: DataConfig, cache: Path, progress: Progress, limit: int | None = None) -> Examined:
-    """Reads all splits, decodes their images and finds what would spoil a study.
+    After a problem with an obvious setting the check goes on as if that were set, so that it finds the next one, too.
 
     Args:
-        limit: bytes that the decoded images may take, beside what is free on the disk.
+        recipes: trainings that these data have to allow.
+        labels_only: no image is looked at.
+        limit: bytes that the decoded images may take; free disk space limits them besides.
+        refusals: what is known already; images are decoded only where nothing is refused.
 
     Raises:
-        DataError: a file is missing or wrong, or there is no room for the decoded images.
+        DataError: there is no room for the decoded images.
     """
-    config = with_demo(config, cache, progress)
-    labels = examine_labels(config, cache)
-    found = {name: find_files(config, name, ratings) for name, ratings in labels.ratings.all.items()}
-    too_few_files = (too_few(item.ratings, item.missing, config) for item in found.values())
-    if refusals := _only_errors(*labels.refusals, *too_few_files):
+    config, ratings, problems = _read(with_demo(config, cache, progress))
+    if not {"train", "val"} <= ratings.labelled.keys():
+        return Examined(ratings, refusals=[*refusals, *problems])
+    members = [Member(name, item.file, item.ids) for name, item in ratings.all.items()]
+    others = (other_ratings(ratings.labelled["train"], other) for other in ratings.labelled.values())
+    shared = find_shared(members, Shelf(cache), 0)
+    problems += [*_only_errors(*others, leak(shared)), *_unfit(recipes, Examined(ratings))]
+    labels = Examined(ratings, shared=shared, refusals=[*refusals, *problems], notes=_notes(config, ratings))
+    return labels if labels_only else _with_images(labels, config, cache, progress, recipes, limit)
+
+
+def _with_images(
+    labels: Examined,
+    config: DataConfig,
+    cache: Path,
+    progress: Progress,
+    recipes: Sequence[TrialConfig],
+    limit: int | None,
+) -> Examined:
+    """A check of labels, with that of the images."""
+    config, found, problems = _locate(config, labels.ratings)
+    refusals = [*labels.refusals, *problems]
+    too_few_files = [error for item in found.values() if (error := too_few(item.ratings, item.missing, config))]
+    too_few_files.sort(key=lambda error: str(error.settings))  # the largest share is set last
+    refusals += too_few_files
+    if refusals:
         return replace(labels, found=found, refusals=refusals)
     cached = decode_files(look_up_files(found, config, cache), cache, progress, limit)
     members = [
         Member(name, item.ratings.file, item.ratings.ids[item.rows], cached[name]) for name, item in found.items()
     ]
     shared = find_shared(members, Shelf(cache), config.max_missing)
+    examined = replace(labels, found=found, cached=cached, shared=shared)
     too_few_images = (too_few(item.ratings, left_out(item, cached[name]), config) for name, item in found.items())
-    return Examined(labels.ratings, found, cached, shared, _only_errors(*too_few_images, leak(shared)))
+    refusals = [*_only_errors(*too_few_images, leak(shared)), *_unfit(recipes, examined)]
+    return replace(examined, refusals=refusals)
 
 
-def unfit(config: TrialConfig, train: Path, images: int, *, has_pool: bool) -> DataError | None:
-    """Why a recipe can't be trained on so many images of a rating file, or None if it can."""
+def _read(config: DataConfig) -> tuple[DataConfig, SplitRatings, list[EltaTuneError]]:
+    """The ratings of all splits, and why some can't be read. The first setting that a refusal names is assumed, and all
+    is read again: so what only follows from it is no problem of its own.
+    """
+    assumed: dict[str, EltaTuneError] = {}
+    while True:
+        ratings, errors, wrong_rows = _read_each(config)
+        new = next((error for error in errors if isinstance(error, DataError) and error.settings), None)
+        try:
+            if new is None or new.message in assumed:
+                return config, ratings, [*assumed.values(), *errors, *wrong_rows]
+            config = TrialConfig(data=config).replace(new.settings).data
+        except ConfigError:  # one setting contradicts another one
+            return config, ratings, [*assumed.values(), *errors, *wrong_rows]
+        assumed[new.message] = new
+
+
+def _read_each(config: DataConfig) -> tuple[SplitRatings, list[EltaTuneError], list[DataError]]:
+    """The ratings of those splits that can be read, why others can't, and the rows that are left out as wrong."""
+    rows: list[DataError] = []
+    with suppress(DataError, ConfigError):
+        return read_splits(config, SPLITS, rows), [], rows
+    labelled, pool, errors, rows = dict[LabelledName, Ratings](), None, list[EltaTuneError](), []
+    for name in SPLITS:
+        try:
+            part = read_splits(config, [name], rows)
+            labelled |= part.labelled
+            pool = part.pool
+        except (DataError, ConfigError) as error:
+            errors.append(error)
+    return SplitRatings(labelled, pool), _once(errors), _once(rows)
+
+
+def _once(errors: Iterable[Refusal]) -> list[Refusal]:
+    """Of errors with the same message the first one."""
+    found: dict[str, Refusal] = {}
+    for error in errors:
+        found.setdefault(error.message, error)
+    return list(found.values())
+
+
+def _locate(
+    config: DataConfig, ratings: SplitRatings
+) -> tuple[DataConfig, dict[SplitName, Found], list[EltaTuneError]]:
+    """The images of all splits; where none is in their folder, one nearby that has them is assumed."""
+    listed, train, folder = ratings.all, ratings.labelled["train"], config.path("images")
+    is_folder = folder is not None and folder.is_dir()
+    problems: list[EltaTuneError] = []
+    if not (is_folder and any(find_files(config, name, _some(item)).files for name, item in listed.items())):
+        nearby = next(_folders_with(config, train), None)
+        where = f"{folder}: none of the first images is in this folder" if is_folder else f"{folder}: no such folder"
+        if nearby is not None:
+            settings: dict[str, object] = {"data.images": nearby}
+            hint = f"name the folder that has them: {typed(settings)}"
+            problems = [DataError(f"data.images: {where}", hint, settings)]
+            config = TrialConfig(data=config).replace(settings).data
+        elif not is_folder:
+            hint = "name the folder of the images: `data.images=FOLDER`"
+            return config, {}, [DataError(f"data.images: {where}" if folder else "data.images: not set", hint)]
+    return config, {name: find_files(config, name, item) for name, item in listed.items()}, problems
+
+
+def _some(listed: Listed) -> Listed:
+    return listed.take(np.arange(len(listed.ids)) < 20, listed.origin)
+
+
+def _folders_with(config: DataConfig, train: Ratings) -> Iterator[str]:
+    """Folders near the rating file that have most of its first images, as `data.images` names them."""
+    places = dict.fromkeys([config.root or train.file.parent, train.file.parent])
+    below = (folder for place in places for folder in sorted(place.iterdir()) if folder.is_dir())
+    for folder in (*places, *itertools.islice(below, 100)):
+        found = find_files(config.model_copy(update={"images": folder}), "train", _some(train))
+        if len(found.files) > len(found.missing):
+            yield os.path.relpath(folder, config.root or Path.cwd())
+
+
+def _notes(config: DataConfig, ratings: SplitRatings) -> list[str]:
+    notes = dict.fromkeys(item.note for item in ratings.labelled.values() if item.note)
+    skipped = {item.file: item.unlabelled for item in ratings.labelled.values() if item.unlabelled}
+    for file, names in skipped.items():
+        shown = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
+        notes[f"{file}: {plural(len(names), 'row')} without a rating skipped: {shown}"] = None
+    count = len(ratings.labelled["val"].ids)
+    if count < FEW:
+        notes[f"only {plural(count, 'validation image')}: metrics of fewer than {FEW} differ by chance"] = None
+    return [*ignored_split_files(config), *notes]
+
+
+def _unfit(recipes: Iterable[TrialConfig], examined: Examined) -> list[EltaTuneError]:
+    """Why recipes can't be trained on the images that can be used, each reason once."""
+    train, val = (examined.usable(name, examined.ratings.labelled[name]) for name in ("train", "val"))
+    has_pool, has_bins = examined.ratings.pool is not None, train.bins is not None
+    if not (len(train.ids) and len(val.ids)):
+        return []
+    reasons = [
+        reason
+        for recipe in recipes
+        for reason in (
+            *reasons_to_refuse(recipe, train, has_pool=has_pool, has_bins=has_bins, scale=train.scale),
+            unmeasurable(recipe, train, val, scale=val.scale, has_distributions=not val.is_spread),
+        )
+    ]
+    return _once(_only_errors(*reasons))
+
+
+def reasons_to_refuse(
+    config: TrialConfig, train: Ratings | Split, *, scale: tuple[float, float], has_pool: bool, has_bins: bool
+) -> Iterator[DataError]:
+    """Why a recipe can't be trained on these images, in the order in which it is found out.
+
+    Args:
+        scale: of its scores.
+        has_pool: whether there are unlabelled images.
+        has_bins: whether there are distributions of ratings.
+    """
+    if config.model.head == "emd" and not has_bins:
+        width = f"{(scale[1] - scale[0]) / 8:.2g}"
+        yield DataError(
+            "model.head: emd needs ratings with a distribution; these have scores only",
+            f"predict scores: `model.head=mse`; or spread the scores over bins: `data.spread={width}`",
+            {"model.head": "mse"},
+        )
+    images = len(train.ids)
     if images < config.training.batch_size:
-        return DataError(
-            f"training.batch_size: {config.training.batch_size} is more than the {images} images of {train}, "
-            "and incomplete batches are dropped"
+        yield DataError(
+            f"training.batch_size: {config.training.batch_size} is more than the {plural(images, 'image')} of "
+            f"{train.file}, and incomplete batches are dropped",
+            f"`training.batch_size={max(2, 1 << (images // 2).bit_length() - 1)}`, for example",
         )
     if config.self_training.rounds and not has_pool:
-        return DataError(
-            "self_training.rounds: there is no pool of unlabelled images", "name one: `data.pool=FILE`, or a folder"
-        )
-    return None
+        hint = "name a list or a folder of unlabelled images: `data.pool=FILE`; or: `self_training.rounds=0`"
+        yield DataError("self_training.rounds: there is no pool of unlabelled images", hint)
 
 
 def unmeasurable(
@@ -157,11 +278,13 @@ def unmeasurable(
         true_distributions=distributions,
     )
     if metric not in ideal:
-        return ConfigError(f"evaluation.metric: {metric} is not measured on {val.file}; there are {', '.join(ideal)}")
-    if np.isnan(ideal[metric]):
+        return ConfigError(
+            f"evaluation.metric: {metric} is not measured on {val.file}", f"choose from {', '.join(ideal)}"
+        )
+    if math.isnan(ideal[metric]):
         count, is_constant = len(val.ids), np.ptp(val.scores) == 0
-        why = f"the score of all is {val.scores[0]:g}" if is_constant else "too few of them count for it"
-        return DataError(f"{val.file}: {metric} is not defined on its {count} images: {why}")
+        why = f"all scores are {val.scores[0]:g}" if is_constant else "too few of them count for it"
+        return DataError(f"{val.file}: {metric} is not defined on its {plural(count, 'image')}: {why}")
     return None
 
 
@@ -173,14 +296,14 @@ def other_ratings(train: Ratings, other: Ratings) -> DataError | None:
     """Why predictions and truth are not on one scale or, where both have distributions, in the same bins."""
     if train.scale != other.scale:
         return DataError(
-            f"{other.file}: its scale is {_span(other.scale)}, but that of {train.file} {_span(train.scale)}",
-            "if both are on the same, say it: `data.scale=[lowest,highest]`",
+            f"{other.file}: its scale is {_span(other.scale)}, but that of {train.file} is {_span(train.scale)}",
+            "if both are on one scale: `data.scale=[LOWEST,HIGHEST]`",
         )
     if train.bins is not None and other.bins is not None and not np.array_equal(train.bins, other.bins):
-        told = [f"{len(bins)} bins of ratings, {_span(bins)}" for bins in (other.bins, train.bins)]
-        return DataError(f"{other.file}: has {told[0]}, but {train.file} has {told[1]}")
+        own, others = (f"{len(bins)} bins of ratings, {_span(bins)}" for bins in (train.bins, other.bins))
+        return DataError(f"{other.file}: has {others}, but {train.file} has {own}")
     return None
 
 
-def _span(values: Sequence[float] | NDArray[np.float64] | None) -> str:
-    return "unknown" if values is None else f"{values[0]:g}…{values[-1]:g}"
+def _span(values: Sequence[float] | NDArray[np.float64]) -> str:
+    return f"{values[0]:g}…{values[-1]:g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from elta_tune.data.cache.images import CachedImages, Progress, complete, find_r
 from elta_tune.data.cache.packs import Index
 from elta_tune.data.readers import ImageList, id_bytes
 from elta_tune.data.splits import SplitName
-from elta_tune.errors import DataError
+from elta_tune.errors import DataError, plural, typed
 
 SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 """Tried in this order after an image's id."""
@@ -57,7 +58,7 @@ def images_folder(config: DataConfig, ratings: ImageList) -> str:
     folder = ratings.file if ratings.file.is_dir() else config.path("images")
     if folder is None or not folder.is_dir():
         raise DataError(
-            f"data.images: {folder or 'not set'}: there is no such folder", "say where it is: `data.images=FOLDER`"
+            f"data.images: {folder or 'not set'}: there is no such folder", "name the folder: `data.images=FOLDER`"
         )
     return str(folder)
 
@@ -109,10 +110,15 @@ def too_few(ratings: ImageList, missing: LeftOut, config: DataConfig) -> DataErr
         return None
     shown = "; ".join(f"{name!r}: {reason}" for name, reason in missing[:3])
     more = f"; and {len(missing) - 3} more" if len(missing) > 3 else ""
+    verb = "is" if len(missing) == 1 else "are"
+    share = math.ceil(100 * len(missing) / total) / 100
+    settings = {"data.max_missing": max(share, 0.05)} if share < 1 else {}
+    folder = "name the folder of the images: `data.images=FOLDER`"
     return DataError(
-        f"{ratings.file}: {len(missing)} of {total} images are missing or unreadable, more than data.max_missing "
-        f"({config.max_missing:.2%}) allows: {shown}{more}",
-        "say where the images are: `data.images=FOLDER`; or allow more: `data.max_missing=0.05`",
+        f"{ratings.file}: {len(missing)} of {plural(total, 'image')} {verb} missing or unreadable, more than "
+        f"data.max_missing ({config.max_missing:.2%}) allows: {shown}{more}",
+        f"{folder}; or allow more: {typed(settings)}" if settings else folder,
+        settings,
     )
 
 

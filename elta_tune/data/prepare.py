@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from elta_tune.config import DataConfig
+from elta_tune.config import DataConfig, TrialConfig
 from elta_tune.data.cache.images import CachedImages, Progress, no_progress
 from elta_tune.data.cache.index import Shelf
 from elta_tune.data.cache.snapshots import Snapshot, read_snapshot, write_snapshot
@@ -28,25 +28,36 @@ from elta_tune.data.images import (
 )
 from elta_tune.data.overlap import listing
 from elta_tune.data.readers import ImageList, Ratings
-from elta_tune.data.splits import LabelledName, SplitName, SplitRatings, passed_over, read_splits
-from elta_tune.errors import DataError
+from elta_tune.data.splits import LabelledName, SplitName, SplitRatings, read_splits
+from elta_tune.errors import DataError, EltaTuneError, combined
 from elta_tune.method.metrics import tail_cuts
 
 
-def prepare(config: DataConfig, cache: Path, progress: Progress = no_progress) -> Dataset:
-    """Reads all splits, decodes their images and refuses what would spoil a study.
+def prepare(
+    config: DataConfig,
+    cache: Path,
+    progress: Progress = no_progress,
+    *,
+    recipes: Sequence[TrialConfig] = (),
+    refusals: Sequence[EltaTuneError] = (),
+) -> Dataset:
+    """Reads all splits, decodes their images and refuses what would spoil a study, all of it in one error.
+
+    Args:
+        recipes: trainings that these data have to allow.
+        refusals: what is known already to be wrong.
 
     Raises:
-        DataError: a file is missing or wrong, too many images are missing, there is no room for the decoded ones,
-            splits overlap, or another run goes on with images that have changed since.
+        EltaTuneError: a file is missing or wrong, too many images are missing, there is no room for the decoded ones,
+            splits overlap, a recipe can't be trained, or another run goes on with images that have changed since.
     """
     config = with_demo(config, cache, progress)
-    examined = examine(config, cache, progress)
-    for refusal in examined.refusals:
-        raise refusal
+    examined = examine(config, cache, progress, recipes=recipes, refusals=refusals)
+    if examined.refusals:
+        raise combined(examined.refusals)
     snapshots = {name: _take(item, examined.cached[name], config, cache) for name, item in examined.found.items()}
     duplicates = [item for item in examined.shared if item.first is not item.second]
-    warnings = [*passed_over(config), *([listing(duplicates)] if duplicates else [])]
+    warnings = [*examined.notes, *([listing(duplicates)] if duplicates else [])]
     return replace(_dataset(examined.ratings, snapshots), warnings=tuple(warnings))
 
 

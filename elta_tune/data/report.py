@@ -1,8 +1,8 @@
-"""A data set in numbers: what `elta-tune data check` tells, as plain values."""
+"""A data set in numbers: what a check shows, as plain values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,25 @@ BINS = 18
 
 
 def describe(examined: Examined) -> dict[str, Any]:
-    """Splits, labels, images and what speaks against a study, ready for JSON.
+    """Splits, labels, images and the reasons to refuse a study, ready for JSON.
 
-    Labels are those of the images that can be used, and of all where no image was looked at.
+    Labels are those of the images that can be used, and of all where no image was looked at. Where a rating file can't
+    be read, there are no splits.
     """
+    verdict = {
+        "ok": not examined.refusals,
+        "shared": [_shared(item) for item in examined.shared],
+        "refusals": list(map(_refusal, examined.refusals)),
+        "notes": list(examined.notes),
+    }
+    if not {"train", "val"} <= examined.ratings.labelled.keys():
+        return {**verdict, "splits": {}}
     train = examined.ratings.labelled["train"]
     edges = np.linspace(*train.scale, BINS + 1)
     scores = examined.usable("train", train).scores
     cuts = None if not len(scores) else tail_cuts(scores)
     return {
-        "ok": not examined.refusals,
+        **verdict,
         "scale": list(train.scale),
         "threshold": train.threshold,
         "bins": None if train.bins is None else train.bins.tolist(),
@@ -40,14 +49,7 @@ def describe(examined: Examined) -> dict[str, Any]:
         "tail_cuts": None if cuts is None else list(cuts),
         "histogram_edges": edges.tolist(),
         "splits": {name: _split(examined, name, edges, cuts) for name in examined.ratings.all},
-        "shared": [_shared(item) for item in examined.shared],
-        "refusals": list(map(_refusal, examined.refusals)),
     }
-
-
-def describe_refused(refusals: Sequence[EltaTuneError]) -> dict[str, Any]:
-    """The same where the files can't be read: there are no splits then."""
-    return {"ok": False, "splits": {}, "shared": [], "refusals": list(map(_refusal, refusals))}
 
 
 def _refusal(error: EltaTuneError) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.splits import draw_lots
+from elta_tune.data.splits import hash_ranks
 from elta_tune.documents import read_document
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method import metrics
@@ -75,7 +75,7 @@ def hold_out(predictions: Predictions, share: float, seed: int) -> tuple[Predict
     Raises:
         DataError: one of them would be empty.
     """
-    order = np.argsort(draw_lots(predictions.ids, seed), kind="stable")
+    order = np.argsort(hash_ranks(predictions.ids, seed), kind="stable")
     count = round(share * len(order))
     if not 0 < count < len(order):
         raise DataError(f"a hold-out of {share:g} of {len(order)} images leaves a part empty")

@@ -1,18 +1,21 @@
-"""What has to hold before a training may start: found out here, in seconds, not by the trial that trips over it."""
+"""What has to hold before a training starts: the checks of `data check`, `space check`, `train` and `run`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.cache.images import Progress
+from elta_tune.data.check import Examined, examine
 from elta_tune.data.dataset import Dataset
 from elta_tune.data.prepare import prepare
+from elta_tune.errors import EltaTuneError
 from elta_tune.executors import Slot, plan_slots
 from elta_tune.studies.plan import StudyPlan
 from elta_tune.training.devices import available_devices, check_devices
-from elta_tune.training.model import check_backbone
+from elta_tune.training.model import check_backbone, check_model
 from elta_tune.training.self_training import check_fits, compute_frozen
 
 
@@ -59,11 +62,50 @@ def preflight(
         DataError: a rating file, an image or a batch size.
         ModelError: an unknown backbone, weights that do not fit.
     """
-    for config in configs:
-        check_backbone(config.model)
-    dataset = prepare(configs[0].data, cache, progress)
+    dataset = prepare(configs[0].data, cache, progress, recipes=configs, refusals=_unknown_models(configs))
     for config in configs:
         check_fits(config, dataset)
         if config.model.freeze and set(devices) == {"cpu"}:
             compute_frozen(config, dataset, cache, progress)
     return dataset
+
+
+def check(
+    configs: Sequence[TrialConfig],
+    cache: Path,
+    progress: Progress,
+    *,
+    labels_only: bool = False,
+    limit: int | None = None,
+) -> Examined:
+    """Finds all for which `preflight` would refuse these configurations, without a download of weights.
+
+    Args:
+        labels_only: no image is looked at, and no model built.
+        limit: bytes that the decoded images may take.
+
+    Raises:
+        DataError: there is no room for the decoded images.
+    """
+    refusals = [] if labels_only else _unknown_models(configs)
+    examined = examine(
+        configs[0].data, cache, progress, recipes=configs, labels_only=labels_only, limit=limit, refusals=refusals
+    )
+    if labels_only or examined.refusals:
+        return examined
+    return replace(examined, refusals=_refused(configs, check_model))
+
+
+def _unknown_models(configs: Sequence[TrialConfig]) -> list[EltaTuneError]:
+    return _refused(configs, lambda config: check_backbone(config.model))
+
+
+def _refused(configs: Sequence[TrialConfig], check: Callable[[TrialConfig], None]) -> list[EltaTuneError]:
+    """What a check refuses of the configurations, each message once."""
+    refusals: dict[str, EltaTuneError] = {}
+    for config in configs:
+        try:
+            check(config)
+        except EltaTuneError as error:
+            refusals.setdefault(error.message, error)
+    return list(refusals.values())

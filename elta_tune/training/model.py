@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from elta_tune.config import ModelConfig
+from elta_tune.config import ModelConfig, TrialConfig
 from elta_tune.data.batches import augment, normalize
 from elta_tune.errors import ModelError
 from elta_tune.method.losses import emd_loss, mse_loss
@@ -158,6 +158,17 @@ def check_backbone(config: ModelConfig) -> None:
         raise ModelError(f"model.backbone: timm has no weights {tag!r} of {name}{did_you_mean(tag, tags)}")
     if config.weights is not None and not config.weights.is_file():
         raise ModelError(f"model.weights: {config.weights}: no such file")
+
+
+def check_model(config: TrialConfig) -> None:
+    """Refuses a model that can't be built or can't take the images, by building it without a download.
+
+    Raises:
+        ModelError: names the backbone or the file of weights.
+    """
+    local = config.model.model_copy(update={"pretrained": False})
+    bins = torch.arange(2.0)  # how many there are makes no difference
+    check_images(build_model(local, bins=bins, size=config.data.crop, seed=0), config.model, config.data.crop)
 
 
 def check_images(model: AestheticModel, config: ModelConfig, size: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elta_tune.config import SharpeningConfig, TrialConfig
 from elta_tune.data.cache.images import Progress
-from elta_tune.data.check import unfit, unmeasurable
+from elta_tune.data.check import reasons_to_refuse, unmeasurable
 from elta_tune.data.dataset import Dataset
 from elta_tune.method.scores import SCALE, mean_score, method_bins, to_method_scale
 from elta_tune.method.sharpening import select, sharpen
@@ -76,8 +76,10 @@ def check_fits(config: TrialConfig, dataset: Dataset) -> None:
 
 
 def _check_data(config: TrialConfig, dataset: Dataset) -> None:
-    if refusal := unfit(config, dataset.train.file, len(dataset.train.ids), has_pool=dataset.pool is not None):
-        raise refusal
+    has_pool, has_bins = dataset.pool is not None, dataset.bins is not None
+    reasons = reasons_to_refuse(config, dataset.train, scale=dataset.scale, has_pool=has_pool, has_bins=has_bins)
+    for reason in reasons:
+        raise reason
 
 
 def compute_frozen(config: TrialConfig, dataset: Dataset, cache: Path, progress: Progress) -> None:

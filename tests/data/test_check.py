@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elta_tune.config import TrialConfig
+from elta_tune.config import DataConfig, TrialConfig
 from elta_tune.data.cache import builder
 from elta_tune.data.cache.images import no_progress
-from elta_tune.data.check import examine_recipe
+from elta_tune.data.check import examine
 from elta_tune.data.prepare import prepare
 from elta_tune.data.report import describe
 from elta_tune.errors import DataError
@@ -42,7 +42,7 @@ def write_root(root: Path) -> TrialConfig:
 def told(config: TrialConfig, **options: bool) -> dict[str, Any]:
     """The description, by way of JSON."""
     cache = Path(str(config.data.root)) / "cache"
-    content = describe(examine_recipe(config, cache, no_progress, **options))
+    content = describe(examine(config.data, cache, no_progress, recipes=[config], **options))
     assert json.loads(json.dumps(content)) == content
     return content
 
@@ -138,9 +138,9 @@ def test_labels_are_checked_without_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "metric", "why"),
     [
-        (2, "srcc", "srcc is not defined on its 2 images: the score of all is 2"),
-        (1, "plcc", "plcc is not defined on its 1 images: the score of all is 2"),
-        (2, "mae_high", "mae_high is not defined on its 2 images: the score of all is 2"),
+        (2, "srcc", "srcc is not defined on its 2 images: all scores are 2"),
+        (1, "plcc", "plcc is not defined on its 1 image: all scores are 2"),
+        (2, "mae_high", "mae_high is not defined on its 2 images: all scores are 2"),
         (2, "mae", None),
     ],
 )
@@ -195,7 +195,7 @@ def test_ava_is_checked_whole(shared: Path, tmp_path: Path) -> None:
     file = shared / "data" / "ava" / "ava_labels.csv"
     data = {"ratings": str(file), "split": {"val": 0.05, "test": 0.05}}
     content = describe(
-        examine_recipe(TrialConfig.model_validate({"data": data}), tmp_path, no_progress, labels_only=True)
+        examine(DataConfig.model_validate(data), tmp_path, no_progress, recipes=[TrialConfig()], labels_only=True)
     )
     assert sum(split["rows"] for split in content["splits"].values()) == 255_502
     assert content["splits"]["train"]["votes"]["min"] == 78
@@ -204,3 +204,61 @@ def test_ava_is_checked_whole(shared: Path, tmp_path: Path) -> None:
         assert split["mos"]["mean"] == pytest.approx(5.383, abs=0.001)
         assert split["mos"]["std"] == pytest.approx(0.731, abs=0.001)
     assert content["ok"]
+
+
+def write_own(root: Path, images: str = "images") -> TrialConfig:
+    """One CSV of one's own, with a problem of each kind: the recipe of a newcomer who only names the folder."""
+    (root / images).mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(1)
+    rows = []
+    for number in range(40):
+        name = f"photo{number:02d}.png"
+        rows.append(f"{name},{'' if number == 7 else random.integers(10, 50) / 10}")
+        if number != 9:
+            Image.fromarray(random.integers(0, 256, (20, 20, 3)).astype(np.uint8)).save(root / images / name)
+    (root / "scores.csv").write_text("\n".join(["Filename,Rating", *rows]) + "\n")
+    return TrialConfig.model_validate(
+        {"data": {"root": str(root), "resize": 12, "crop": 10}, "training": {"batch_size": 64}}
+    )
+
+
+@pytest.mark.parametrize("images", ["images", ".", "pictures"])
+def test_all_problems_of_a_data_set_are_found_at_once(tmp_path: Path, images: str) -> None:
+    config = write_own(tmp_path, images)
+    examined = examine(config.data, tmp_path / "cache", no_progress, recipes=[config])
+    refusals = [f"{error.message}: {error.hint}" for error in examined.refusals]
+    expected = {
+        "train.csv: no such file": "`data.ratings=scores.csv`",
+        "scores.csv:9: Rating: is empty": "`data.on_unlabelled=skip`",
+        "Rating: the rating scale is unknown": "`data.scale=[1,5]`",
+        "this is the training file, and it has no column of splits": "`data.split.val=0.1`",
+        "1 of 4 images": "`data.max_missing=0.25`",
+        "model.head: emd needs": "`model.head=mse`",
+        "training.batch_size: 64 is more than the 31 images": "`training.batch_size=8`",
+    }
+    if images != "images":
+        expected["data.images: "] = f"`data.images={images}`"
+    for problem, setting in expected.items():
+        (found,) = (refusal for refusal in refusals if problem in refusal)
+        assert setting in found
+    assert len(refusals) == len(expected)
+
+
+def test_the_settings_that_are_named_are_enough(tmp_path: Path) -> None:
+    config = write_own(tmp_path, "pictures")
+    with pytest.raises(DataError) as error:
+        prepare(config.data, tmp_path / "cache", recipes=[config])
+    assert error.value.message.startswith("8 problems:\n- ")
+    again = config.replace({**error.value.settings, "training.batch_size": 8})
+    dataset = prepare(again.data, tmp_path / "cache", recipes=[again])
+    assert len(dataset.train.ids) + len(dataset.val.ids) + len(dataset.test.ids if dataset.test else ()) == 38
+    assert any("1 row without a rating skipped: 'photo07.png'" in line for line in dataset.warnings)
+    assert any("only 4 validation images" in line for line in dataset.warnings)
+
+
+def test_a_recipe_is_checked_with_each_of_its_variants(tmp_path: Path) -> None:
+    config = write_root(tmp_path)
+    variants = [config, *(config.replace({"training.batch_size": size}) for size in (4, 9, 9))]
+    examined = examine(config.data, tmp_path / "cache", no_progress, recipes=variants, labels_only=True)
+    (refusal,) = examined.refusals
+    assert refusal.message.startswith("training.batch_size: 9 is more than the 8 images of ")

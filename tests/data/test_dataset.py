@@ -99,7 +99,7 @@ def test_more_missing_images_than_allowed_are_refused_before_anything_else(
 def test_a_split_without_any_image_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
     write_root(tmp_path, {"train": 2, "val": 2})
     write_rated(tmp_path, "val", ["nowhere"])
-    with pytest.raises(DataError, match="1 of 1 images are missing"):
+    with pytest.raises(DataError, match="1 of 1 image is missing"):
         prepare(config(tmp_path, max_missing=0.99), tmp_path / "cache")
 
 
@@ -127,7 +127,7 @@ def test_an_exact_name_comes_before_one_with_a_suffix(tmp_path: Path) -> None:
 def test_splits_of_other_bins_or_another_scale_are_refused(tmp_path: Path) -> None:
     ids = write_root(tmp_path, {"train": 2, "val": 2})
     write_rated(tmp_path, "val", ids["val"], bins=5)
-    with pytest.raises(DataError, match=r"val\.csv: its scale is 1…5, but that of .*train\.csv 1…3"):
+    with pytest.raises(DataError, match=r"val\.csv: its scale is 1…5, but that of .*train\.csv is 1…3"):
         prepare(config(tmp_path), tmp_path / "cache")
     with pytest.raises(DataError, match=r"val\.csv: has 5 bins of ratings, 1…5, but .*train\.csv has 3 bins"):
         prepare(config(tmp_path, scale=[1, 5]), tmp_path / "cache")
@@ -156,13 +156,13 @@ def test_what_is_not_there_is_named(tmp_path: Path, spoil: object, named: str) -
     spoil(tmp_path)
     with pytest.raises(DataError, match=named) as error:
         prepare(config(tmp_path), tmp_path / "cache")
-    assert error.value.hint
+    assert error.value.hint or "\n  " in error.value.message
 
 
 def test_without_any_data_the_setting_is_named() -> None:
     with pytest.raises(DataError, match=r"data\.train") as error:
         open_dataset(DataConfig(), Path("cache"))
-    assert "`data.root=" in str(error.value.hint)
+    assert "`data.root=FOLDER`" in str(error.value.hint)
 
 
 def test_a_pool_may_be_a_folder_with_folders(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.prepare import open_dataset
-from elta_tune.errors import ModelError
+from elta_tune.errors import DataError
 from elta_tune.method.scores import from_method_scale, to_method_scale
 from elta_tune.models.checkpoint import save_checkpoint
 from elta_tune.records import TrialFolder
@@ -93,7 +93,7 @@ def test_a_score_is_mapped_to_tenths_and_back(scores: TrialConfig, cache: Path) 
 
 
 def test_a_head_of_distributions_on_scores_says_both_ways_out(scores: TrialConfig, cache: Path) -> None:
-    with pytest.raises(ModelError, match="these have scores only") as error:
+    with pytest.raises(DataError, match="these have scores only") as error:
         check_fits(scores, open_dataset(scores.data, cache))
     assert "model.head=mse" in str(error.value.hint)
     assert "data.spread" in str(error.value.hint)

@@ -11,7 +11,7 @@ from scipy.stats import ks_2samp
 
 from elta_tune.config import DataConfig
 from elta_tune.data.readers import Ratings, read_ratings
-from elta_tune.data.splits import SPLITS, LabelledName, passed_over, read_splits
+from elta_tune.data.splits import SPLITS, LabelledName, ignored_split_files, read_splits
 from elta_tune.errors import DataError
 
 
@@ -79,7 +79,7 @@ def test_rows_of_another_split_in_a_file_of_one_are_not_trained_on(tmp_path: Pat
 
 def test_a_split_that_no_row_is_of_is_refused_with_what_there_is(tmp_path: Path) -> None:
     written(tmp_path / "meta.csv", ["a,1,1,train", "b,2,1,test", "c,2,1,test"], OFFICIAL)
-    with pytest.raises(DataError, match=r"data\.val: .* says val of no row \(there are 2 test, 1 train\)"):
+    with pytest.raises(DataError, match=r"no row of its column of splits is val \(there are 2 test, 1 train\)"):
         read_labelled(config(tmp_path, ratings="meta.csv"))
 
 
@@ -103,7 +103,7 @@ def test_one_file_without_a_column_has_to_say_how_it_is_split(tmp_path: Path) ->
 def test_a_missing_validation_file_says_how_to_do_without(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.csv: no such file") as error:
         read_labelled(config(tmp_path))
-    assert "`data.root=" in str(error.value.hint)
+    assert "`data.root=FOLDER`" in str(error.value.hint)
     written(tmp_path / "train.csv", ["a,1"])
     with pytest.raises(DataError, match=r"val\.csv: no such file") as error:
         read_labelled(config(tmp_path))
@@ -158,21 +158,60 @@ def test_what_is_held_out_hangs_on_ids_and_seed_alone(tmp_path: Path) -> None:
 
 def test_too_few_images_to_hold_out_are_refused(tmp_path: Path) -> None:
     scored(tmp_path, 4)
-    with pytest.raises(DataError, match=r"data\.split\.val: 0\.1 of 4 images leaves a part empty"):
+    with pytest.raises(DataError, match=r"data\.split\.val: 0\.1 of 4 images makes an empty part"):
         read_labelled(config(tmp_path, train="all.csv", split={}))
 
 
-def test_a_file_of_a_split_is_not_passed_over_without_a_word(tmp_path: Path) -> None:
+def test_a_split_file_that_is_ignored_has_a_note(tmp_path: Path) -> None:
     written(tmp_path / "train.csv", [f"a{number},{number}" for number in range(40)])
     written(tmp_path / "val.csv", [f"b{number},{number}" for number in range(8)])
     split = {"val": 0.2, "test": 0.1}
-    (told,) = passed_over(config(tmp_path, split=split))
-    assert told == f"{tmp_path / 'val.csv'} is not read: data.split.val holds out 0.2 of the training images instead"
+    (note,) = ignored_split_files(config(tmp_path, split=split))
+    assert note == f"{tmp_path / 'val.csv'} is not read: data.split.val holds out 0.2 of the training images instead"
     held_out = read_labelled(config(tmp_path, split=split))
     assert {name: len(part.ids) for name, part in held_out.items()} == {"train": 28, "val": 8, "test": 4}
     assert "b0" not in held_out["val"].ids
     for chosen in ({"split": {**split, "val": 0}}, {"split": split, "ratings": "train.csv"}, {}):
-        assert passed_over(config(tmp_path, **chosen)) == []
+        assert ignored_split_files(config(tmp_path, **chosen)) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "hint", "settings"),
+    [
+        (["scores.csv"], "`data.ratings=scores.csv`", {"data.ratings": "scores.csv"}),
+        (["AVA.txt", "README.txt", "pool.csv"], "`data.ratings=AVA.txt`", {"data.ratings": "AVA.txt"}),
+        (["my_train.json", "my_test.json"], "`data.train=my_train.json`", {"data.train": "my_train.json"}),
+        (["a.csv", "b.xlsx"], "`data.ratings=FILE`, one of a.csv, b.xlsx", {}),
+        (["train.csv", "validation.tsv"], "`data.val=validation.tsv`", {"data.val": "validation.tsv"}),
+        (["train.csv", "evaluation.csv"], "`data.split.val=0.1`", {"data.split.val": 0.1}),
+        (["train.csv", "test.csv"], "`data.split.test=0`", {"data.split.val": 0.1, "data.split.test": 0}),
+    ],
+)
+def test_a_missing_file_is_answered_with_those_there(
+    tmp_path: Path, files: list[str], hint: str, settings: dict[str, object]
+) -> None:
+    for file in files:
+        written(tmp_path / file, [f"{file}{number},{number}" for number in range(40)])
+    with pytest.raises(DataError, match="no such file") as error:
+        read_splits(config(tmp_path))
+    assert hint in str(error.value.hint)
+    assert error.value.settings == settings
+
+
+def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path / "scores.csv", ["a,1"])
+    with pytest.raises(DataError, match=r"scores\.csv: is a file, not a folder") as error:
+        read_splits(config(file))
+    assert error.value.settings == {"data.root": str(tmp_path), "data.ratings": "scores.csv"}
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=r"photo: there is no such folder.*did you mean 'photos'"):
+        read_splits(config(tmp_path / "photo"))
+
+
+def test_a_named_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    written(tmp_path / "scores.csv", ["a,1"])
+    with pytest.raises(DataError, match=r"data\.ratings: .*score\.csv: no such file.*did you mean 'scores\.csv'"):
+        read_splits(config(tmp_path, ratings="score.csv"))
 
 
 def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:

@@ -156,7 +156,8 @@ class Table:
             more = f" (and {plural(others, 'more row')} like it)" if others else ""
             if is_unlabelled:
                 hint = "type a rating, or leave such rows out: `data.on_unlabelled=skip`"
-            error = RowsError(f"{self.path}:{self.line(row)}: {name}: {problem}{more}", hint)
+            settings = {"data.on_unlabelled": "skip"} if is_unlabelled else None
+            error = RowsError(f"{self.path}:{self.line(row)}: {name}: {problem}{more}", hint, settings)
             error.rows, error.is_unlabelled = wrong, is_unlabelled
             raise error
 
