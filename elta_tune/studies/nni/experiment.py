@@ -6,18 +6,19 @@ import shlex
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 import elta_tune
-from elta_tune.documents import Section
 from elta_tune.errors import DamagedError, StudyError
 from elta_tune.files import parse_json, write_json
 from elta_tune.records import StudyFolder
+from elta_tune.records.reader import Count, Text, read_record
 from elta_tune.studies.events import ANY_FAILURES_IN_A_ROW, FAILURES_IN_A_ROW
-from elta_tune.studies.nni.folder import NniFolder, Workers, parse_record
+from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import Node, end, kill, python_command, start_node, verify_patches
 from elta_tune.studies.nni.rest import NodeGone
 from elta_tune.studies.nni.space import to_nni
@@ -142,14 +143,15 @@ def _open(nni: NniFolder) -> Iterator[sqlite3.Connection]:
         raise DamagedError(f"{nni.database}: {error}", "restore it, or start another study") from error
 
 
-class NniJob(Section):
+@dataclass(frozen=True)
+class NniJob:
     """A trial as NNI knows it."""
 
     id: Annotated[str, Field(pattern=r"^\w+$")]
-    number: Annotated[int, Field(ge=0)]
-    status: str
+    number: Count
+    status: Text
     parameters: dict[str, Any]
-    message: str | None
+    message: Text | None
 
 
 def recorded_jobs(nni: NniFolder) -> list[NniJob]:
@@ -187,6 +189,6 @@ def _read_job(job: Mapping[str, Any], place: str) -> NniJob:
     sent = parse_json(str(job["hyperParameters"][0]).encode(), place)
     names = {"id": "trialJobId", "number": "sequenceId", "status": "status", "message": "message"}
     known = {field: job.get(name) for field, name in names.items()}
-    return parse_record(
+    return read_record(
         NniJob, {**known, "parameters": sent.get("parameters") if isinstance(sent, dict) else None}, place
     )

@@ -20,42 +20,48 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field
 
-from elta_tune.documents import Document, Section, parse
-from elta_tune.errors import ConfigError, DamagedError, StudyError
+from elta_tune.errors import StudyError
 from elta_tune.executors import Slot
 from elta_tune.files import damage_errors, parse_json, read_regular, write_json
 from elta_tune.records import StudyFolder
+from elta_tune.records.reader import read_record
 
-Record = TypeVar("Record", bound=Section)
+Record = TypeVar("Record")
 EXPERIMENT = "experiment"
 """NNI's id of the experiment, and its folder's name: each study has a place of its own."""
 
 
-class Workers(Section):
+@dataclass(frozen=True)
+class Workers:
     """`workers.json`: where a study's trials may run, and where the decoded images are."""
 
     slots: tuple[Slot, ...]
     cache: Path
 
 
-class Connection(Section):
+@dataclass(frozen=True)
+class Connection:
     """`connection.json`: how to reach the node process that was started last."""
 
-    process: Annotated[int, Field(gt=0, lt=2**31)]
-    port: Annotated[int, Field(gt=0, lt=2**16)]
+    process: Annotated[int, Field(strict=True, gt=0, lt=2**31)]
+    port: Annotated[int, Field(strict=True, gt=0, lt=2**16)]
     prefix: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """The secret of the start: the first part of each address that node serves."""
 
 
-class Ending(Section):
-    """`ended.json`: why node ended by itself."""
+@dataclass(frozen=True)
+class Ending:
+    """`ended.json`: why node ended by itself; `alike` and `failures`: trials in a row failed, for one cause or for any;
+    `halted`: a trial can't go on until the user does something.
+    """
 
-    reason: Literal["done", "exhausted", "alike", "failures", "tuner", "error"]
+    reason: Literal["done", "exhausted", "alike", "failures", "halted", "tuner", "error"]
     detail: str | None = None
 
 
@@ -130,7 +136,7 @@ class NniFolder:
 
     def write_workers(self, workers: Workers) -> None:
         """Writes `workers.json`."""
-        write_json(self.workers_file, workers.model_dump(mode="json"))
+        write_json(self.workers_file, asdict(workers))
 
     def connection(self) -> Connection | None:
         """How to reach the node that was started last, or None if none was, or if this user may not look.
@@ -139,6 +145,10 @@ class NniFolder:
             DamagedError: the file can't be read.
         """
         return _read(Connection, self.connection_file) if os.path.lexists(self.connection_file) else None
+
+    def write_ended(self, ending: Ending) -> None:
+        """Writes `ended.json`."""
+        write_json(self.ended_file, asdict(ending))
 
     def ended(self) -> Ending | None:
         """Why node ended by itself; None if it was ended, or if this user may not look.
@@ -149,21 +159,6 @@ class NniFolder:
         return _read(Ending, self.ended_file) if os.path.lexists(self.ended_file) else None
 
 
-def _read(model: type[Record], path: Path) -> Record:
+def _read(kind: type[Record], path: Path) -> Record:
     with damage_errors(path):
-        return parse_record(model, parse_json(read_regular(path), str(path)), str(path))
-
-
-def parse_record(model: type[Record], content: object, place: str) -> Record:
-    """A record from the content of a file.
-
-    Args:
-        place: of the record, for errors.
-
-    Raises:
-        DamagedError: names the fields that are wrong.
-    """
-    try:
-        return parse(model, Document(place, content if isinstance(content, dict) else {}))
-    except ConfigError as error:
-        raise DamagedError(f"{error.message}: the file is damaged", "restore it, or start another study") from error
+        return read_record(kind, parse_json(read_regular(path), str(path)), str(path))

@@ -19,10 +19,10 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from elta_tune.config import TrialConfig
-from elta_tune.errors import StudyError, reason_of
+from elta_tune.errors import DamagedError, StudyError, reason_of
 from elta_tune.records import EpochRecord, StudyFolder, TrialFolder, TrialResult
-from elta_tune.studies.nni.folder import NniFolder
-from elta_tune.studies.nni.node import find_node
+from elta_tune.studies.nni.folder import Ending, NniFolder
+from elta_tune.studies.nni.node import END_SECONDS, find_node
 from elta_tune.studies.nni.rest import NodeGone, TrialChannel
 from elta_tune.studies.nni.space import decode
 from elta_tune.studies.plan import read_plan
@@ -105,7 +105,6 @@ def main() -> None:
     signal.signal(signal.SIGUSR1, _prune)
     study, number = StudyFolder(Path(sys.argv[1])), int(os.environ["NNI_TRIAL_SEQ_ID"])
     folder = study.trial(number)
-    _log_to(folder)
     try:
         state = _run(study, number, folder)
     except KeyboardInterrupt:
@@ -151,6 +150,7 @@ def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
     )
     params: dict[str, Any] = {}
     try:
+        _log_to(folder)
         plan = read_plan(study)
         record = channel.parameters()
         check(record, channel.recorded_parameters())
@@ -161,6 +161,8 @@ def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
         result = _train(nni, number, config, params, reporter, trial)
     except NodeGone:
         raise
+    except (OSError, DamagedError) as error:  # the fault of the machine or of a file: the trial is kept as it is
+        _halt(nni, number, error)
     except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
         traceback.print_exc()
         from elta_tune.trial import record_failure
@@ -171,6 +173,17 @@ def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
     if result.state == "complete":
         reporter.finish(result.metrics)
     return result.state
+
+
+def _halt(nni: NniFolder, number: int, error: Exception) -> NoReturn:
+    """Ends the study, whose next start resumes this trial, too."""
+    traceback.print_exc()
+    with contextlib.suppress(OSError):  # on a full disk the log, too, may lack it
+        nni.write_ended(Ending(reason="halted", detail=f"trial {number} can't go on: {error}"))
+    if (node := find_node(nni)) is not None:
+        node.process.terminate()
+        time.sleep(END_SECONDS)  # node ends this process meanwhile
+    raise NodeGone("the study has ended")
 
 
 def check(received: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

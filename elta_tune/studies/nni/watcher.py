@@ -10,6 +10,7 @@ from typing import Literal
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Reported
+from elta_tune.files import damage_errors
 from elta_tune.records import StudyFolder, TrialFolder
 from elta_tune.studies.events import (
     ANY_FAILURES_IN_A_ROW,
@@ -31,6 +32,8 @@ WAITING = ("UNKNOWN", "ADD_RESUMED")
 FAILED = ("FAILED", "USER_CANCELED", "SYS_CANCELED")
 PAUSE = 0.5
 """Seconds between looks at node and the trials."""
+SHARE = 20
+"""The same in durations of a look, which node answers ever more slowly as the study grows."""
 
 
 @dataclass
@@ -58,13 +61,14 @@ class NniWatcher:
         jobs: list[NniJob] = []
         try:
             while self.node.is_alive:
+                began = time.monotonic()
                 if self.interrupted and self.stopped is None:
                     self.stopped = "interrupted"
                     yield Stopping("now")
                     self.node.process.terminate()
                 jobs = self._ask() or jobs
                 yield from list(feed.since(jobs)) or [Tick()]
-                time.sleep(PAUSE)
+                time.sleep(max(PAUSE, SHARE * (time.monotonic() - began)))
             end(nni)
         except BaseException:  # a second Ctrl-C, say
             kill(nni)
@@ -81,9 +85,17 @@ class NniWatcher:
 
 
 def reconcile(folder: StudyFolder, plan: StudyPlan) -> None:
-    """Gives every trial that died while nobody watched its `result.json`; node must have ended."""
-    for _ in EventFeed(folder, plan, Path()).since(recorded_jobs(NniFolder(folder))):
+    """Gives every trial of NNI's database its folder, and its `result.json` if it died while nobody watched.
+
+    Node must have ended. The tuner of the next start knows by the folders which points were tried.
+    """
+    feed, jobs = EventFeed(folder, plan, Path()), recorded_jobs(NniFolder(folder))
+    for _ in feed.since(jobs):
         pass
+    for job in map(feed.job, jobs):
+        trial = folder.trial(job.number)
+        if not trial.config_file.exists():
+            trial.create(job.config.to_yaml())
 
 
 class EventFeed:
@@ -103,7 +115,7 @@ class EventFeed:
     def _events(self, nni_job: NniJob) -> Iterator[Event]:
         number, trial = nni_job.number, self._folder.trial(nni_job.number)
         if number not in self._reported:
-            job = self._job(nni_job)
+            job = self.job(nni_job)
             self._reported[number] = len(trial.epochs())
             yield Started(job, resumed=self._reported[number] > 0)
         for record in trial.epochs()[self._reported[number] :]:
@@ -116,47 +128,48 @@ class EventFeed:
             yield Finished(result)
 
     def _fail(self, nni_job: NniJob, trial: TrialFolder) -> None:
-        job = self._job(nni_job)
-        trial.create(job.config.to_yaml())
+        job = self.job(nni_job)
+        with damage_errors(trial.path):
+            trial.create(job.config.to_yaml())
         by_hand = nni_job.status == "USER_CANCELED"
         reason = nni_job.message or ("cancelled in the web UI" if by_hand else "the process ended without a result")
         from elta_tune.trial import record_failure  # torch, which a view does not need
 
         record_failure(trial, reason, job.number, job.params, nni_trial_id=nni_job.id)
 
-    def _job(self, job: NniJob) -> Job:
+    def job(self, job: NniJob) -> Job:
+        """A trial of NNI as a job of the study."""
         params = decode(self._plan.space, self._plan.recipe, job.parameters)
         config = self._plan.recipe.replace(params, source=f"trial {job.number}")
         return Job(job.number, config, params, self._folder.trial(job.number).path, self._cache)
 
 
 def fault(nni: NniFolder) -> StudyError | None:
-    """Why node ended, None if it is as it should be."""
-    told, again = nni.ended(), "`elta-tune run` goes on with the study"
-    if told is None:
+    """Why node ended, or None if the study is finished."""
+    ending, again = nni.ended(), "`elta-tune run` goes on with the study"
+    if ending is None:
         return StudyError("NNI's node process was ended from outside", again)
-    if told.reason in ("done", "exhausted"):
-        return None
-    in_a_row = {
-        "alike": f"{FAILURES_IN_A_ROW} trials in a row failed alike",
-        "failures": f"{ANY_FAILURES_IN_A_ROW} trials in a row failed",
+    trials, log = nni.study.path / "trials", tuner_log(nni)
+    faults = {
+        "alike": (f"{FAILURES_IN_A_ROW} trials in a row failed alike: {ending.detail}", f"look into {trials}; {again}"),
+        "failures": (
+            f"{ANY_FAILURES_IN_A_ROW} trials in a row failed: {ending.detail}",
+            f"look into {trials}; {again}",
+        ),
+        "halted": (str(ending.detail), "once that is fixed, the same command goes on with the study"),
+        "tuner": (f"NNI's tuner died{last_error(log)}", f"look into {log}; {again}"),
+        "error": (f"NNI stopped: {ending.detail}{last_error(log)}", f"look into {nni.node_log}; {again}"),
     }
-    if told.reason in in_a_row:
-        failed = f"{in_a_row[told.reason]}: {told.detail}"
-        return StudyError(failed, f"look into {nni.study.path / 'trials'}; {again}")
-    if told.reason == "tuner":
-        return StudyError(f"NNI's tuner died{last_error(nni)}", f"look into {tuner_log(nni)}; {again}")
-    return StudyError(f"NNI stopped: {told.detail}{last_error(nni)}", f"look into {nni.node_log}; {again}")
-
-
-def last_error(nni: NniFolder) -> str:
-    """What the tuner of the last start complained of last, as ``: ValueError: …``, or nothing."""
-    log = tuner_log(nni)
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    errors = [line for line in lines if "ERROR" in line or line.partition(":")[0].endswith("Error")]
-    return f": {errors[-1]}" if errors else ""
+    return StudyError(*faults[ending.reason]) if ending.reason in faults else None
 
 
 def tuner_log(nni: NniFolder) -> Path:
-    """Where the tuner's words are: its own log, or node's if it did not come to open one."""
+    """The log of the tuner; node's, if the tuner died before it opened its own."""
     return nni.dispatcher_log if nni.dispatcher_log.exists() else nni.node_log
+
+
+def last_error(log: Path) -> str:
+    """The last error in a log, as ``: ValueError: …``, or nothing."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    errors = [line for line in lines if "ERROR" in line or line.partition(":")[0].endswith("Error")]
+    return f": {errors[-1]}" if errors else ""

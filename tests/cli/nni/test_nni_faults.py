@@ -21,15 +21,24 @@ if is_tuner and study == "cut" and not (root / "mended").exists():
     nni_tuner.make_tuner = make_tuner
 if number is not None and study == "burning":
     os.kill(os.getpid(), signal.SIGKILL) if int(number) % 2 else os._exit(3)
+if number is not None and study == "full" and not (root / "freed").exists():
+    from elta_tune.records import TrialFolder
+    append = TrialFolder.append
+    def fails(self, record):
+        if record.step == 3:
+            raise OSError(28, "No space left on device", str(self.metrics_file))
+        append(self, record)
+    TrialFolder.append = fails
 if number is not None and study == "cut":
+    from dataclasses import replace
     from elta_tune.records import TrialFolder
     from elta_tune.studies.nni import rest as nni_channel
     append, request, failures, naps = TrialFolder.append, nni_channel.request, ["any"] * 5, [60]
     def waits(self, record):
-        if number == "1" and record["step"] == 8 and naps:
+        if number == "1" and record.step == 8 and naps:
             time.sleep(naps.pop())  # the verdict on the seventh is on its way
-        append(self, {{**record, "srcc": 0.0}} if number == "1" else record)
-        while record["step"] == 2 and not (root / f"gate-{{number}}").exists():
+        append(self, replace(record, values={{**record.values, "srcc": 0.0}}) if number == "1" else record)
+        while record.step == 2 and not (root / f"gate-{{number}}").exists():
             time.sleep(0.05)
     def fails(port, method, path, content=None, *arguments, **options):
         if failures and number == "0" and '"sequence": 9' in str(content):
@@ -67,6 +76,7 @@ def begun(studies):
     return {
         "burning": studies.start(*arguments("burning", workers=4)),
         "used-up": studies.start(*arguments("used-up", space="two")),
+        "full": studies.start(*arguments("full", trials=1)),
     }
 
 
@@ -125,6 +135,20 @@ def test_a_study_ends_when_its_trials_fail_for_whatever_reasons(studies, begun):
     assert "elta-tune: 10 trials in a row failed: the process " in studies.said(command)
     assert len(studies.results("burning")) in range(10, 14)  # some were under way
     assert studies.processes(study="burning") == []
+
+
+def test_a_full_disk_ends_the_study_and_costs_no_trial(studies, begun):
+    command = begun["full"]
+    assert command.wait(240) == 2, studies.said(command)
+    assert "elta-tune: trial 0 can't go on: [Errno 28] No space left on device" in studies.said(command)
+    assert studies.results("full") == {} and studies.processes(study="full") == []
+    kept = studies.epochs("full")
+    assert [line["step"] for line in kept] == [1, 2]
+    (studies.root / "freed").touch()
+    code, said = studies.run(*arguments("full", trials=1))
+    assert (code, "trial   0 goes on" in said) == (0, True), said
+    assert studies.epochs("full")[:2] == kept and len(studies.epochs("full")) == EPOCHS
+    assert [result["state"] for result in studies.results("full").values()] == ["complete"]
 
 
 def test_a_study_whose_space_is_used_up_is_finished(studies, begun):

@@ -46,7 +46,6 @@ WRONG = {
         (CONNECTION, "port", None),
         (CONNECTION, "prefix", None),
         (CONNECTION, "prefix", "../x"),
-        (CONNECTION, "other", 1),
     ],
     "workers": [
         (WORKERS, "slots", [{"device": 1, "threads": 1}]),
@@ -63,7 +62,7 @@ CASES = [(name, whole, field, value) for name, cases in WRONG.items() for whole,
 def test_a_wrong_field_is_named_with_its_file(folder, name, whole, field, value):
     file = getattr(folder, f"{name}_file")
     file.write_text(json.dumps({**whole, field: value}))
-    with pytest.raises(DamagedError, match=rf"^{re.escape(str(file))}: {field}"):
+    with pytest.raises(DamagedError, match=rf"^{re.escape(str(file))}: .*{field}"):
         getattr(folder, name)()
 
 
