@@ -392,7 +392,7 @@ def predict(
     predictions = predict_images(
         checkpoint, files, device=device, batch_size=batch_size, progress=progress or _no_progress
     )
-    return iter(best_first(predictions)) if sort else predictions
+    return iter(best_first(predictions, checkpoint.higher_is_better)) if sort else predictions
 
 
 def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, Any]:

@@ -204,6 +204,11 @@ class DataConfig(Section):
         return default if default.exists() or name in ("train", "val", "images") else None
 
     @property
+    def high_is_good(self) -> bool:
+        """Whether a high rating is a good one."""
+        return self.higher_is_better is not False
+
+    @property
     def has_pool(self) -> bool:
         """Whether there are unlabelled images to train on."""
         return self.demo.pool > 0 if self.demo else self.path("pool") is not None

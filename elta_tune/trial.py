@@ -259,7 +259,12 @@ def _diagnosis(
         return None
     predicted, true = ([scores[name] for name in known] for scores in (labels, truth))
     measured = metrics.evaluate(
-        predicted, true, scale=dataset.scale, threshold=dataset.threshold, tail_cuts=dataset.tail_cuts
+        predicted,
+        true,
+        scale=dataset.scale,
+        threshold=dataset.threshold,
+        tail_cuts=dataset.tail_cuts,
+        higher_is_better=dataset.higher_is_better,
     )
     return {"images": len(known), **measured}
 
@@ -267,7 +272,7 @@ def _diagnosis(
 def _model_facts(config: TrialConfig, dataset: Dataset) -> ModelFacts:
     bins = dataset.bins if config.model.head == "emd" else None
     ratings = None if bins is None else tuple(method_bins(bins, dataset.scale).tolist())
-    return ModelFacts(ratings, dataset.scale, dataset.threshold, dataset.tail_cuts)
+    return ModelFacts(ratings, dataset.scale, dataset.threshold, dataset.tail_cuts, dataset.higher_is_better)
 
 
 def describe_data(dataset: Dataset) -> dict[str, SplitRecord]:

@@ -15,6 +15,7 @@ from rich.text import Text
 from elta_tune.cli.text import console, duration, plain_table
 from elta_tune.data.cache.images import size_text
 from elta_tune.data.cache.inventory import Entry
+from elta_tune.errors import plural
 
 BAR = 30
 """Widest bar of the histogram, in characters."""
@@ -62,16 +63,17 @@ def _histogram(content: Mapping[str, Any]) -> Table:
     edges, (low, high) = content["histogram_edges"], content["tail_cuts"]
     filled = [part for part in range(len(edges) - 1) if any(column[part] for column in counts.values())]
     largest = max(counts["train"])
+    bottom, top = ("low", "high") if content["higher_is_better"] else ("high", "low")
     table = plain_table(["MOS", "training images", *counts], right=list(counts))
     for part in range(filled[0], filled[-1] + 1):
         start, end = edges[part], edges[part + 1]
         style = "blue" if end <= low else "green" if start >= high else ""
         if start <= high < end or high == end == edges[-1]:
-            table.add_row("", f"{'┈' * 8} high tail: ≥ {high:.3f}", *_tails(content, counts, "high"), style="dim")
+            table.add_row("", f"{'┈' * 8} {top} tail: ≥ {high:.3f}", *_tails(content, counts, top), style="dim")
         numbers = [f"{column[part]:,}" for column in counts.values()]
         table.add_row(f"{start:.3g} … {end:.3g}", Text(_bar(counts["train"][part] / largest), style=style), *numbers)
         if start <= low < end or low == end == edges[-1]:
-            table.add_row("", f"{'┈' * 8} low tail: ≤ {low:.3f}", *_tails(content, counts, "low"), style="dim")
+            table.add_row("", f"{'┈' * 8} {bottom} tail: ≤ {low:.3f}", *_tails(content, counts, bottom), style="dim")
     return table
 
 
@@ -92,14 +94,16 @@ def _remarks(content: Mapping[str, Any]) -> Iterator[Text]:
         if split["images"] and (left_out := split["images"]["left_out"]):
             shown = "; ".join(f"{item['id']!r}: {item['reason']}" for item in left_out[:3])
             more = "; …" if len(left_out) > 3 else ""
-            yield Text(f"{name}: {len(left_out):,} images left out: {shown}{more}", style="yellow")
+            yield Text(f"{name}: {plural(len(left_out), 'image')} left out: {shown}{more}", style="yellow")
     for (first, second, same, refused), group in groupby(sorted(content["shared"], key=_kind), key=_kind):
         items = list(group)
         where = f"twice in {first}" if first == second else f"in {first} and {second}"
         shown = "; ".join(f"{item['first']['id']!r} = {item['second']['id']!r}" for item in items[:3])
         more = "; …" if len(items) > 3 else ""
-        counted = f"{len(items):,} image{'s' if len(items) > 1 else ''}"
-        yield Text(f"{counted} {where}, the same {same}: {shown}{more}", style="red" if refused else "yellow")
+        yield Text(
+            f"{plural(len(items), 'image')} {where}, the same {same}: {shown}{more}",
+            style="red" if refused else "yellow",
+        )
 
 
 def _kind(item: Mapping[str, Any]) -> tuple[str, str, str, bool]:

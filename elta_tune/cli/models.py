@@ -66,7 +66,7 @@ def evaluate(
         with unwritable_told(predictions):
             write_csv(predictions, found.predictions.to_frame())
     told = {"model": model, "split": None if csv or from_predictions else split or "val", "data": found.data}
-    told |= {name: getattr(found.yardstick, name) for name in ("scale", "threshold", "tail_cuts")}
+    told |= {name: getattr(found.yardstick, name) for name in ("scale", "threshold", "tail_cuts", "higher_is_better")}
     _tell_metrics({**told, "metrics": found.metrics}, as_json)
 
 
@@ -224,7 +224,7 @@ def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) ->
         choices = {"best": asdict(found.best), "recipe": found.recipe and asdict(found.recipe)}
         counts = {"images": selection.pool_size, "selected": len(selection.rows)}
         pool = {**counts, "spread": labels.spread, "pool_spread": labels.pool_spread, "diagnosis": labels.diagnosis}
-        measured = {name: getattr(found.yardstick, name) for name in ("scale", "tail_cuts")}
+        measured = {name: getattr(found.yardstick, name) for name in ("scale", "tail_cuts", "higher_is_better")}
         return print_json({**choices, **measured, "left_out": found.left_out, "pool": pool, "pseudo_labels": str(out)})
     for name, value in found.best.params.items():
         console.print(f"  {name} = {number(value)}")
@@ -268,7 +268,8 @@ def _tell_metrics(told: dict[str, Any], as_json: bool) -> None:
     left_out = f", {data['left_out']} left out" if data.get("left_out") else ""
     hashed = f", hash {data['hash']}" if "hash" in data else ""
     console.print(Text(f"{data['file']}: {data['rows']:,} images{left_out}{hashed}"), soft_wrap=True)
-    console.print(f"on a scale of {low:g}…{high:g}, where more than {told['threshold']:g} is beautiful")
+    side = "more" if told.get("higher_is_better", True) else "less"
+    console.print(f"on a scale of {low:g}…{high:g}, where {side} than {told['threshold']:g} is beautiful")
     table = plain_table(["metric", "value"], right=["value"])
     for name, value in told["metrics"].items():
         table.add_row(name, metric(value) if isinstance(value, float) else str(value))

@@ -25,6 +25,7 @@ from elta_tune.data.readers import ImageList, Ratings
 from elta_tune.data.splits import SPLITS, LabelledName, SplitName, SplitRatings, ignored_split_files, read_splits
 from elta_tune.errors import ConfigError, DataError, EltaTuneError, plural, typed
 from elta_tune.method import metrics
+from elta_tune.method.scores import RatingScale
 
 Listed = TypeVar("Listed", bound=ImageList)
 Refusal = TypeVar("Refusal", bound=EltaTuneError)
@@ -211,12 +212,14 @@ def _unfit(recipes: Iterable[TrialConfig], examined: Examined) -> list[EltaTuneE
     has_pool, has_bins = examined.ratings.pool is not None, train.bins is not None
     if not (len(train.ids) and len(val.ids)):
         return []
+    cuts = metrics.tail_cuts(train.scores)
+    by = RatingScale(val.scale, val.threshold, cuts, val.is_spread, val.higher_is_better)
     reasons = [
         reason
         for recipe in recipes
         for reason in (
             *reasons_to_refuse(recipe, train, has_pool=has_pool, has_bins=has_bins, scale=train.scale),
-            unmeasurable(recipe, train, val, scale=val.scale, has_distributions=not val.is_spread),
+            unmeasurable(recipe, val, by),
         )
     ]
     return _once(_only_errors(*reasons))
@@ -251,31 +254,20 @@ def reasons_to_refuse(
         yield DataError("self_training.rounds: there is no pool of unlabelled images", hint)
 
 
-def unmeasurable(
-    config: TrialConfig,
-    train: Ratings | Split,
-    val: Ratings | Split,
-    *,
-    scale: tuple[float, float],
-    has_distributions: bool,
-) -> EltaTuneError | None:
-    """Why not even a perfect prediction of the validation images has the metric that chooses the best epoch.
-
-    Args:
-        scale: of the scores.
-        has_distributions: whether people gave them.
-    """
+def unmeasurable(config: TrialConfig, val: Ratings | Split, by: RatingScale) -> EltaTuneError | None:
+    """Why not even a perfect prediction of the validation images has the metric that chooses the best epoch."""
     metric = config.evaluation.metric
     if metric in ("srcc", "plcc") and metrics.varies(val.scores):
         return None  # without SciPy, whose import would be a third of a check of labels alone
-    distributions = val.distributions if has_distributions and config.model.head == "emd" else None
+    distributions = None if by.is_spread or config.model.head != "emd" else val.distributions
     ideal = metrics.evaluate(
         val.scores,
         val.scores,
-        scale=scale,
-        tail_cuts=metrics.tail_cuts(train.scores),
+        scale=by.scale,
+        tail_cuts=by.tail_cuts,
         predicted_distributions=distributions,
         true_distributions=distributions,
+        higher_is_better=by.higher_is_better,
     )
     if metric not in ideal:
         return ConfigError(

@@ -67,9 +67,10 @@ class Dataset:
     threshold: float
     tail_cuts: tuple[float, float]
     is_spread: bool = False
+    higher_is_better: bool = True
     warnings: tuple[str, ...] = ()
 
     @property
     def rating_scale(self) -> RatingScale:
         """What metrics on these data are measured by."""
-        return RatingScale(self.scale, self.threshold, self.tail_cuts, self.is_spread)
+        return RatingScale(self.scale, self.threshold, self.tail_cuts, self.is_spread, self.higher_is_better)

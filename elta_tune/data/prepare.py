@@ -142,4 +142,5 @@ def _dataset(ratings: SplitRatings, snapshots: dict[SplitName, Snapshot]) -> Dat
         train.threshold,
         tail_cuts(splits["train"].scores),
         train.is_spread,
+        train.higher_is_better,
     )

@@ -16,7 +16,7 @@ from elta_tune.data.overlap import Shared
 from elta_tune.data.readers import Ratings
 from elta_tune.data.splits import SplitName
 from elta_tune.errors import EltaTuneError
-from elta_tune.method.metrics import tail_cuts
+from elta_tune.method.metrics import segments, tail_cuts
 
 BINS = 18
 """Equal parts of the scale, as in the metric `bmae`: half a point each on 1…10."""
@@ -44,6 +44,7 @@ def describe(examined: Examined) -> dict[str, Any]:
         **verdict,
         "scale": list(train.scale),
         "threshold": train.threshold,
+        "higher_is_better": train.higher_is_better,
         "bins": None if train.bins is None else train.bins.tolist(),
         "spread": train.is_spread,
         "tail_cuts": None if cuts is None else list(cuts),
@@ -96,7 +97,7 @@ def _split(
         "votes": None if ratings is None or ratings.votes is None else _spread(ratings.votes, ("min", "median", "max")),
         "mos": None if scores is None else _spread(scores, ("mean", "std", "min", "max")),
         "histogram": None if scores is None else np.histogram(scores, edges)[0].tolist(),
-        "segments": None if scores is None or cuts is None else _segments(scores, cuts),
+        "segments": None if ratings is None or cuts is None else _segments(ratings, cuts),
         "hash": fingerprint(used.ids, scores),
     }
 
@@ -124,9 +125,9 @@ def _spread(values: NDArray[np.float64], names: tuple[str, ...]) -> dict[str, fl
     return {name: float(getattr(np, name)(values)) if len(values) else None for name in names}
 
 
-def _segments(scores: NDArray[np.float64], cuts: tuple[float, float]) -> dict[str, int]:
-    low, high = int((scores <= cuts[0]).sum()), int((scores >= cuts[1]).sum())
-    return {"low": low, "mid": len(scores) - low - high, "high": high}
+def _segments(ratings: Ratings, cuts: tuple[float, float]) -> dict[str, int]:
+    found = segments(ratings.scores, cuts, ratings.higher_is_better)
+    return {name: int(members.sum()) for name, members in found.items()}
 
 
 def _shared(item: Shared) -> dict[str, Any]:

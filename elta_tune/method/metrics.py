@@ -52,6 +52,7 @@ def evaluate(
     tail_cuts: tuple[float, float] | None = None,
     predicted_distributions: ArrayLike | None = None,
     true_distributions: ArrayLike | None = None,
+    higher_is_better: bool = True,
 ) -> dict[str, float]:
     """All metrics that the arguments allow.
 
@@ -63,6 +64,8 @@ def evaluate(
         tail_cuts: (low, high), the tails' inclusive bounds, from `tail_cuts`; an image on both is in both.
         predicted_distributions: (N, K).
         true_distributions: (N, K).
+        higher_is_better: False where a low score is a good one, as in DMOS: images below the threshold count as
+            beautiful, and the low and high tails are swapped; all else stays, on the scale as it is.
 
     Returns:
         - ``srcc``, ``plcc``: Spearman's and Pearson's correlation; NaN where either side is constant.
@@ -84,13 +87,13 @@ def evaluate(
     errors = predicted - true
     return {
         **_correlations(predicted, true),
-        "accuracy": _accuracy(predicted, true, threshold),
+        "accuracy": _accuracy(predicted, true, threshold, higher_is_better),
         "mae": float(np.abs(errors).mean()),
         "rmse": float(np.sqrt(np.square(errors).mean())),
         "bmae": _bin_balanced_mae(errors, true, scale),
         "gmean": float(np.exp(np.log(np.abs(errors) + 1e-3).mean())),
         "std_ratio": float(predicted.std() / true.std()) if varies(true) else np.nan,
-        **_segment_metrics(errors, true, tail_cuts),
+        **_segment_metrics(errors, true, tail_cuts, higher_is_better),
         **_distribution_distances(predicted_distributions, true_distributions, len(true)),
     }
 
@@ -113,8 +116,9 @@ def varies(values: Values) -> bool:
     return bool(np.linalg.norm(values - values.mean()) > 2e-12 * np.abs(values.mean()))
 
 
-def _accuracy(predicted: Values, true: Values, threshold: float) -> float:
-    agree = (predicted > threshold) == (true > threshold)
+def _accuracy(predicted: Values, true: Values, threshold: float, higher_is_better: bool) -> float:
+    is_beautiful = np.greater if higher_is_better else np.less
+    agree = is_beautiful(predicted, threshold) == is_beautiful(true, threshold)
     return float(np.where(np.isnan(predicted) | np.isnan(true), np.nan, agree).mean())
 
 
@@ -128,13 +132,25 @@ def _bin_balanced_mae(errors: Values, true: Values, scale: tuple[float, float]) 
     return _mean(np.array([np.abs(errors[bins == index]).mean() for index in filled]))
 
 
-def _segment_metrics(errors: Values, true: Values, tail_cuts: tuple[float, float] | None) -> dict[str, float]:
-    if tail_cuts is None:
-        return {}
-    low, high = tail_cuts
-    segments = {"low": true <= low, "mid": (true > low) & (true < high), "high": true >= high}
+def segments(
+    scores: Values, tail_cuts: tuple[float, float], higher_is_better: bool = True
+) -> dict[str, NDArray[np.bool_]]:
+    """Which scores (N,) are in the low tail, between the tails, and in the high tail: (N,) each.
+
+    Args:
+        tail_cuts: the tails' inclusive bounds, in ascending order; an image on both is in both.
+        higher_is_better: False where the low tail, that of the poor images, has the high scores.
+    """
+    below, above = scores <= tail_cuts[0], scores >= tail_cuts[1]
+    poor, good = (below, above) if higher_is_better else (above, below)
+    return {"low": poor, "mid": (scores > tail_cuts[0]) & (scores < tail_cuts[1]), "high": good}
+
+
+def _segment_metrics(
+    errors: Values, true: Values, tail_cuts: tuple[float, float] | None, higher_is_better: bool
+) -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for name, members in segments.items():
+    for name, members in segments(true, tail_cuts, higher_is_better).items() if tail_cuts else ():
         metrics[f"mae_{name}"] = _mean(np.abs(errors[members]))
         metrics[f"bias_{name}"] = _mean(errors[members])
         metrics[f"n_{name}"] = int(members.sum())

@@ -24,12 +24,14 @@ class RatingScale:
         threshold: a score above it counts as beautiful.
         tail_cuts: where the tails of the training split begin; None where that split is unknown.
         is_spread: whether distributions were made from scores.
+        higher_is_better: False where a low rating is a good one: then a score below `threshold` counts as beautiful.
     """
 
     scale: tuple[float, float]
     threshold: float
     tail_cuts: tuple[float, float] | None
     is_spread: bool = False
+    higher_is_better: bool = True
 
 
 def mean_score(distribution: Tensor, bins: Tensor) -> Tensor:

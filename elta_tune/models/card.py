@@ -16,9 +16,9 @@ license: unknown
 
 # {backbone}, trained with ELTA
 
-Predicts {what} of a photograph's aesthetic rating, from {low:g} to {high:g}. A {backbone} of timm with an `{head}`
-head, trained by elta-tune with ELTA (Liu, He, Ming, Xie, Ma: *ELTA: An Enhancer against Long-Tail for
-Aesthetics-oriented Models*, ICML 2024).
+Predicts {what} of a photograph's aesthetic rating, from {low:g} to {high:g}{direction}.
+A {backbone} of timm with an `{head}` head, trained by elta-tune with ELTA (Liu, He, Ming, Xie, Ma: *ELTA: An Enhancer
+against Long-Tail for Aesthetics-oriented Models*, ICML 2024).
 
 ## Use
 
@@ -63,6 +63,7 @@ def model_card(checkpoint: Checkpoint, use: str) -> str:
         what="the distribution and the mean" if config.model.head == "emd" else "the mean",
         low=low,
         high=high,
+        direction="" if checkpoint.higher_is_better else "; a low one is a good one",
         head=config.model.head,
         use=use.replace("\n", "\n    "),
         size=config.data.crop,

@@ -49,6 +49,11 @@ class Checkpoint:
         """What its user should know of it."""
         return self.source.get("note")
 
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a high score is a good one."""
+        return self.config.data.high_is_good
+
     def model(self) -> AestheticModel:
         """The model, on the CPU, ready to predict.
 
@@ -76,6 +81,7 @@ class Checkpoint:
             "scale": list(self.scale),
             "threshold": self.threshold,
             "tail_cuts": self.tail_cuts and list(self.tail_cuts),
+            "higher_is_better": self.higher_is_better,
             "source": self.source,
         }
 

@@ -56,13 +56,14 @@ class Environment:
 @dataclass(frozen=True)
 class ModelFacts:
     """What a model's output means: the ratings (K,) of its bins on the method's 1…10, None without a distribution;
-    scale, threshold and tail cuts of the data set.
+    scale, threshold and tail cuts of the data set, and whether a high rating is a good one there.
     """
 
     bins: tuple[Number, ...] | None
     scale: tuple[Number, Number]
     threshold: Number
     tail_cuts: tuple[Number, Number]
+    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)

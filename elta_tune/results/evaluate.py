@@ -28,6 +28,8 @@ from elta_tune.trial import describe_split, out_of_memory_errors
 
 TRAINING_FILE = ("data.train", "data.ratings", "data.root")
 """Fields that name the training file, and with it what predictions that exist are measured by."""
+MEASURING = ("data.scale", "data.threshold", "data.higher_is_better")
+"""Fields that say what the ratings mean."""
 READING_IT = ("data.format", "data.columns", "data.split")
 """Fields that have an effect on these where one is named."""
 
@@ -86,7 +88,7 @@ def predictions_data(overrides: Mapping[str, Any]) -> DataConfig:
         ConfigError: an override has no effect on how they are measured.
     """
     reading = READING_IT if overrides.keys() & {*TRAINING_FILE} else ()
-    return data_with(TrialConfig(), overrides, ("data.scale", "data.threshold", *TRAINING_FILE, *reading))
+    return data_with(TrialConfig(), overrides, (*MEASURING, *TRAINING_FILE, *reading))
 
 
 def evaluate_model(
@@ -111,8 +113,12 @@ def evaluate_model(
     model, target = checkpoint.model(), device_of(device)
     rows, ratings = open_split(data, split, cache, progress)
     yardstick = _yardstick(checkpoint, ratings, data)
+    is_mirrored = yardstick.higher_is_better != checkpoint.higher_is_better
     with out_of_memory_errors("another `device` may have more"):
-        predictions = predict(place(model, target), rows, checkpoint.config, yardstick.scale)
+        scale = yardstick.scale[::-1] if is_mirrored else yardstick.scale
+        predictions = predict(place(model, target), rows, checkpoint.config, scale)
+    if is_mirrored and predictions.distributions is not None:
+        predictions = replace(predictions, distributions=predictions.distributions[:, ::-1].copy(), logits=None)
     measured = evaluate(predictions, _comparable(rows, predictions), yardstick)
     return Evaluation(measured, predictions, yardstick, asdict(describe_split(rows)), _note(checkpoint, predictions))
 
@@ -128,11 +134,13 @@ def _yardstick(checkpoint: Checkpoint, ratings: Ratings, data: DataConfig) -> Ra
     scale, cuts, cuts_scale = ratings.scale or checkpoint.scale, checkpoint.tail_cuts, checkpoint.scale
     if cuts is None and (training := training_file(data)) is not None:
         cuts, cuts_scale = training.tail_cuts, training.scale
-    if cuts is not None and scale != cuts_scale:
-        low, high = from_method_scale(to_method_scale(np.array(cuts), cuts_scale), scale).tolist()
+    higher_is_better = checkpoint.higher_is_better if data.higher_is_better is None else data.higher_is_better
+    ends = scale if higher_is_better == checkpoint.higher_is_better or checkpoint.tail_cuts is None else scale[::-1]
+    if cuts is not None and ends != cuts_scale:
+        low, high = sorted(from_method_scale(to_method_scale(np.array(cuts), cuts_scale), ends).tolist())
         cuts = (low, high)
     threshold = checkpoint.threshold if ratings.threshold is None else ratings.threshold
-    return RatingScale(scale, threshold, cuts, ratings.is_spread)
+    return RatingScale(scale, threshold, cuts, ratings.is_spread, higher_is_better)
 
 
 def training_file(data: DataConfig) -> RatingScale | None:
@@ -145,7 +153,8 @@ def training_file(data: DataConfig) -> RatingScale | None:
     if file is None or not (named or file.exists()):
         return None
     ratings = read_splits(data, ["train"]).labelled["train"]
-    return RatingScale(ratings.scale, ratings.threshold, metrics.tail_cuts(ratings.scores), ratings.is_spread)
+    cuts = metrics.tail_cuts(ratings.scores)
+    return RatingScale(ratings.scale, ratings.threshold, cuts, ratings.is_spread, ratings.higher_is_better)
 
 
 def _comparable(rows: Split, predictions: Predictions) -> Split:
@@ -174,6 +183,7 @@ def evaluate_predictions(file: Path, data: DataConfig) -> Evaluation:
         threshold=yardstick.threshold,
         scale=yardstick.scale,
         tail_cuts=yardstick.tail_cuts,
+        higher_is_better=yardstick.higher_is_better,
     )
     told = {"file": str(file), "rows": len(truth), "left_out": read.left_out}
     return Evaluation(measured, read.predictions, yardstick, told)
@@ -185,16 +195,19 @@ def yardstick_of_file(file: PredictionFile, data: DataConfig) -> RatingScale:
     Raises:
         DataError: a true score is outside the scale.
     """
-    scale, threshold, cuts = (1.0, float(file.bins or 10)), None, None
+    scale, threshold, cuts, higher_is_better = (1.0, float(file.bins or 10)), None, None, True
     known = training_file(data) or _beside(file.path)
     if known is not None and data.scale in (None, known.scale):  # on another scale they are not the trial's
         scale, threshold, cuts = known.scale, known.threshold, known.tail_cuts
+        higher_is_better = known.higher_is_better
     scale = data.scale or scale
+    if data.higher_is_better is not None:
+        higher_is_better = data.higher_is_better
     file.refuse_outside(scale)
     threshold = threshold if data.threshold is None else data.threshold
     if threshold is None:
         threshold = 5.0 if scale == (1.0, 10.0) else sum(scale) / 2  # 5 is AVA's
-    return RatingScale(scale, threshold, cuts)
+    return RatingScale(scale, threshold, cuts, higher_is_better=higher_is_better)
 
 
 def _beside(file: Path) -> RatingScale | None:
@@ -202,6 +215,7 @@ def _beside(file: Path) -> RatingScale | None:
     try:
         model = json.loads(file.with_name("result.json").read_text(encoding="utf-8"))["model"]
         (low, high), threshold, cuts = model["scale"], model["threshold"], model["tail_cuts"]
-        return RatingScale((float(low), float(high)), float(threshold), (float(cuts[0]), float(cuts[1])))
+        scale, tails = (float(low), float(high)), (float(cuts[0]), float(cuts[1]))
+        return RatingScale(scale, float(threshold), tails, higher_is_better=bool(model.get("higher_is_better", True)))
     except (OSError, ValueError, TypeError, LookupError):
         return None

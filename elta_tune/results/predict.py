@@ -174,6 +174,7 @@ def predict_images(
             progress(int(index[-1]) + 1, len(files), "predicting")
 
 
-def best_first(predictions: Iterable[Prediction]) -> list[Prediction]:
+def best_first(predictions: Iterable[Prediction], higher_is_better: bool = True) -> list[Prediction]:
     """The highest score first; what can't be read comes last."""
-    return sorted(predictions, key=lambda one: (one.score is None, -(one.score or 0.0)))
+    sign = -1 if higher_is_better else 1
+    return sorted(predictions, key=lambda one: (one.score is None, sign * (one.score or 0.0)))

@@ -196,16 +196,18 @@ def label_pool(pool: Predictions, config: TrialConfig, yardstick: RatingScale) -
     truth = None if pool.truth is None or not len(selection.rows) else pool.truth[selection.rows.numpy()]
     return PseudoLabels(
         selection,
-        spread(selection.scores, yardstick.tail_cuts),
-        spread(pool.scores, yardstick.tail_cuts),
+        spread(selection.scores, yardstick.tail_cuts, yardstick.higher_is_better),
+        spread(pool.scores, yardstick.tail_cuts, yardstick.higher_is_better),
         None if truth is None else _measured(selection, truth, config, yardstick),
     )
 
 
-def spread(scores: NDArray[np.float64], tail_cuts: tuple[float, float]) -> dict[str, int]:
+def spread(
+    scores: NDArray[np.float64], tail_cuts: tuple[float, float], higher_is_better: bool = True
+) -> dict[str, int]:
     """How many scores are in the low tail, between the tails, and in the high one."""
-    low, high = scores <= tail_cuts[0], scores >= tail_cuts[1]
-    return {"low": int(low.sum()), "mid": int((~low & ~high).sum()), "high": int(high.sum())}
+    segments = metrics.segments(scores, tail_cuts, higher_is_better)
+    return {name: int(members.sum()) for name, members in segments.items()}
 
 
 def _measured(
@@ -219,6 +221,7 @@ def _measured(
         threshold=yardstick.threshold,
         scale=yardstick.scale,
         tail_cuts=yardstick.tail_cuts,
+        higher_is_better=yardstick.higher_is_better,
     )
 
 

@@ -98,4 +98,5 @@ def evaluate(predictions: Predictions, split: Split, by: RatingScale) -> dict[st
         tail_cuts=by.tail_cuts,
         predicted_distributions=predictions.distributions if both else None,
         true_distributions=split.distributions if both else None,
+        higher_is_better=by.higher_is_better,
     )

@@ -69,8 +69,7 @@ def check_fits(config: TrialConfig, dataset: Dataset) -> None:
         ModelError: the model can't be built, or can't take the images.
     """
     _check_data(config, dataset)
-    train, val, has_distributions = dataset.train, dataset.val, not dataset.is_spread
-    if refusal := unmeasurable(config, train, val, scale=dataset.scale, has_distributions=has_distributions):
+    if refusal := unmeasurable(config, dataset.val, dataset.rating_scale):
         raise refusal
     check_images(new_model(config, dataset, round=0), config.model, config.data.crop)
 

@@ -13,9 +13,11 @@ from elta_tune.config import TrialConfig
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import DataError
 from elta_tune.method.scores import from_method_scale, to_method_scale
-from elta_tune.models.checkpoint import save_checkpoint
+from elta_tune.models.checkpoint import load_checkpoint, save_checkpoint
 from elta_tune.records import TrialFolder
+from elta_tune.results.evaluate import evaluate_model, evaluate_predictions, predictions_data, table_data
 from elta_tune.results.measure import measure_checkpoint
+from elta_tune.results.predict import best_first, list_images, predict_images
 from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.self_training import _samples, check_fits
 from elta_tune.trial import NoReporter, run_trial
@@ -72,7 +74,8 @@ def test_a_trial_learns_scores_and_its_weights_predict_them_again(
     assert result.metrics["mae"] == pytest.approx(mae, rel=1e-4)
     assert result.metrics["mae"] < 50  # on 0…100
     assert "emd_r2" not in result.metrics  # nobody gave distributions
-    assert result.model["scale"] == [0, 100]
+    assert result.model is not None
+    assert tuple(result.model.scale) == (0, 100)
 
     checkpoint = checkpoint_of_trial(TrialFolder(tmp_path / "trial"), result, None)
     save_checkpoint(checkpoint, tmp_path / "best.ckpt", "ckpt")
@@ -97,3 +100,45 @@ def test_a_head_of_distributions_on_scores_says_both_ways_out(scores: TrialConfi
         check_fits(scores, open_dataset(scores.data, cache))
     assert "model.head=mse" in str(error.value.hint)
     assert "data.spread" in str(error.value.hint)
+
+
+def test_a_model_of_dmos_is_measured_from_its_good_end(
+    scores: TrialConfig, tmp_path: Path, cache: Path, data_root: Path
+) -> None:
+    """A low DMOS is good: predictions stay on its scale, and tails and accuracy are mirrored."""
+    root = tmp_path / "root"
+    for split in ("train", "val", "test"):
+        rows = list(csv.reader((root / f"{split}.csv").read_text().splitlines()))[1:]
+        lines = [f"{name},{100 - float(score):.4f}" for name, score in rows]
+        (root / f"{split}.csv").write_text("\n".join(["name,dmos", *lines]) + "\n")
+    config = scores.replace({"model.head": "mse", "model.dropout": 0.0, "data.higher_is_better": False})
+    result, _ = trained(config, tmp_path / "trial", cache)
+    assert result.metrics["srcc"] > 0.5
+    assert result.model is not None
+    assert not result.model.higher_is_better
+    truth = dict(csv.reader((root / "val.csv").read_text().splitlines()[1:]))
+    low, high = result.model.tail_cuts
+    assert result.metrics["n_low"] == sum(float(score) >= high for score in truth.values())
+    assert result.metrics["n_high"] == sum(float(score) <= low for score in truth.values())
+
+    checkpoint = checkpoint_of_trial(TrialFolder(tmp_path / "trial"), result, None)
+    save_checkpoint(checkpoint, tmp_path / "best.safetensors", "safetensors")
+    loaded = load_checkpoint(tmp_path / "best.safetensors")
+    assert not loaded.higher_is_better
+    found = list(predict_images(loaded, list_images([root / "images"])))
+    in_order = [one.score for one in best_first(found, loaded.higher_is_better)]
+    assert in_order == sorted(in_order)
+
+    own = evaluate_model(loaded, config.data, "val", cache=cache)
+    file = evaluate_predictions(tmp_path / "trial" / "predictions.csv", predictions_data({}))
+    for name in ("srcc", "accuracy", "mae_low", "mae_high"):
+        assert own.metrics[name] == pytest.approx(result.metrics[name], abs=1e-3)
+        assert file.metrics[name] == pytest.approx(result.metrics[name], abs=1e-3)
+    # The same images with a MOS, where high is good: predictions are mirrored onto its scale.
+    mos = [f"{name},{100 - float(score):.4f}" for name, score in truth.items()]
+    (tmp_path / "mos.csv").write_text("\n".join(["name,MOS", *mos]) + "\n")
+    overrides = {"data.scale": [0, 100], "data.higher_is_better": True}
+    data = table_data(loaded, tmp_path / "mos.csv", root / "images", overrides)
+    other = evaluate_model(loaded, data, "test", cache=cache)
+    for name in ("srcc", "accuracy", "mae", "mae_low", "mae_high", "n_low"):
+        assert other.metrics[name] == pytest.approx(own.metrics[name], abs=1e-3), name

@@ -232,3 +232,18 @@ def test_distributions_that_do_not_match_are_refused(predicted, true):
 def test_directions_are_had_without_torch_or_scipy():
     code = "import sys, elta_tune.method.metrics; assert not {'torch', 'scipy'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_mirrored_scale_mirrors_tails_and_accuracy():
+    """Scores where low is good, and 6 minus them where high is good, are the same opinions."""
+    random = np.random.default_rng(3)
+    true = random.integers(10, 51, 400) / 10
+    predicted = (true + random.normal(0, 0.6, 400)).round(2).clip(1, 5)
+    own = evaluate(predicted, true, threshold=2.5, scale=(1, 5), tail_cuts=(2.1, 4.2), higher_is_better=False)
+    mirrored = evaluate(6 - predicted, 6 - true, threshold=3.5, scale=(1, 5), tail_cuts=(1.8, 3.9))
+    assert own.keys() == mirrored.keys()
+    assert own["n_low"] != own["n_high"]
+    assert own["srcc"] > 0.5
+    for name in own.keys() - {"bmae"}:  # whose bins include their lower end
+        sign = -1 if name.startswith("bias") else 1
+        assert own[name] == pytest.approx(sign * mirrored[name], abs=1e-9), name

@@ -215,7 +215,7 @@ def _with_votes(listed: ImageList, choice: Choice, votes: NDArray[np.float64], c
         bins=bins,
         scale=scale,
         threshold=_threshold(choice, scale, config),
-        higher_is_better=config.higher_is_better is not False,
+        higher_is_better=config.high_is_good,
     )
 
 
@@ -232,7 +232,7 @@ def _with_scores(listed: ImageList, choice: Choice, table: Table, labels: Scores
         scores=scores,
         scale=scale,
         threshold=_threshold(choice, scale, config),
-        higher_is_better=config.higher_is_better is not False,
+        higher_is_better=config.high_is_good,
         note=_direction_note(listed.file, column, config),
     )
     if config.spread is None:
