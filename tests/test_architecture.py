@@ -21,6 +21,7 @@ ROOMS = (
     "config",
     "space",
     "data",
+    "weights",
     "records",
     "training",
     "provenance",

@@ -18,11 +18,10 @@ from torch import Tensor
 from elta_tune.config import TrialConfig
 from elta_tune.documents import Document, parse
 from elta_tune.errors import ModelError
-from elta_tune.models.weights import read_weights_file
 from elta_tune.training.model import AestheticModel, build_model
+from elta_tune.weights import METADATA_KEY, read_weights
 
 Format = Literal["ckpt", "safetensors"]
-METADATA_KEY = "elta_tune"
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ModelError: it is not one of ours.
     """
     try:
-        content, metadata = read_weights_file(path)
+        content, metadata = read_weights(path)
     except ModelError as error:
         reason = error.message.removeprefix(f"{path}: ")
         raise ModelError(f"{path}: not a checkpoint of elta-tune: {reason}", error.hint) from error

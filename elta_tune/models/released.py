@@ -41,7 +41,7 @@ def released_checkpoint(content: Mapping[str, Any], path: Path, head: Head | Non
     """A released checkpoint as one of ours; evaluation is the released code's: 256×256, squashed, bilinear.
 
     Args:
-        content: of the file, as `read_weights_file` gives it.
+        content: of the file, as `read_weights` gives it.
         path: named in errors.
         head: which head to take. Left out: the one that the optimizer in the file has trained, else `emd`, the
             released default, of which `source["note"]` tells.

@@ -14,8 +14,8 @@ from elta_tune.data.prepare import prepare
 from elta_tune.errors import EltaTuneError
 from elta_tune.executors import Slot, plan_slots
 from elta_tune.studies.plan import StudyPlan
+from elta_tune.training.backbone import check_backbone, check_model
 from elta_tune.training.devices import available_devices, check_devices
-from elta_tune.training.model import check_backbone, check_model
 from elta_tune.training.self_training import check_fits, compute_frozen
 
 

@@ -36,7 +36,8 @@ from elta_tune.data.cache.packs import Images
 from elta_tune.data.dataset import Dataset, ImageSet
 from elta_tune.errors import DataError
 from elta_tune.files import make_once
-from elta_tune.training.model import AestheticModel, check_backbone, place
+from elta_tune.training.backbone import check_backbone
+from elta_tune.training.model import AestheticModel, place
 from elta_tune.training.predict import exact_convolutions
 
 RULE = "1: evaluation crops, float32"

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Any
-
 import timm
 import torch
 from torch import Tensor, nn
 
-from elta_tune.config import ModelConfig, TrialConfig
+from elta_tune.config import ModelConfig
 from elta_tune.data.batches import augment, normalize
 from elta_tune.errors import ModelError
 from elta_tune.method.losses import emd_loss, mse_loss
 from elta_tune.method.scores import SCALE, mean_score
-from elta_tune.suggestions import did_you_mean
+from elta_tune.training.backbone import build_backbone
 from elta_tune.training.seeding import stage_seed
 
 
@@ -95,7 +91,7 @@ def build_model(config: ModelConfig, *, bins: Tensor | None, size: int, seed: in
         ModelError: unknown backbone; weights that are missing, unreadable or of another model.
     """
     torch.manual_seed(seed)
-    backbone = _backbone(config, size)
+    backbone = build_backbone(config, size)
     return AestheticModel(backbone, build_head(config, width=backbone.head_hidden_size, bins=bins, seed=seed))
 
 
@@ -119,108 +115,6 @@ def build_head(config: ModelConfig, *, width: int, bins: Tensor | None, seed: in
             "predict scores: `model.head=mse`; or spread them over bins: `data.spread=WIDTH`",
         )
     return DistributionHead(width, config.hidden_size, bins)
-
-
-def _backbone(config: ModelConfig, size: int) -> Any:
-    check_backbone(config)
-    options: dict[str, Any] = {}
-    pretrained_cfg = timm.models.get_pretrained_cfg(config.backbone)
-    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
-        options["img_size"] = size
-    pretrained = config.pretrained and config.weights is None
-    try:
-        backbone = timm.create_model(config.backbone, pretrained=pretrained, num_classes=0, **options)
-    except (AssertionError, TypeError, ValueError, RuntimeError, OSError) as error:
-        if pretrained and isinstance(error, RuntimeError | OSError):
-            raise ModelError(
-                f"model.pretrained: the weights of {config.backbone} can't be had: {error}",
-                "name a file: `model.weights=FILE`, or train from nothing: `model.pretrained=false`",
-            ) from error
-        raise ModelError(
-            f"model.backbone: {config.backbone} can't be built for {size}×{size} images: {error}"
-        ) from error
-    if config.weights is not None:
-        _load_weights(backbone, config.weights)
-    return backbone
-
-
-def check_backbone(config: ModelConfig) -> None:
-    """Refuses what can't be built, without building it.
-
-    Raises:
-        ModelError: unknown backbone, missing weights.
-    """
-    name, dot, tag = config.backbone.partition(".")
-    if not timm.is_model(name):
-        raise ModelError(f"model.backbone: timm has no {name!r}{did_you_mean(name, timm.list_models())}")
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
-    if dot and tag not in tags:
-        raise ModelError(f"model.backbone: timm has no weights {tag!r} of {name}{did_you_mean(tag, tags)}")
-    if config.weights is not None and not config.weights.is_file():
-        raise ModelError(f"model.weights: {config.weights}: no such file")
-
-
-def check_model(config: TrialConfig) -> None:
-    """Refuses a model that can't be built or can't take the images, by building it without a download.
-
-    Raises:
-        ModelError: names the backbone or the file of weights.
-    """
-    local = config.model.model_copy(update={"pretrained": False})
-    bins = torch.arange(2.0)  # how many there are makes no difference
-    check_images(build_model(local, bins=bins, size=config.data.crop, seed=0), config.model, config.data.crop)
-
-
-def check_images(model: AestheticModel, config: ModelConfig, size: int) -> None:
-    """Refuses a backbone that can't take images of `size` pixels or pools no features of them, by trying one.
-
-    Raises:
-        ModelError: names the backbone.
-    """
-    try:
-        with torch.inference_mode():
-            features = model.backbone.eval()(torch.zeros(1, 3, size, size))
-    except Exception as error:  # each backbone has its own way to fail
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ModelError(f"model.backbone: {config.backbone} can't take {size}×{size} images: {reason}") from error
-    if features.shape != (1, model.backbone.head_hidden_size):
-        raise ModelError(
-            f"model.backbone: {config.backbone} pools no features: an image gives an array {tuple(features.shape)}"
-        )
-
-
-def _load_weights(backbone: nn.Module, path: Path) -> None:
-    """Loads backbone weights; what a classifier head leaves over is ignored, what the backbone misses is refused."""
-    try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)  # timm's older versions would run code
-    except Exception as error:  # safetensors and torch raise many kinds for a file that is not theirs
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ModelError(f"model.weights: {path}: can't be read as safetensors or pth: {reason}") from error
-    wrong = _unfit(backbone, state)
-    if wrong and (adapted := _adapted(backbone, state)) is not None:
-        state, wrong = adapted, _unfit(backbone, adapted)
-    if wrong:
-        raise ModelError(
-            f"model.weights: {path}: not the weights of this backbone: {len(wrong)} of its "
-            f"{len(backbone.state_dict())} tensors are missing or of another shape, the first {wrong[0]}"
-        )
-    backbone.load_state_dict({name: state[name] for name in backbone.state_dict() if name in state}, strict=False)
-
-
-def _unfit(backbone: nn.Module, state: dict[str, Any]) -> list[str]:
-    """Names of the backbone's tensors that are not in a file, or have another shape there."""
-    shapes = {name: getattr(value, "shape", None) for name, value in state.items()}
-    own = backbone.state_dict().items()
-    return [name for name, value in own if shapes.get(name) != value.shape and not name.endswith("num_batches_tracked")]
-
-
-def _adapted(backbone: nn.Module, state: dict[str, Any]) -> dict[str, Any] | None:
-    """Weights as timm adapts its own downloads: names of the first authors, embeddings for another image size."""
-    adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    try:
-        return None if adapt is None else dict(adapt(state, backbone))
-    except Exception:  # made for files of the backbone's own family; that others do not fit is said elsewhere
-        return None
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:

@@ -18,9 +18,9 @@ from elta_tune.data.dataset import Dataset
 from elta_tune.method.scores import SCALE, mean_score, method_bins, to_method_scale
 from elta_tune.method.sharpening import select, sharpen
 from elta_tune.records import Best
+from elta_tune.training.backbone import check_images
 from elta_tune.training.epoch import Samples, reset_peak_memory, train_epoch
 from elta_tune.training.features import frozen_dataset, tell
-from elta_tune.training.model import check_images
 from elta_tune.training.predict import Predictions, evaluate, predict
 from elta_tune.training.state import (
     Selection,
@@ -71,7 +71,7 @@ def check_fits(config: TrialConfig, dataset: Dataset) -> None:
     _check_data(config, dataset)
     if refusal := unmeasurable(config, dataset.val, dataset.rating_scale):
         raise refusal
-    check_images(new_model(config, dataset, round=0), config.model, config.data.crop)
+    check_images(new_model(config, dataset, round=0).backbone, config.model, config.data.crop)
 
 
 def _check_data(config: TrialConfig, dataset: Dataset) -> None:

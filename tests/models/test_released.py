@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.errors import ModelError
 from elta_tune.models.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.models.load import load_model_file
 from elta_tune.models.released import released_checkpoint
-from elta_tune.models.weights import read_weights_file
 from elta_tune.training.model import build_model
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "data" / "released_swin.json").read_text())
@@ -152,98 +148,8 @@ def test_another_backbone_or_a_missing_head_is_refused(state: dict[str, torch.Te
         released_checkpoint(headless, Path("headless.pth"))
 
 
-class Intruder:
-    """A pickle of it would create a file."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, (str(self.mark),)
-
-
-WEIGHTS = {"vit.norm.weight": torch.ones(8)}
-
-
-def write_pickle(file: Path, mark: Path) -> None:
-    file.write_bytes(pickle.dumps({"state_dict": WEIGHTS, "args": Intruder(mark)}))
-
-
-def write_old_pickle(file: Path, mark: Path) -> None:
-    file.write_bytes(pickle.dumps(Intruder(mark), protocol=2))
-
-
-def write_new_torch(file: Path, mark: Path) -> None:
-    torch.save({"state_dict": WEIGHTS, "args": Intruder(mark)}, file)
-
-
-def write_old_torch(file: Path, mark: Path) -> None:
-    torch.save({"state_dict": WEIGHTS, "args": Intruder(mark)}, file, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize("write", [write_pickle, write_old_pickle, write_new_torch, write_old_torch])
-def test_a_pickle_that_would_run_code_is_refused_and_nothing_is_run(
-    write: Callable[[Path, Path], None], tmp_path: Path, command: Callable[..., Any]
-) -> None:
-    file, mark = tmp_path / "intruder.pth", tmp_path / "mark"
-    write(file, mark)
-    with pytest.raises(ModelError, match=r"would run code of its own|holds something else than tensors"):
-        load_model_file(file)
-    told = command("predict", file, tmp_path)
-    assert told.returncode == 2
-    assert not mark.exists()
-    if write in (write_pickle, write_old_pickle):
-        pickle.loads(file.read_bytes())  # the file would have done it
-        assert mark.exists()
-
-
-def test_a_whole_pickled_model_is_refused_by_its_class(tmp_path: Path) -> None:
-    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
-    with pytest.raises(ModelError, match=r"torch\.nn\.modules\.linear\.Linear") as refused:
-        load_model_file(tmp_path / "model.pth")
-    assert "state_dict()" in str(refused.value.hint)
-
-
-def save_new_torch(state: dict[str, torch.Tensor], file: Path) -> None:
-    torch.save({"state_dict": state}, file)
-
-
-def save_old_torch(state: dict[str, torch.Tensor], file: Path) -> None:
-    torch.save({"state_dict": state}, file, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize("save", [save_new_torch, save_old_torch, save_file])
-def test_a_file_that_is_cut_short_anywhere_is_refused(save: Callable[..., None], tmp_path: Path) -> None:
-    file = tmp_path / "cut.pth"
-    save(WEIGHTS, file)
-    whole = file.read_bytes()
-    for length in range(len(whole)):
-        file.write_bytes(whole[:length])
-        with pytest.raises(ModelError, match=r"cut\.pth: .*(checkpoint|would run code)"):
-            load_model_file(file)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\x89PNG\r\n\x1a\n" + bytes(40), b'{"vit": 1}', b"image_id,score\na,1\n", bytes(100)]
-)
-def test_a_file_that_is_no_checkpoint_is_refused(content: bytes, tmp_path: Path) -> None:
-    file = tmp_path / "other.pth"
-    file.write_bytes(content)
-    with pytest.raises(ModelError, match=r"other\.pth"):
-        load_model_file(file)
-
-
 def test_weights_of_something_else_are_refused_by_what_they_hold(tmp_path: Path) -> None:
     torch.save({"conv_stem.weight": torch.ones(2)}, tmp_path / "backbone.pth")
     with pytest.raises(ModelError, match=r"holds conv_stem\.weight") as refused:
         load_model_file(tmp_path / "backbone.pth")
     assert "model.weights" in str(refused.value.hint)
-
-
-@pytest.mark.parametrize("number", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)])
-def test_numbers_of_numpy_are_read(number: np.generic, tmp_path: Path) -> None:
-    file = tmp_path / "numbers.pth"
-    torch.save({"a": torch.ones(1), "number": number}, file)
-    content, _ = read_weights_file(file)
-    assert content["number"] == number
-    assert type(content["number"]) is type(number)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.method.scores import from_method_scale
-from elta_tune.models.checkpoint import METADATA_KEY, Checkpoint
+from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.training.model import AestheticModel
+from elta_tune.weights import METADATA_KEY
 
 OPSET = 22
 """The newest operators that every onnxruntime runs that pyproject.toml allows (1.22 knows none of 23)."""

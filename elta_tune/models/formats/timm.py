@@ -17,8 +17,9 @@ from torch import Tensor
 
 from elta_tune.errors import ModelError, StudyError
 from elta_tune.models.card import model_card
-from elta_tune.models.checkpoint import METADATA_KEY, Checkpoint, from_facts
-from elta_tune.models.weights import read_weights_file
+from elta_tune.models.checkpoint import Checkpoint, from_facts
+from elta_tune.training.backbone import pretrained_config, timm_arguments, timm_name
+from elta_tune.weights import METADATA_KEY, read_weights
 
 HEAD_FILE = "head.safetensors"
 LOAD_KEY = "load"
@@ -37,14 +38,14 @@ def read_timm(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> 
         named = Path(folder) / "backbone.safetensors"  # timm tells the format by the suffix
         named.symlink_to(path.absolute())
         options = {"checkpoint_path": str(named), **_arguments(checkpoint)}
-        model = timm.create_model(checkpoint.config.model.backbone, **options)
+        model = timm.create_model(timm_name(checkpoint.config.model.backbone), **options)
     return _features(checkpoint, model, images)
 
 
 def timm_command(checkpoint: Checkpoint, file: str) -> str:
     """The Python that loads a backbone which was exported for timm."""
     arguments = "".join(f", {name}={value}" for name, value in _arguments(checkpoint).items())
-    return f'timm.create_model("{checkpoint.config.model.backbone}", checkpoint_path="{file}"{arguments})'
+    return f'timm.create_model("{timm_name(checkpoint.config.model.backbone)}", checkpoint_path="{file}"{arguments})'
 
 
 def write_folder(checkpoint: Checkpoint, path: Path) -> None:
@@ -65,7 +66,7 @@ def _folder_config(checkpoint: Checkpoint) -> dict[str, Any]:
     size = checkpoint.config.data.crop
     arguments = {name: value for name, value in _arguments(checkpoint).items() if name != "num_classes"}
     return {
-        "architecture": checkpoint.config.model.backbone.partition(".")[0],
+        "architecture": pretrained_config(checkpoint.config.model.backbone)["architecture"],
         "num_classes": 0,
         "num_features": model.backbone.num_features,
         "model_args": arguments,
@@ -114,7 +115,7 @@ def load_folder(path: Path) -> Checkpoint:
     try:
         facts = json.loads((path / "config.json").read_text(encoding="utf-8"))[METADATA_KEY]
         files = {"backbone": path / "model.safetensors", "head": path / HEAD_FILE}
-        parts = {part: read_weights_file(file)[0] for part, file in files.items()}
+        parts = {part: read_weights(file)[0] for part, file in files.items()}
         state = {f"{part}.{name}": value for part, tensors in parts.items() for name, value in tensors.items()}
         return replace(from_facts(state, facts, path / "config.json"), path=path)
     except (OSError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -131,10 +132,8 @@ def _parts(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 
 def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `timm.create_model` needs beside the name."""
-    cfg = timm.models.get_pretrained_cfg(checkpoint.config.model.backbone)
-    size = {"img_size": checkpoint.config.data.crop} if cfg is not None and cfg.fixed_input_size else {}
-    return {"num_classes": 0, **size}
+    """What `timm.create_model` needs besides the name."""
+    return timm_arguments(checkpoint.config.model.backbone, checkpoint.config.data.crop)
 
 
 @torch.inference_mode()
