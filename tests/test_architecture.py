@@ -15,6 +15,7 @@ ROOMS = (
     "suggestions",
     "cores",
     "locks",
+    "processes",
     "files",
     "documents",
     "method",

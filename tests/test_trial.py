@@ -28,7 +28,7 @@ from scipy import stats
 from elta_tune.config import TrialConfig, load_recipe
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import StudyError
-from elta_tune.executors.local import start_forkserver, without_main_script
+from elta_tune.executors.server import PRELOAD
 from elta_tune.files import to_json
 from elta_tune.method.scores import method_bins
 from elta_tune.records import EpochRecord, TrialFolder
@@ -362,8 +362,7 @@ def start_process(config: TrialConfig, folder: Path, cache: Path) -> Any:
     process = context.Process(
         target=run_trial, args=(config, TrialFolder(folder), NoReporter()), kwargs={"cache": cache}
     )
-    with without_main_script():
-        process.start()
+    process.start()
     return process
 
 
@@ -384,7 +383,7 @@ def test_kills_at_any_moment_cost_an_epoch_at_most(rounds: TrialConfig, cache: P
 
     The signs are short and may pass unseen, so that an epoch more is one too: not one process goes through to the end.
     """
-    start_forkserver()
+    multiprocessing.set_forkserver_preload(PRELOAD)
     config = rounds.replace({"training.epochs": 6, "self_training.epochs": 5})
     whole = start_process(config, tmp_path / "whole", cache)
     whole.join()

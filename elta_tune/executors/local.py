@@ -1,75 +1,103 @@
-"""The local executor: one process per trial, one slot per device.
-
-Processes come from a forkserver that has imported torch and timm once: a trial then starts in hundredths of a second,
-and a crash, an out-of-memory or a leak stays in its own process.
-"""
+"""The local executor: one process per trial, so that a crash, an out-of-memory or a leak stays in its own process."""
 
 from __future__ import annotations
 
-import multiprocessing
-import multiprocessing.forkserver
-import multiprocessing.resource_tracker
+import atexit
+import os
 import signal
-import sys
+import socket
+import subprocess
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
-from types import ModuleType
 
 from elta_tune.executors import Ended, Halted, Heard, Job, Reported, Slot, Verdict
+from elta_tune.processes import child_environment, python_command
 
-PRELOAD = ["elta_tune.executors.worker", "scipy.stats", "pandas.io.formats.csvs", "torch.utils.serialization"]
-"""What a trial's process imports, libraries' own late imports among it: the forkserver has it ready."""
+PATIENCE = 10.0
+"""Seconds that the server may take to kill a trial, before it is killed itself, and all trials with it."""
+_lock = threading.Lock()
 
 
-@dataclass
+class Server:
+    """The process that trials are forked from."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.control, theirs = socket.socketpair()
+        # The kernel ends it with the thread that starts it, of which only the main one is sure to live long enough.
+        is_main = threading.current_thread() is threading.main_thread()
+        command = python_command("elta_tune.executors.server", *([str(self.owner)] if is_main else []))
+        # It starts with SIGINT blocked: a Ctrl-C before it ignores that would end it.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self.process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env=child_environment(),
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+            theirs.close()
+        atexit.register(self.kill)
+
+    def request(self, watch: Connection, reports: Connection) -> None:
+        """Starts a trial with its ends of two connections; their end says that it could not."""
+        with suppress(OSError):
+            socket.send_fds(self.control, [b"."], [watch.fileno(), reports.fileno()])
+
+    def kill(self) -> None:
+        """Ends it at once, and all trials with it; in a process that was forked from its owner, does nothing."""
+        if self.owner == os.getpid():
+            self.process.kill()
+            self.process.wait()
+            self.control.close()
+
+
+_servers: dict[int, Server] = {}
+"""The server by its owner, which a process that was forked from it is not."""
+
+
+def running_server() -> Server:
+    """The server of this process, started if none runs."""
+    with _lock:
+        server = _servers.get(os.getpid())
+        if server is None or server.process.poll() is not None:
+            server = _servers[os.getpid()] = Server()
+        return server
+
+
+@dataclass(frozen=True)
 class Running:
-    """A started trial."""
+    """A started trial: this process's ends of its connections (see `server.py`)."""
 
-    process: ForkServerProcess
-    connection: Connection
     slot: Slot
-
-
-def start_forkserver() -> None:
-    """Starts the forkserver, whose imports then run while the caller does something else."""
-    multiprocessing.set_forkserver_preload(PRELOAD)
-    multiprocessing.resource_tracker.ensure_running()  # which unblocks signals
-    # Ctrl-C goes to all processes of a terminal, and is the supervisor's to answer: started while it is blocked, the
-    # forkserver and its children never take it, and this process takes it afterwards.
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-@contextmanager
-def without_main_script() -> Iterator[None]:
-    """Processes that are started within do not import the main script.
-
-    A trial needs nothing of it; and imported there, a script that starts a study without asking for `__main__` would
-    start it again.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    server: Server
+    watch: Connection
+    reports: Connection
 
 
 class LocalExecutor:
     """Runs each trial in a process of its own."""
 
+    most_slots = None
+
     def __init__(self, slots: Sequence[Slot]) -> None:
-        start_forkserver()
-        self._context = multiprocessing.get_context("forkserver")
+        self.prepare()
         self._free = list(slots)
         self._running: dict[int, Running] = {}
+
+    @staticmethod
+    def prepare() -> None:
+        """Starts the server, whose imports then run while the caller does something else."""
+        running_server()
 
     @property
     def running(self) -> Sequence[int]:
@@ -83,42 +111,41 @@ class LocalExecutor:
 
     def start(self, job: Job) -> None:
         """Starts a trial in a free slot."""
-        from elta_tune.executors.worker import work
-
-        slot = self._free.pop(0)
-        ours, theirs = self._context.Pipe()
-        arguments = (theirs, job, slot.device, slot.threads, time.time())
-        process = self._context.Process(target=work, args=arguments, name=f"trial-{job.number}")
-        with without_main_script():
-            process.start()
-        theirs.close()  # else the end of the process would not end the pipe
-        self._running[job.number] = Running(process, ours, slot)
+        (watch, its_watch), (reports, its_reports) = Pipe(), Pipe()
+        server = running_server()
+        server.request(its_watch, its_reports)
+        its_watch.close()
+        its_reports.close()
+        running = self._running[job.number] = Running(self._free.pop(0), server, watch, reports)
+        with suppress(OSError):  # it is gone already, as `wait` will find
+            reports.send((job, running.slot, time.time()))
 
     def wait(self, timeout: float) -> list[Heard]:
         """What happened, as soon as something did, or nothing after `timeout` seconds."""
-        owners = {running.connection: number for number, running in self._running.items()}
+        owners = {running.reports: number for number, running in self._running.items()}
         if not owners:
             time.sleep(timeout)
         ready = wait(list(owners), timeout) if owners else []
         return [self._hear(owners[connection]) for connection in ready if isinstance(connection, Connection)]
 
     def answer(self, number: int, verdict: Verdict) -> None:
-        """Tells a trial that reported how to go on; that it died meanwhile is heard by `wait`."""
-        try:
-            self._running[number].connection.send(verdict)
-        except OSError:
-            pass
+        """Sends the verdict to a trial that reported; `wait` finds if it died meanwhile."""
+        with suppress(OSError):
+            self._running[number].reports.send(verdict)
 
     def close(self) -> None:
         """Ends whatever still runs, at once."""
         for running in self._running.values():
-            running.process.kill()
-        for number in list(self._running):
+            with suppress(OSError):
+                running.watch.send("kill")
+        for number, running in list(self._running.items()):
+            if not running.watch.poll(PATIENCE):
+                running.server.kill()
             self._release(number)
 
     def _hear(self, number: int) -> Heard:
         try:
-            message = self._running[number].connection.recv()
+            message = self._running[number].reports.recv()
         except (EOFError, OSError):  # the latter where it died in the middle of a message
             return Ended(number, _fault(self._release(number)))
         if isinstance(message, Halted):
@@ -126,19 +153,31 @@ class LocalExecutor:
             return message
         return Reported(number, message)
 
-    def _release(self, number: int) -> int | None:
-        """Frees the slot of a trial once its process is gone; returns the exit code."""
+    def _release(self, number: int) -> int | str | None:
+        """Frees the slot of a trial once its process is gone; returns its exit code, or why it could not start."""
         running = self._running.pop(number)
-        running.process.join()
-        running.connection.close()
+        ended: int | str | None = None
+        try:
+            ended = running.watch.recv()
+        except (EOFError, OSError):
+            running.server.kill()  # it died, and takes a moment; the next trial has another one
+        with suppress(EOFError, OSError):
+            while True:  # until the process is gone, also without a server that knows
+                running.reports.recv()
+        running.watch.close()
+        running.reports.close()
         self._free.insert(0, running.slot)
-        return running.process.exitcode
+        return ended
 
 
-def _fault(exitcode: int | None) -> str | None:
-    if exitcode is not None and exitcode < 0:
+def _fault(ended: int | str | None) -> str | None:
+    if ended is None:
+        return "the process that starts trials was ended"
+    if isinstance(ended, str):
+        return ended
+    if ended < 0:
         names = {item.value: item.name for item in signal.Signals}
-        name = names.get(-exitcode, f"signal {-exitcode}")  # real-time signals have no name
+        name = names.get(-ended, f"signal {-ended}")  # real-time signals have no name
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return f"the process was ended by {name}{hint}"
-    return f"the process ended with exit code {exitcode}" if exitcode else None
+    return f"the process ended with exit code {ended}" if ended else None

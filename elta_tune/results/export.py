@@ -6,7 +6,6 @@ import csv
 import json
 import math
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from elta_tune.models.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.models.formats.convert import write_model
 from elta_tune.models.formats.kinds import Kind
 from elta_tune.models.outputs import unwritable_told
+from elta_tune.processes import child_environment, python_command
 from elta_tune.records import Environment, StudyFolder, TrialResult
 from elta_tune.results.sources import checkpoint_of_trial
 from elta_tune.training.devices import available_devices
@@ -83,11 +83,10 @@ def measure(checkpoint: Path, split: str, *, cache: Path, like: Environment | No
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
-        # -P: no module of the working directory stands in for one of ours.
-        command = [sys.executable, "-P", "-m", "elta_tune.results.measure", str(checkpoint), split, str(cache)]
         device, threads = ("cpu", 1) if like is None else (_device_like(like.device), like.threads)
-        command += [device, str(threads), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        arguments = (str(checkpoint), split, str(cache), device, str(threads), str(out))
+        command = python_command("elta_tune.results.measure", *arguments)
+        done = subprocess.run(command, env=child_environment(), capture_output=True, encoding="utf-8", check=False)
         if done.returncode != 0:
             said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise StudyError(f"the checkpoint can't be measured on the {split} split: {said}")

@@ -11,13 +11,13 @@ import pytest
 
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job
-from elta_tune.executors.local import start_forkserver
+from elta_tune.executors.local import LocalExecutor
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _forkserver() -> None:
     """Its imports run while the first tests do something else."""
-    start_forkserver()
+    LocalExecutor.prepare()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import psutil
 import pytest
@@ -51,6 +51,13 @@ def run_out(executor: Executor) -> list[Reported | Ended]:
 
 def steps(events: Sequence[Reported | Ended], number: int) -> list[int]:
     return [event.record.step for event in events if isinstance(event, Reported) and event.number == number]
+
+
+class Exits:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> tuple[Callable[[int], object], tuple[int]]:
+        return os._exit, (3,)
 
 
 class TestExecutor:
@@ -136,13 +143,20 @@ class TestExecutor:
         assert TrialFolder(job.folder).result() is None
         assert (executor.has_room, list(executor.running)) == (True, [])
 
-    def test_says_with_which_exit_code_a_trial_ended(
-        self, make_executor: Make, make_job: MakeJob, tmp_path: Any
+    def test_says_with_which_exit_code_a_trial_ended(self, make_executor: Make, make_job: MakeJob) -> None:
+        executor = make_executor(1)
+        executor.start(replace(make_job(), params={"training.epochs": Exits()}))
+        assert next_event(executor) == Ended(0, "the process ended with exit code 3")
+
+    def test_a_folder_that_is_unusable_halts_the_trial(
+        self, make_executor: Make, make_job: MakeJob, tmp_path: Path
     ) -> None:
         executor = make_executor(1)
         (tmp_path / "file").write_text("where the folder should be")
         executor.start(make_job(0, folder=tmp_path / "file" / "0000"))
-        assert next_event(executor) == Ended(0, "the process ended with exit code 1")
+        event = next_event(executor)
+        assert isinstance(event, Halted)
+        assert "Not a directory" in event.reason
 
     def test_a_fault_of_the_program_is_logged_and_fails_the_trial(self, make_executor: Make, make_job: MakeJob) -> None:
         job = make_job(7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import signal
@@ -10,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from elta_tune.errors import ConfigError
-from elta_tune.executors import Ended, Job, Reported, Slot, cores_text, plan_slots
-from elta_tune.executors.local import LocalExecutor
+from elta_tune.executors import Ended, Heard, Job, Reported, Slot, cores_text, plan_slots
+from elta_tune.executors.local import LocalExecutor, running_server
 from elta_tune.records import TrialFolder
 
 SUPERVISOR = """
@@ -28,7 +30,7 @@ if __name__ == "__main__":
     executor = LocalExecutor([Slot("cpu", 1)] * 2)
     for job in pickle.load(open(sys.argv[1], "rb")):
         executor.start(job)
-        print("reported", executor.wait(240)[0].step, flush=True)
+        print("reported", executor.wait(240)[0].record.step, flush=True)
     executor.answer(1, "go on")
     while executor.running:
         print("heard", executor.wait(240), flush=True)
@@ -48,17 +50,105 @@ def wait_until_gone(processes: list[psutil.Process]) -> list[psutil.Process]:
     return alive(processes)
 
 
-def test_nothing_is_left_when_the_supervisor_is_killed(make_job: Callable[..., Job], tmp_path: Path) -> None:
-    script, jobs = tmp_path / "supervisor.py", tmp_path / "jobs.pickle"
+def start_supervisor(jobs: list[Job], folder: Path, **options: Any) -> subprocess.Popen[str]:
+    script, pickled = folder / "supervisor.py", folder / "jobs.pickle"
     script.write_text(SUPERVISOR)
-    jobs.write_bytes(pickle.dumps([make_job(0), make_job(1, {"training.epochs": 10_000})]))
-    with subprocess.Popen([sys.executable, script, jobs], stdout=subprocess.PIPE, text=True) as supervisor:
+    pickled.write_bytes(pickle.dumps(jobs))
+    return subprocess.Popen([sys.executable, "-P", script, pickled], stdout=subprocess.PIPE, text=True, **options)
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_nothing_is_left_when_the_supervisor_is_killed(
+    make_job: Callable[..., Job], tmp_path: Path, is_stopped: bool
+) -> None:
+    jobs = [make_job(0), make_job(1, {"training.epochs": 10_000})]
+    with start_supervisor(jobs, tmp_path) as supervisor:
         assert supervisor.stdout is not None
         assert [supervisor.stdout.readline() for _ in range(2)] == ["reported 1\n"] * 2
-        children = psutil.Process(supervisor.pid).children(recursive=True)
+        (server,) = psutil.Process(supervisor.pid).children()
+        children = [server, *server.children()]
+        if is_stopped:
+            server.suspend()
         supervisor.kill()
-    assert len(children) == 4  # forkserver, resource tracker, two trials
+    assert len(children) == 3
     assert wait_until_gone(children) == []
+
+
+@pytest.mark.parametrize("phase", ["at its start", "while it trains", "while it waits"])
+def test_a_trial_ends_with_its_server_and_is_resumed(
+    make_job: Callable[..., Job], process_of: Callable[[Job], int], phase: str
+) -> None:
+    executor, job = LocalExecutor([Slot("cpu", 1)]), make_job(0, {"training.epochs": 3})
+    executor.start(job)
+    if phase != "at its start":
+        assert isinstance(executor.wait(240)[0], Reported)
+    if phase == "while it trains":
+        executor.answer(0, "go on")
+    server = running_server()
+    children = psutil.Process(server.process.pid).children()
+    server.process.kill()
+    heard = executor.wait(240)
+    while isinstance(heard[0], Reported):  # the epoch that it had just finished
+        heard = executor.wait(240)
+    assert heard == [Ended(0, "the process that starts trials was ended")]
+    assert wait_until_gone(children) == []
+    executor.start(job)
+    steps = []
+    while executor.running:
+        for event in executor.wait(240):
+            if isinstance(event, Reported):
+                steps.append(event.record.step)
+                executor.answer(0, "go on")
+    assert steps[-1] == 3
+    assert TrialFolder(job.folder).result() is not None
+
+
+def test_close_ends_trials_also_without_an_answer(
+    waiting: tuple[LocalExecutor, list[Job]], process_of: Callable[[Job], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("elta_tune.executors.local.PATIENCE", 0.01)
+    executor, jobs = waiting
+    trials = [psutil.Process(process_of(job)) for job in jobs]
+    psutil.Process(running_server().process.pid).suspend()
+    executor.close()
+    assert wait_until_gone(trials) == []
+
+
+def test_an_odd_environment_changes_no_trial(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    """Modules in the working directory, a temporary folder too long for sockets, no standard streams, no UTF-8."""
+    traps, temporary = tmp_path / "traps", tmp_path / ("long" * 40)
+    traps.mkdir()
+    temporary.mkdir()
+    for name in ("queue", "json", "timm", "torch", "numpy", "elta_tune"):
+        (traps / f"{name}.py").write_text(f"open({str(tmp_path / 'trapped')!r}, 'w')\nraise SystemExit(9)\n")
+    odd = {"TMPDIR": str(temporary), "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONINSPECT": "1"}
+    odd |= {"PYTHONSTARTUP": str(traps / "json.py"), "PYTHONWARNINGS": "error"}
+    with start_supervisor(
+        [make_job(0), make_job(1)],
+        tmp_path,
+        cwd=traps,
+        env={**os.environ, **odd},
+        stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: (os.close(0), os.close(2)),
+    ) as supervisor:
+        assert supervisor.stdout is not None
+        assert [supervisor.stdout.readline() for _ in range(2)] == ["reported 1\n"] * 2
+        supervisor.kill()
+    assert not (tmp_path / "trapped").exists()
+
+
+def test_trials_run_for_a_daemonic_process_too(make_job: Callable[..., Job]) -> None:
+    """Such a worker of a pool may have no children of multiprocessing's own."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_run_alone, (make_job(0, {"training.epochs": 1}),)) == [Ended(0, None)]
+
+
+def _run_alone(job: Job) -> list[Heard]:
+    executor = LocalExecutor([Slot("cpu", 1)])
+    executor.start(job)
+    (event,) = executor.wait(240)
+    executor.answer(event.number, "go on")
+    return executor.wait(240)
 
 
 @pytest.fixture
@@ -113,7 +203,7 @@ def test_the_forkserver_has_imported_all_that_a_trial_needs(make_job: Callable[.
     (tmp_path / "job.pickle").write_bytes(pickle.dumps(job))
     code = """
 import importlib, pickle, sys
-from elta_tune.executors.local import PRELOAD
+from elta_tune.executors.server import PRELOAD
 for name in PRELOAD:
     importlib.import_module(name)
 known = set(sys.modules)

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy
 
 from elta_tune.config import TrialConfig
-from elta_tune.executors.local import start_forkserver
+from elta_tune.executors.local import LocalExecutor
 from elta_tune.records import StudyFolder
 from elta_tune.space.space import SearchSpace
 from elta_tune.studies.plan import StudyPlan, make_plan
@@ -23,7 +23,7 @@ MakePlan = Callable[..., StudyPlan]
 @pytest.fixture(scope="session", autouse=True)
 def _forkserver() -> None:
     """Its imports run while the first tests do something else."""
-    start_forkserver()
+    LocalExecutor.prepare()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,11 +15,12 @@ from pydantic import Field
 import elta_tune
 from elta_tune.errors import DamagedError, StudyError
 from elta_tune.files import parse_json, write_json
+from elta_tune.processes import python_command
 from elta_tune.records import StudyFolder
 from elta_tune.records.reader import Count, Text, read_record
 from elta_tune.studies.events import ANY_FAILURES_IN_A_ROW, FAILURES_IN_A_ROW
 from elta_tune.studies.nni.folder import NniFolder, Workers
-from elta_tune.studies.nni.node import Node, end, kill, python_command, start_node, verify_patches
+from elta_tune.studies.nni.node import Node, end, kill, start_node, verify_patches
 from elta_tune.studies.nni.rest import NodeGone
 from elta_tune.studies.nni.space import to_nni
 from elta_tune.studies.plan import StudyPlan, read_plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import re
 import secrets
@@ -21,6 +20,7 @@ import psutil
 
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.files import parse_json, read_regular, write_json
+from elta_tune.processes import child_environment
 from elta_tune.records import StudyFolder
 from elta_tune.studies.nni.folder import EXPERIMENT, NniFolder
 from elta_tune.studies.nni.rest import HOST, NodeGone, Rest, request
@@ -175,18 +175,10 @@ def _identity(study: StudyFolder) -> str:
     return str(study.path.resolve())
 
 
-def python_command(module: str, *arguments: str) -> list[str]:
-    """A command that runs a module and imports nothing from its working directory."""
-    return [sys.executable, "-P", "-m", module, *arguments]
-
-
 def _environment(study: StudyFolder, prefix: str) -> dict[str, str]:
     """The environment of node and of all that it starts."""
-    environment = {name: value for name, value in os.environ.items() if not FOREIGN.fullmatch(name)}
-    environment |= {STUDY_VARIABLE: _identity(study), PREFIX_VARIABLE: prefix, "PYTHONSAFEPATH": "1"}
-    if "PYTHONPATH" in environment:
-        folders = filter(None, environment["PYTHONPATH"].split(os.pathsep))
-        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, folders))
+    environment = {name: value for name, value in child_environment().items() if not FOREIGN.fullmatch(name)}
+    environment |= {STUDY_VARIABLE: _identity(study), PREFIX_VARIABLE: prefix}
     for name in ("NO_PROXY", "no_proxy"):
         environment[name] = ",".join(filter(None, [environment.get(name), "localhost", HOST]))
     return environment

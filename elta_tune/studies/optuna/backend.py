@@ -89,9 +89,9 @@ class OptunaBackend:
                 OptunaStudy(folder, plan, cache).unfinished()  # tells its database what a kill kept from it
                 yield None
                 return
-            from elta_tune.executors.local import LocalExecutor, start_forkserver
+            from elta_tune.executors.local import LocalExecutor
 
-            start_forkserver()  # which imports what trials need while this process does
+            LocalExecutor.prepare()  # which imports what trials need while this process does
             slots, dataset = prepare_study(plan, options)
             from elta_tune.studies.optuna.study import OptunaStudy
             from elta_tune.studies.optuna.supervisor import Supervisor
