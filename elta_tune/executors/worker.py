@@ -7,15 +7,14 @@ import queue
 import threading
 import time
 import traceback
-from elta_tune.executors import Halted, Verdict
-from elta_tune.records import EpochRecord, TrialFolder
-from elta_tune.trial import TrialPruned, TrialStopped, record_failure, run_trial
+from multiprocessing.connection import Connection, wait
 
 import torch
 
 from elta_tune.errors import DamagedError, reason_of
-        self._reports.send(record)
-        raise_verdict(self._verdicts.get())
+from elta_tune.executors import Halted, Verdict
+from elta_tune.records import EpochRecord, TrialFolder
+from elta_tune.trial import TrialPruned, TrialStopped, record_failure, run_trial
 
 
 class PipeReporter:
@@ -41,17 +40,8 @@ class PipeReporter:
 
     def report(self, record: EpochRecord) -> None:
         """Sends the epoch; raises what the supervisor answers."""
-<<<<<<< HEAD
-        self._connection.send(record)
-        verdict = self._verdicts.get()
-        if verdict == "prune":
-            raise TrialPruned
-        if verdict == "stop":
-            raise TrialStopped
-=======
-        self._reports.send((step, dict(metrics)))
+        self._reports.send(record)
         raise_verdict(self._verdicts.get())
->>>>>>> 542d927 (Fork trials from a server of the tool's own: it ends with the supervisor, and imports nothing from a working directory)
 
 
 def raise_verdict(verdict: Verdict) -> None:

@@ -195,7 +195,7 @@ def test_a_trial_trains_with_its_slots_threads(make_job: Callable[..., Job]) -> 
             executor.answer(number, "go on")
     result = TrialFolder(job.folder).result()
     assert result is not None
-    assert (result.environment["device"], result.environment["threads"]) == ("cpu", 2)
+    assert (result.environment.device, result.environment.threads) == ("cpu", 2)
 
 
 def test_the_forkserver_has_imported_all_that_a_trial_needs(make_job: Callable[..., Job], tmp_path: Path) -> None:
