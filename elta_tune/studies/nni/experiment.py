@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -21,8 +21,8 @@ from elta_tune.records.reader import Count, Text, read_record
 from elta_tune.studies.events import ANY_FAILURES_IN_A_ROW, FAILURES_IN_A_ROW
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import Node, end, kill, start_node, verify_patches
-from elta_tune.studies.nni.rest import NodeGone
-from elta_tune.studies.nni.space import to_nni
+from elta_tune.studies.nni.rest import NodeGone, Proposal
+from elta_tune.studies.nni.space import Json, to_nni
 from elta_tune.studies.plan import StudyPlan, read_plan
 
 PACKAGE = Path(elta_tune.__file__).parent
@@ -30,7 +30,7 @@ TUNERS = {"tpe": "TPE", "random": "Random", "grid": "GridSearch", "evolution": "
 """NNI's tuners by a space's samplers."""
 
 
-def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[str, Any]:
+def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> Json:
     """NNI's configuration of a study."""
     nni, objective = NniFolder(folder), plan.space.objective
     own = {"study": str(folder.path), "optimize_mode": objective.resolved_direction}
@@ -39,7 +39,7 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[s
         "trialCommand": f"exec {shlex.join(python_command('elta_tune.studies.nni.trial', str(folder.path)))}",
         "trialCodeDirectory": str(nni.work),
     }
-    config: dict[str, Any] = {
+    config: Json = {
         "experimentName": folder.name,
         "experimentType": "hpo",
         "searchSpace": to_nni(plan.space, plan.recipe),
@@ -92,7 +92,7 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | No
     return node
 
 
-def _write_config(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> dict[str, Any]:
+def _write_config(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> Json:
     """Writes what node reads instead of what its database has: this may be a study that somebody else made."""
     config = experiment(folder, plan, workers)
     failures = {"alike": FAILURES_IN_A_ROW, "any": ANY_FAILURES_IN_A_ROW}
@@ -151,7 +151,7 @@ class NniJob:
     id: Annotated[str, Field(pattern=r"^\w+$")]
     number: Count
     status: Text
-    parameters: dict[str, Any]
+    proposal: Proposal
     message: Text | None
 
 
@@ -166,7 +166,7 @@ def recorded_jobs(nni: NniFolder) -> list[NniJob]:
     query = (
         "select trialJobId, event, data, sequenceId, message from TrialJobEvent where trialJobId != '' order by rowid"
     )
-    jobs: dict[str, dict[str, Any]] = {}
+    jobs: dict[str, Json] = {}
     with _open(nni) as database:
         for id, event, data, number, message in database.execute(query):
             job = jobs.setdefault(id, {"trialJobId": id, "hyperParameters": []})
@@ -176,7 +176,7 @@ def recorded_jobs(nni: NniFolder) -> list[NniJob]:
     return read_jobs(jobs.values(), str(nni.database))
 
 
-def read_jobs(records: Iterable[Mapping[str, Any]], place: str) -> list[NniJob]:
+def read_jobs(records: Iterable[Json], place: str) -> list[NniJob]:
     """Trials as NNI's `trial-jobs` lists them, by number; those without a number or parameters have not begun.
 
     Raises:
@@ -186,10 +186,7 @@ def read_jobs(records: Iterable[Mapping[str, Any]], place: str) -> list[NniJob]:
     return sorted((_read_job(job, f"{place}: trial {job['sequenceId']}") for job in begun), key=lambda job: job.number)
 
 
-def _read_job(job: Mapping[str, Any], place: str) -> NniJob:
-    sent = parse_json(str(job["hyperParameters"][0]).encode(), place)
+def _read_job(job: Json, place: str) -> NniJob:
     names = {"id": "trialJobId", "number": "sequenceId", "status": "status", "message": "message"}
     known = {field: job.get(name) for field, name in names.items()}
-    return read_record(
-        NniJob, {**known, "parameters": sent.get("parameters") if isinstance(sent, dict) else None}, place
-    )
+    return read_record(NniJob, {**known, "proposal": parse_json(str(job["hyperParameters"][0]).encode(), place)}, place)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from elta_tune.files import parse_json
+from elta_tune.records.reader import Count, read_record
+
 T = TypeVar("T")
 HOST = "127.0.0.1"
 TIMEOUT = 20.0
@@ -60,6 +63,23 @@ def request(
         raise NodeGone(f"NNI does not answer on port {port}: {error}") from error
     finally:
         connection.close()
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Parameters that NNI's tuner proposed, in its JSON, and their number."""
+
+    parameter_id: Count
+    parameters: dict[str, Any]
+
+    @classmethod
+    def read(cls, text: str, place: str) -> Proposal:
+        """The proposal in a JSON text.
+
+        Raises:
+            DamagedError: it is none; `place` says where.
+        """
+        return read_record(cls, parse_json(text.encode(), place), place)
 
 
 @dataclass(frozen=True)
@@ -126,25 +146,24 @@ class TrialChannel:
         """The REST interface of the same node."""
         return Rest(self.port, self.path.split("/")[1], TRIAL_TIMEOUT)
 
-    def parameters(self) -> dict[str, Any]:
-        """Requests the trial's parameters: `parameter_id` and `parameters`.
+    def parameters(self) -> Proposal:
+        """Requests the trial's parameters.
 
         Raises:
             NodeGone: node ends.
         """
         return self._patiently(self._parameters)
 
-    def _parameters(self) -> dict[str, Any]:
+    def _parameters(self) -> Proposal:
         self._put({"type": "request_parameter"})
         while (answer := self._ask("GET")).status == 408:  # node answers so each second until it has them
             pass
         if answer.status != 200:
             raise NodeGone(f"NNI gave no parameters: {answer.status}")
-        record: dict[str, Any] = json.loads(json.loads(answer.body)["parameter"])
-        return record
+        return Proposal.read(json.loads(answer.body)["parameter"], "NNI's answer")
 
-    def recorded_parameters(self, seconds: float = 60.0) -> dict[str, Any]:
-        """The parameters of this trial in NNI's database, in the form of `parameters`.
+    def recorded_parameters(self, seconds: float = 60.0) -> Proposal:
+        """The parameters of this trial in NNI's database.
 
         Raises:
             NodeGone: node ends, or did not record the trial within `seconds`.
@@ -153,8 +172,7 @@ class TrialChannel:
         while time.monotonic() < until:
             job = self._get(f"trial-jobs/{self.trial}")
             if job is not None and job.get("hyperParameters"):
-                record: dict[str, Any] = json.loads(job["hyperParameters"][0])
-                return record
+                return Proposal.read(job["hyperParameters"][0], f"NNI's trial {self.trial}")
             time.sleep(0.1)  # NNI records a trial a moment after it has started it
         raise NodeGone(f"NNI's database has no parameters of trial {self.trial}")
 
@@ -197,7 +215,7 @@ class TrialChannel:
     def _ask(self, method: str, command: Any = None) -> Answer:
         return request(self.port, method, self.path, command, timeout=TRIAL_TIMEOUT)
 
-    def _put(self, command: Mapping[str, Any]) -> None:
+    def _put(self, command: Mapping[str, str]) -> None:
         answer = self._ask("PUT", command)
         if answer.status != 200:
             raise NodeGone(f"NNI accepts nothing more from trial {self.trial}: {answer.status}")

@@ -13,14 +13,17 @@ from typing import Any
 
 from elta_tune.config import TrialConfig
 from elta_tune.errors import ConfigError, StudyError
+from elta_tune.records.reader import Scalar
 from elta_tune.space.parameters import CategoricalParameter, FloatParameter, IntParameter, Parameter
 from elta_tune.space.space import SearchSpace
 
-Tree = dict[str, Any]
-"""NNI's `search_space`, or one branch of a nested choice, which has a `_name`."""
+Json = Any
+"""An object of NNI's JSON: a `search_space`, a branch of a nested choice (with a `_name`), or a trial's parameters."""
+Params = Mapping[str, Scalar]
+"""A trial's parameters by their dotted names."""
 
 
-def to_nni(space: SearchSpace, recipe: TrialConfig) -> Tree:
+def to_nni(space: SearchSpace, recipe: TrialConfig) -> Json:
     """NNI's `search_space` with the same points as the space.
 
     Raises:
@@ -29,18 +32,18 @@ def to_nni(space: SearchSpace, recipe: TrialConfig) -> Tree:
     return _tree(space, recipe, list(space.parameters), {})
 
 
-def encode(space: SearchSpace, recipe: TrialConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+def encode(space: SearchSpace, recipe: TrialConfig, params: Params) -> Json:
     """A trial's parameters in the form of NNI's tuners."""
     return _filled(to_nni(space, recipe), _on_steps(space, params), lambda index, value: value)
 
 
-def encode_with_indices(space: SearchSpace, recipe: TrialConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+def encode_with_indices(space: SearchSpace, recipe: TrialConfig, params: Params) -> Json:
     """A trial's parameters in the form of NNI's evolution tuner: each choice with its index."""
     points = _on_steps(space, params)
     return _filled(to_nni(space, recipe), points, lambda index, value: {"_index": index, "_value": value})
 
 
-def decode(space: SearchSpace, recipe: TrialConfig, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def decode(space: SearchSpace, recipe: TrialConfig, parameters: Json) -> dict[str, Scalar]:
     """Parameters that NNI sent to a trial, in the order and types of the space.
 
     Raises:
@@ -56,7 +59,7 @@ def decode(space: SearchSpace, recipe: TrialConfig, parameters: Mapping[str, Any
     return params
 
 
-def _on_steps(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, Any]:
+def _on_steps(space: SearchSpace, params: Params) -> Params:
     """The parameters with each stepped number exactly on its grid: NNI compares choices to the last bit."""
 
     def nearest(name: str, value: Any) -> Any:
@@ -68,8 +71,8 @@ def _on_steps(space: SearchSpace, params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: nearest(name, value) for name, value in params.items()}
 
 
-def _tree(space: SearchSpace, recipe: TrialConfig, names: Sequence[str], chosen: Mapping[str, Any]) -> Tree:
-    tree: Tree = {}
+def _tree(space: SearchSpace, recipe: TrialConfig, names: Sequence[str], chosen: Params) -> Json:
+    tree: Json = {}
     rest = list(names)
     while rest:
         name = rest.pop(0)
@@ -100,7 +103,7 @@ def _dependents(space: SearchSpace, name: str, rest: Sequence[str]) -> list[str]
         inner |= grown
 
 
-def _specification(parameter: Parameter) -> dict[str, Any]:
+def _specification(parameter: Parameter) -> Json:
     if isinstance(parameter, CategoricalParameter):
         return {"_type": "choice", "_value": list(parameter.choices)}
     if parameter.step != (None if isinstance(parameter, FloatParameter) else 1):
@@ -128,11 +131,11 @@ def _label(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _is_nested(specification: Mapping[str, Any]) -> bool:
+def _is_nested(specification: Json) -> bool:
     return all(isinstance(value, dict) for value in specification["_value"])
 
 
-def _chosen(specification: Mapping[str, Any], value: Any) -> tuple[int, Any]:
+def _chosen(specification: Json, value: Any) -> tuple[int, Any]:
     """The index of a value among a choice's, and the value: a branch if the choice is nested."""
     nested = _is_nested(specification)
     own = [branch["_name"] for branch in specification["_value"]] if nested else specification["_value"]
@@ -140,9 +143,9 @@ def _chosen(specification: Mapping[str, Any], value: Any) -> tuple[int, Any]:
     return index, specification["_value"][index]
 
 
-def _filled(tree: Tree, params: Mapping[str, Any], write: Callable[[int, Any], Any]) -> dict[str, Any]:
+def _filled(tree: Json, params: Params, write: Callable[[int, Json], Json]) -> Json:
     """A search space with a value in each place; `write` writes a choice from its index and value."""
-    filled: dict[str, Any] = {}
+    filled: Json = {}
     for name, specification in tree.items():
         if name == "_name":
             filled[name] = specification
@@ -154,7 +157,7 @@ def _filled(tree: Tree, params: Mapping[str, Any], write: Callable[[int, Any], A
     return filled
 
 
-def _flat(space: SearchSpace, parameters: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flat(space: SearchSpace, parameters: Json) -> Iterator[tuple[str, Any]]:
     for name, value in parameters.items():
         if isinstance(value, Mapping):
             labels = {_label(own): own for own in space.parameters[name].grid()}

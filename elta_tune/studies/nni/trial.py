@@ -1,7 +1,7 @@
-"""One trial of NNI's: `python -m elta_tune.studies.nni.trial STUDY`, started by node in a process of its own.
+"""The process of a trial under NNI: node starts `python -m elta_tune.studies.nni.trial STUDY`.
 
-It runs the same `run_trial` in the same folder as a trial of Optuna's, and checks first that the parameters that it is
-given are those on record for it.
+It checks that the parameters that it receives are those that NNI recorded for it. Then it calls `run_trial`, as any
+other back end does.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from elta_tune.config import TrialConfig
 from elta_tune.errors import DamagedError, StudyError, reason_of
 from elta_tune.records import EpochRecord, StudyFolder, TrialFolder, TrialResult
 from elta_tune.studies.nni.folder import Ending, NniFolder
 from elta_tune.studies.nni.node import END_SECONDS, find_node
-from elta_tune.studies.nni.rest import NodeGone, TrialChannel
-from elta_tune.studies.nni.space import decode
+from elta_tune.studies.nni.rest import NodeGone, Proposal, TrialChannel
+from elta_tune.studies.nni.space import Params, decode
 from elta_tune.studies.plan import read_plan
 
 
 class NniReporter:
-    """Reports to NNI the recorded epochs that it does not know yet. Its verdict, if any, comes as a signal.
+    """Reports epochs that NNI does not know yet. The assessor answers by a signal, if at all.
 
     Args:
         folder: of the trial.
@@ -44,15 +44,15 @@ class NniReporter:
         self._known = channel.reported()
 
     def report(self, record: EpochRecord) -> None:
-        """Sends what is recorded. What a node that lives does not take is sent with the next epoch."""
+        """Sends all new epochs. If a node that runs does not accept them, they are sent with the next one."""
         from elta_tune.trial import TrialStopped
 
         if record.step >= self._last:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         try:
-            self._tell(self._tell_epochs)
+            self._try(self._send_epochs)
         except NodeGone as error:
-            raise TrialStopped from error  # the epoch is saved: the next start of the study goes on with it
+            raise TrialStopped from error  # the epoch is saved, and the next start of the study goes on from it
 
     def finish(self, metrics: Mapping[str, float | None]) -> None:
         """Sends the result.
@@ -61,22 +61,22 @@ class NniReporter:
             NodeGone: node ends; the next start sends it.
         """
 
-        def tell() -> None:
-            self._tell_epochs()
+        def send() -> None:
+            self._send_epochs()
             self._channel.report("FINAL", self._parameter_id, 0, finite(metrics, self._objective))
 
-        self._tell(tell)
+        self._try(send)
 
-    def _tell(self, tell: Callable[[], None]) -> None:
+    def _try(self, send: Callable[[], None]) -> None:
         try:
-            tell()
+            send()
         except NodeGone as error:
             if not self._channel.node_lives():
                 raise
-            say(f"not told: {error}")
+            say(f"not reported: {error}")
 
-    def _tell_epochs(self) -> None:
-        """An epoch whose metric is not a number has nothing to send: NNI's JSON knows no NaN."""
+    def _send_epochs(self) -> None:
+        """Sends the epochs whose metric is a number: NNI's JSON has no NaN."""
         for record in self._folder.epochs():
             sequence, values = record.step - 1, finite(record.values, self._objective)
             if sequence not in self._known and "default" in values:
@@ -85,11 +85,11 @@ class NniReporter:
 
 
 SHOWN = ("srcc", "plcc", "accuracy", "mae", "mae_low", "mae_mid", "mae_high", "bmae")
-"""What NNI's web UI shows beside the objective: each is a column, and an axis of its parallel coordinates."""
+"""Metrics for NNI's web UI besides the objective: a column and an axis of the parallel coordinates each."""
 
 
 def finite(metrics: Mapping[str, float | None], objective: str) -> dict[str, float]:
-    """Metrics for NNI, if they are numbers: the objective as `default`, which tuner and assessor see, and `SHOWN`."""
+    """The metrics that are numbers: the objective as `default`, which tuner and assessor use, and `SHOWN`."""
     values = {"default": metrics.get(objective), **{name: metrics.get(name) for name in SHOWN}}
     return {name: float(v) for name, v in values.items() if v is not None and math.isfinite(v)}
 
@@ -100,8 +100,8 @@ def say(what: str) -> None:
 
 
 def main() -> None:
-    """Runs the trial that the environment names; ends as NNI expects it to."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background has switched off
+    """Runs the trial that the environment names, and ends with the exit code or signal that NNI expects."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
     signal.signal(signal.SIGUSR1, _prune)
     study, number = StudyFolder(Path(sys.argv[1])), int(os.environ["NNI_TRIAL_SEQ_ID"])
     folder = study.trial(number)
@@ -121,12 +121,12 @@ def main() -> None:
 def _prune(number: int, frame: FrameType | None) -> None:
     from elta_tune.trial import TrialPruned
 
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # once is enough: the result is written now
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the result is being written
     raise TrialPruned
 
 
 def _end_by(number: signal.Signals) -> NoReturn:
-    """Ends the process by a signal, as if it had not been handled."""
+    """Ends this process by a signal, as if it had no handler."""
     sys.stdout.flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
@@ -134,7 +134,7 @@ def _end_by(number: signal.Signals) -> NoReturn:
 
 
 def _log_to(folder: TrialFolder) -> None:
-    """Sends what is printed to the trial's log, which NNI's web UI shows, too."""
+    """Prints to the trial's log from now on, which NNI's web UI shows, too."""
     folder.log_output()
     with contextlib.suppress(FileExistsError):
         Path(os.environ["NNI_OUTPUT_DIR"], "trial.log").symlink_to(folder.log_file)
@@ -142,28 +142,28 @@ def _log_to(folder: TrialFolder) -> None:
 
 
 def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
-    """Asks for the parameters, checks them, trains; returns the state of the result."""
+    """Requests and checks the parameters and trains; returns the state of the result."""
     trial = os.environ["NNI_TRIAL_JOB_ID"]
     nni = NniFolder(study)
     channel = TrialChannel.open(
         os.environ["NNI_TRIAL_COMMAND_CHANNEL"], trial, number, lambda: find_node(nni) is not None
     )
-    params: dict[str, Any] = {}
+    params: Params = {}
     try:
         _log_to(folder)
         plan = read_plan(study)
-        record = channel.parameters()
-        check(record, channel.recorded_parameters())
-        params = decode(plan.space, plan.recipe, record["parameters"])
+        proposal = channel.parameters()
+        check(proposal, channel.recorded_parameters())
+        params = decode(plan.space, plan.recipe, proposal.parameters)
         config = plan.recipe.replace(params, source=f"trial {number}")
         objective, last = plan.space.objective.metric, config.planned_epochs
-        reporter = NniReporter(channel, folder, record["parameter_id"], objective, last)
+        reporter = NniReporter(channel, folder, proposal.parameter_id, objective, last)
         result = _train(nni, number, config, params, reporter, trial)
     except NodeGone:
         raise
-    except (OSError, DamagedError) as error:  # the fault of the machine or of a file: the trial is kept as it is
+    except (OSError, DamagedError) as error:  # the machine or a file is at fault: the trial stays unfinished
         _halt(nni, number, error)
-    except Exception as error:  # a fault of the program: its traceback is in the log, its name in the result
+    except Exception as error:  # a fault of the program: its name is the reason
         traceback.print_exc()
         from elta_tune.trial import record_failure
 
@@ -176,9 +176,9 @@ def _run(study: StudyFolder, number: int, folder: TrialFolder) -> str:
 
 
 def _halt(nni: NniFolder, number: int, error: Exception) -> NoReturn:
-    """Ends the study, whose next start resumes this trial, too."""
+    """Ends the study; its next start resumes this trial."""
     traceback.print_exc()
-    with contextlib.suppress(OSError):  # on a full disk the log, too, may lack it
+    with contextlib.suppress(OSError):  # on a full disk it can't be written either
         nni.write_ended(Ending(reason="halted", detail=f"trial {number} can't go on: {error}"))
     if (node := find_node(nni)) is not None:
         node.process.terminate()
@@ -186,21 +186,20 @@ def _halt(nni: NniFolder, number: int, error: Exception) -> NoReturn:
     raise NodeGone("the study has ended")
 
 
-def check(received: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
-    """Refuses parameters that are not the trial's own.
+def check(received: Proposal, recorded: Proposal) -> None:
+    """Refuses the parameters of another trial.
 
     Raises:
-        StudyError: NNI sent those of another trial.
+        StudyError: NNI sent them.
     """
     for key in ("parameter_id", "parameters"):
-        if received[key] != recorded[key]:
-            raise StudyError(
-                f"NNI sent the parameters of another trial: {key} {received[key]}, on record are {recorded[key]}"
-            )
+        sent, own = getattr(received, key), getattr(recorded, key)
+        if sent != own:
+            raise StudyError(f"NNI sent the parameters of another trial: {key} {sent}, on record are {own}")
 
 
 def _train(
-    nni: NniFolder, number: int, config: TrialConfig, params: dict[str, Any], reporter: NniReporter, trial: str
+    nni: NniFolder, number: int, config: TrialConfig, params: Params, reporter: NniReporter, trial: str
 ) -> TrialResult:
     """Trains in a slot of its own.
 
@@ -214,7 +213,7 @@ def _train(
 
     workers = nni.workers()
     if number == 0:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the recipe always runs to its end
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the recipe is never pruned
 
     def train(device: str) -> TrialResult:
         return run_trial(
@@ -235,7 +234,7 @@ def _train(
             try:
                 result = train(slot.device)
                 signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            except TrialPruned:  # it came when nothing was left to prune
+            except TrialPruned:  # it came after the last epoch
                 result = train(slot.device)
         except TrialStopped as stopped:
             raise NodeGone("NNI's node is gone") from stopped

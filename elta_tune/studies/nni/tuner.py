@@ -21,7 +21,7 @@ import numpy as np
 from elta_tune.config import load_recipe
 from elta_tune.records import StudyFolder
 from elta_tune.studies.completion import first_guesses
-from elta_tune.studies.nni.space import decode, encode, encode_with_indices
+from elta_tune.studies.nni.space import Json, Params, decode, encode, encode_with_indices
 from elta_tune.studies.plan import StudyPlan, read_plan
 
 
@@ -55,7 +55,7 @@ MUTATIONS, DRAWS = 100, 200
 """Individuals that evolution draws until one is new: mutations, then random ones, too."""
 MOST_LISTED = 10_000
 """Points of a space that are listed to find the last new ones."""
-Points = Mapping[int, Mapping[str, Any]]
+Points = Mapping[int, Params]
 """Parameters by the number of their trial."""
 
 
@@ -66,11 +66,11 @@ def tried(folder: StudyFolder, plan: StudyPlan) -> Points:
     return {number: plan.space.choose(known, plan.recipe) for number, known in values.items()}
 
 
-def listed_points(plan: StudyPlan) -> list[dict[str, Any]]:
+def listed_points(plan: StudyPlan) -> list[Params]:
     """Every point of a space, or none if they are too many or can't be counted."""
     sizes = [parameter.count for parameter in plan.space.parameters.values()]
     product = math.prod(size or MOST_LISTED + 1 for size in sizes)
-    return plan.space.grid(plan.recipe) if product <= MOST_LISTED else []
+    return list(plan.space.grid(plan.recipe)) if product <= MOST_LISTED else []
 
 
 def _guided(base: Any, plan: StudyPlan, tried: Points) -> Any:
@@ -87,7 +87,7 @@ def _guided(base: Any, plan: StudyPlan, tried: Points) -> Any:
             super().__init__(*args, **kwargs)
             self.lock = threading.RLock()  # NNI's two queues of commands call from two threads
 
-        def update_search_space(self, space: Mapping[str, Any]) -> None:
+        def update_search_space(self, space: Json) -> None:
             super().update_search_space(space)
             for params in guesses.values():
                 self.remember(encode(plan.space, plan.recipe, params))
@@ -107,10 +107,10 @@ def _guided(base: Any, plan: StudyPlan, tried: Points) -> Any:
             with self.lock:
                 super().trial_end(parameter_id, success, **kwargs)
 
-        def propose(self, parameter_id: int, guess: Mapping[str, Any]) -> Any:
+        def propose(self, parameter_id: int, guess: Params) -> Json:
             return encode(plan.space, plan.recipe, guess)
 
-        def remember(self, parameters: Mapping[str, Any]) -> None:
+        def remember(self, parameters: Json) -> None:
             from nni.common.hpo_utils import format_parameters
 
             self.dedup.add_history(format_parameters(dict(parameters), self.space))
@@ -126,7 +126,7 @@ def _tpe(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int) -> An
     from nni.common.hpo_utils import format_parameters
 
     class Tpe(_guided(TpeTuner, plan, tried)):  # type: ignore[misc]
-        def propose(self, parameter_id: int, guess: Mapping[str, Any]) -> Any:
+        def propose(self, parameter_id: int, guess: Params) -> Json:
             parameters = super().propose(parameter_id, guess)
             own = format_parameters(parameters, self.space)
             self._params[parameter_id] = self._running_params[parameter_id] = own
@@ -152,7 +152,7 @@ def _grid(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int) -> A
     from nni.common.hpo_utils import deformat_parameters, format_parameters
 
     class Grid(_guided(GridSearchTuner, plan, tried)):  # type: ignore[misc]
-        def remember(self, parameters: Mapping[str, Any]) -> None:
+        def remember(self, parameters: Json) -> None:
             own = deformat_parameters(format_parameters(dict(parameters), self.space), self.space)
             self.history.add(nni.dump(own, sort_keys=True))
 
@@ -172,7 +172,7 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int)
             self.random_state.seed(np.random.default_rng(numbers).integers(2**32, size=4, dtype=np.uint32))
             random.seed(repr(numbers))
 
-        def update_search_space(self, space: Mapping[str, Any]) -> None:
+        def update_search_space(self, space: Json) -> None:
             self.known: set[Any] = set()
             super().update_search_space(space)
             self.seed([plan.recipe.seed])
@@ -180,13 +180,13 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int)
             for _ in range(self.population_size):
                 self._random_generate_individual()
 
-        def remember(self, parameters: Mapping[str, Any]) -> None:
+        def remember(self, parameters: Json) -> None:
             self.known.add(self.point(parameters))
 
-        def point(self, parameters: Mapping[str, Any]) -> Any:
+        def point(self, parameters: Json) -> Any:
             return tuple(decode(plan.space, plan.recipe, parameters).items())
 
-        def propose(self, parameter_id: int, guess: Mapping[str, Any]) -> Any:
+        def propose(self, parameter_id: int, guess: Params) -> Json:
             self.population.insert(0, Individual(encode_with_indices(plan.space, plan.recipe, guess)))
             return super()._generate_individual(parameter_id)
 
@@ -212,7 +212,7 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int)
             self.remember(parameters := self.propose(parameter_id, left[self.random_state.randint(len(left))]))
             return parameters
 
-        def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
+        def import_data(self, data: Sequence[Json]) -> None:
             known = [decode(plan.space, plan.recipe, trial["parameter"]) for trial in data]
             self.population = self.population[len(known) :] + [
                 Individual(
@@ -261,14 +261,14 @@ def patch_resuming() -> None:
     dispatcher, histories = msg_dispatcher.MsgDispatcher, msg_dispatcher._trial_history
     report, end = dispatcher.handle_report_metric_data, dispatcher.handle_trial_end
 
-    def handle_report_metric_data(self: Any, data: dict[str, Any]) -> None:
+    def handle_report_metric_data(self: Any, data: Json) -> None:
         if data["type"] != "PERIODICAL" or not self.is_created_in_previous_exp(data["parameter_id"]):
             report(self, data)
         elif self.assessor is not None:
             histories[data["trial_job_id"]].update(self.assessor.recorded(data["number"]))
             self._handle_intermediate_metric_data({**data, "value": nni.load(data["value"])})
 
-    def handle_trial_end(self: Any, data: dict[str, Any]) -> None:
+    def handle_trial_end(self: Any, data: Json) -> None:
         end(self, data)
         if histories.pop(data["trial_job_id"], None) is not None:  # else NNI has told the assessor
             self.assessor.trial_end(data["trial_job_id"], data["event"] == "SUCCEEDED")

@@ -139,7 +139,7 @@ class EventFeed:
 
     def job(self, job: NniJob) -> Job:
         """A trial of NNI as a job of the study."""
-        params = decode(self._plan.space, self._plan.recipe, job.parameters)
+        params = decode(self._plan.space, self._plan.recipe, job.proposal.parameters)
         config = self._plan.recipe.replace(params, source=f"trial {job.number}")
         return Job(job.number, config, params, self._folder.trial(job.number).path, self._cache)
 

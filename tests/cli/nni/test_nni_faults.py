@@ -125,7 +125,7 @@ def test_kills_and_a_lost_request_cost_no_epoch(studies, without_a_trial):
         assert lines[:2] == kept[number]  # nothing was trained again
         told = f"select sequence from MetricData where type = 'PERIODICAL' and trialJobId = '{trial}' order by sequence"
         assert studies.query("cut", told) == [(step,) for step in range(epochs)]  # NNI was told each epoch, and once
-    assert "not told: NNI does not answer" in studies.root.joinpath("runs/cut/trials/0000/log.txt").read_text()
+    assert "not reported: NNI does not answer" in studies.root.joinpath("runs/cut/trials/0000/log.txt").read_text()
     assert studies.processes(study="cut") == []
 
 

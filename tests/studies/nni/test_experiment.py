@@ -51,7 +51,8 @@ def without(tmp_path, monkeypatch):
     def without(part, instead=""):
         patches = nni_node.PATCHES.read_text()
         assert part in patches
-        (tmp_path / "patches.js").write_text(patches.replace(part, instead))
+        whole = patches.replace("./failures.js", str(nni_node.PATCHES.with_name("failures.js")))
+        (tmp_path / "patches.js").write_text(whole.replace(part, instead))
         monkeypatch.setattr(nni_node, "PATCHES", tmp_path / "patches.js")
 
     return without
@@ -150,8 +151,8 @@ SENT = json.dumps({"parameter_id": 0, "parameters": {"optim.lr": 0.01}})
         ("id", ("../../x", "RUNNING", SENT, 0)),
         ("number", ("abc", "RUNNING", SENT, -1)),
         ("number", ("abc", "RUNNING", SENT, "zero")),
-        ("parameters", ("abc", "RUNNING", "[]", 0)),
-        ("parameters", ("abc", "RUNNING", '{"parameters": 1}', 0)),
+        ("proposal", ("abc", "RUNNING", "[]", 0)),
+        ("parameters", ("abc", "RUNNING", '{"parameter_id": 0, "parameters": 1}', 0)),
         ("is damaged", ("abc", "RUNNING", "{", 0)),
     ],
 )
@@ -176,7 +177,8 @@ database = sqlite3.connect(sys.argv[1], isolation_level=None)
 database.execute("create table ExperimentProfile (id)")
 database.execute("create table TrialJobEvent (trialJobId, event, data, sequenceId, message)")
 database.execute("insert into ExperimentProfile values ('experiment')")
-database.execute("insert into TrialJobEvent values ('abc', 'RUNNING', '{\\"parameters\\": {}}', 0, null)")
+sent = '{"parameter_id": 0, "parameters": {}}'
+database.execute("insert into TrialJobEvent values ('abc', 'RUNNING', ?, 0, null)", [sent])
 database.execute("pragma cache_size = 1")
 database.execute("begin")
 for _ in range(2000):
