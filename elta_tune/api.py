@@ -123,6 +123,7 @@ def run(
     workers: int | None = None,
     devices: Sequence[str] | None = None,
     backend: str | None = None,
+    executor: str = "local",
     cache: File | None = None,
     on_event: Callable[[Event], None] | None = None,
     progress: Progress | None = None,
@@ -142,6 +143,7 @@ def run(
         workers: trials at a time; None: one per device.
         devices: cpu, cuda:0, cuda:1, mps; None: every GPU, else the CPU.
         backend: optuna or nni; None: the study's own, optuna for a new one.
+        executor: local, a process per trial; inline, this process, one trial at a time, for `breakpoint()`.
         cache: folder of decoded images; None: the command's.
         on_event: takes what happens, each epoch too.
         progress: hears (done, total, what) while images are decoded.
@@ -173,6 +175,7 @@ def run(
         preparing=nullcontext(progress or _no_progress),
         workers=workers,
         devices=[devices] if isinstance(devices, str) else devices,
+        executor=executor,
     )
     while True:
         with launch(request, options) as running:

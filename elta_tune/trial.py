@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -97,6 +97,36 @@ def run_trial(
         TrialStopped: as the reporter said.
         EltaTuneError: data, model or folder do not allow the training to start.
     """
+    trial = trial_epochs(
+        config, folder, cache=cache, device=device, number=number, params=params, nni_trial_id=nni_trial_id
+    )
+    try:
+        record = next(trial)
+        while True:
+            try:
+                reporter.report(record)
+            except (TrialPruned, TrialStopped) as verdict:
+                record = trial.throw(verdict)
+            else:
+                record = next(trial)
+    except StopIteration as end:
+        result: TrialResult = end.value
+        return result
+    finally:
+        trial.close()
+
+
+def trial_epochs(
+    config: TrialConfig,
+    folder: TrialFolder,
+    *,
+    cache: Path,
+    device: str = "cpu",
+    number: int | None = None,
+    params: Mapping[str, Any] | None = None,
+    nni_trial_id: str | None = None,
+) -> Generator[EpochRecord, None, TrialResult]:
+    """`run_trial` without a reporter: yields each epoch to a caller, who throws in `TrialPruned` or `TrialStopped`."""
     folder.create(config.to_yaml())
     if (earlier := folder.result()) is not None:
         folder.clear()
@@ -104,7 +134,7 @@ def run_trial(
     dataset = open_dataset(config.data, cache)
     resume = folder.checkpoint()
     started = time.monotonic() - (resume.record.elapsed if resume else 0.0)
-    state, reason = _train(config, dataset, folder, reporter, resume, device=device, cache=cache, started=started)
+    state, reason = yield from _train(config, dataset, folder, resume, device=device, cache=cache, started=started)
     saved = folder.checkpoint()
     if saved is not None:  # a verdict that comes as a signal may have come between save and append
         folder.append(saved.record)
@@ -130,24 +160,25 @@ def _train(
     config: TrialConfig,
     dataset: Dataset,
     folder: TrialFolder,
-    reporter: Reporter,
     resume: SavedEpoch | None,
     *,
     device: str,
     cache: Path,
     started: float,
-) -> tuple[State, str | None]:
-    """Trains, saves, records and reports each epoch; returns how it ended, and why if it ended early."""
+) -> Generator[EpochRecord, None, tuple[State, str | None]]:
+    """Trains, saves, records and yields each epoch; returns how it ended, and why if it ended early."""
     goes_on_from = None if resume is None else resume.state
     try:
         with out_of_memory_errors():
             if resume is not None:
-                _report(folder, reporter, resume.record)
+                folder.append(resume.record)
+                yield resume.record
             for epoch in self_training_rounds(config, dataset, device_of(device), resume=goes_on_from, cache=cache):
                 record = _record(epoch, time.monotonic() - started)
                 pseudo_labels = None if epoch.selection is None else epoch.selection.to_frame()
                 folder.save(record, epoch.checkpoint, epoch.weights, pseudo_labels)
-                _report(folder, reporter, record)
+                folder.append(record)
+                yield record
     except TrialPruned:
         return "pruned", "worse than other trials at this step"
     except TrialError as error:
@@ -208,11 +239,6 @@ def out_of_memory_errors(hint: str | None = None) -> Iterator[None]:
         if not (known or any(words in text.lower() for words in OUT_OF_MEMORY)):
             raise
         raise OutOfMemoryError(f"out of memory: {text.partition(chr(10))[0] or type(error).__name__}", hint) from error
-
-
-def _report(folder: TrialFolder, reporter: Reporter, record: EpochRecord) -> None:
-    folder.append(record)
-    reporter.report(record)
 
 
 def _record(epoch: Epoch, elapsed: float) -> EpochRecord:

@@ -256,9 +256,11 @@ class LiveView(View):
 
 
 @contextmanager
-def study_view(board: Board, console: Console, epochs: Callable[[int], list[EpochRecord]]) -> Iterator[View]:
+def study_view(
+    board: Board, console: Console, epochs: Callable[[int], list[EpochRecord]], *, is_live: bool = True
+) -> Iterator[View]:
     """The view that fits the console."""
-    if not console.is_terminal:
+    if not (is_live and console.is_terminal):
         yield View(board, console, epochs)
         return
     view = LiveView(board, console, epochs)

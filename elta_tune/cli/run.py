@@ -39,6 +39,9 @@ def run(
     backend: Annotated[
         str | None, typer.Option(help="optuna or nni.", show_default="the study's own; of a new one: optuna")
     ] = None,
+    executor: Annotated[
+        str, typer.Option(help="local: a process per trial; inline: this process, one trial at a time, for a debugger.")
+    ] = "local",
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Of NNI's web UI.", show_default="the first free from 8080 on")
     ] = None,
@@ -69,7 +72,7 @@ def run(
     if (port is not None or detach) and not load_backend(request.backend).has_ui:
         raise ConfigError(f"{'--detach' if detach else '--port'}: is for `backend=nni`")
     names, count = wanted_slots(workers, devices)
-    options = LaunchOptions(cache, preparing(console), count, names, port)
+    options = LaunchOptions(cache, preparing(console), count, names, executor, port)
     with to_be_continued():
         while True:
             with launch(request, options) as running:
@@ -77,7 +80,7 @@ def run(
                     return tell_finished(request.folder, resolve_plan(request))
                 tell_started(running)
                 if not detach:
-                    watch(running)
+                    watch(running, is_live=executor != "inline")
             if detach or not ended_too_early(running):
                 break
     if detach:
@@ -180,15 +183,19 @@ def hang_up() -> tuple[signal.Signals, ...]:
     return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
 
 
-def watch(running: RunningStudy) -> None:
-    """Shows a study that runs until its end."""
+def watch(running: RunningStudy, *, is_live: bool = True) -> None:
+    """Shows a study that runs until its end.
+
+    Args:
+        is_live: whether the terminal is free for a table that is redrawn, and not a debugger's.
+    """
     from elta_tune.cli.live import Board, study_view
     from elta_tune.cli.text import console, this_command
     from elta_tune.studies.events import interruptible
 
     folder, plan = running.folder, running.plan
     board = Board(plan, len(running.slots), folder.results(), seconds_before=running.seconds_before)
-    view_of = study_view(board, console, lambda number: folder.trial(number).epochs())
+    view_of = study_view(board, console, lambda number: folder.trial(number).epochs(), is_live=is_live)
     # A closed terminal, too, stops what can run without one and was not left so by --detach.
     signals = hang_up() if running.address else ()
     with interruptible(running, *signals), view_of as view, closing(running.events()) as events:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -11,8 +12,11 @@ from elta_tune.config import TrialConfig
 from elta_tune.cores import available_cores
 from elta_tune.errors import ConfigError
 from elta_tune.records import EpochRecord
+from elta_tune.suggestions import did_you_mean
 
 Verdict = Literal["go on", "prune", "stop"]
+MODULES = {"local": "elta_tune.executors.local", "inline": "elta_tune.executors.inline"}
+"""Where each executor is: its module, imported when it is used, has its class as `EXECUTOR`."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,13 @@ Heard = Reported | Ended | Halted
 class Executor(Protocol):
     """Runs jobs in slots, like `concurrent.futures`, but hears of each epoch."""
 
+    def __init__(self, slots: Sequence[Slot]) -> None: ...
+
+    @staticmethod
+    def prepare() -> None:
+        """Begins what takes long before the first trial, and returns at once."""
+        ...
+
     @property
     def running(self) -> Sequence[int]:
         """Numbers of the trials that run: from `start` until `wait` returned their `Ended`."""
@@ -116,3 +127,15 @@ def cores_text(slots: Sequence[Slot]) -> str:
     plural = "s" if len(slots) > 1 else ""
     cores = "core" if slots[0].threads == 1 else "cores"
     return f"{len(slots)} worker{plural} on {devices}, {slots[0].threads} {cores} each"
+
+
+def load_executor(name: str) -> type[Executor]:
+    """An executor's class by its name.
+
+    Raises:
+        ConfigError: unknown executor.
+    """
+    if name not in MODULES:
+        raise ConfigError(f"`executor={name}`: should be {' or '.join(MODULES)}{did_you_mean(name, MODULES)}")
+    executor: type[Executor] = import_module(MODULES[name]).EXECUTOR
+    return executor

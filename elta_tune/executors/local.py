@@ -87,8 +87,6 @@ class Running:
 class LocalExecutor:
     """Runs each trial in a process of its own."""
 
-    most_slots = None
-
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.prepare()
         self._free = list(slots)
@@ -181,3 +179,6 @@ def _fault(ended: int | str | None) -> str | None:
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
         return f"the process was ended by {name}{hint}"
     return f"the process ended with exit code {ended}" if ended else None
+
+
+EXECUTOR = LocalExecutor

@@ -87,7 +87,7 @@ class TrialFolder:
     def log_output(self) -> None:
         """Sends all that this process prints from now on, and how it crashes, to `log.txt`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        log = self.log_file.open("a", buffering=1, encoding="utf-8")
+        log = self.log_file.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
         for stream in (1, 2):
             os.dup2(log.fileno(), stream)
         sys.stdout = sys.stderr = log

@@ -59,6 +59,8 @@ class LaunchOptions:
     """Trials that run at the same time; None: one per device."""
     devices: Sequence[str] | None = None
     """Their names; None: every GPU, or else the CPU."""
+    executor: str = "local"
+    """What runs the trials, where the back end leaves it to this process: local or inline."""
     port: int | None = None
     """Of the web UI, where the back end has one; None: a free one."""
 

@@ -14,11 +14,13 @@ import psutil
 import pytest
 
 from elta_tune.executors import Ended, Executor, Halted, Job, Reported, Slot
+from elta_tune.executors.inline import InlineExecutor
 from elta_tune.executors.local import LocalExecutor
 from elta_tune.records import TrialFolder
 
 EXECUTORS: dict[str, Callable[[int], Executor]] = {
     "local": lambda slots: LocalExecutor([Slot("cpu", 1)] * slots),
+    "inline": lambda slots: InlineExecutor([Slot("cpu", 1)] * slots),
 }
 PATIENCE = 240.0
 """Seconds after which what should happen has not."""
@@ -60,42 +62,21 @@ class Exits:
         return os._exit, (3,)
 
 
+@pytest.fixture(params=EXECUTORS)
+def make_executor(request: pytest.FixtureRequest) -> Iterator[Make]:
+    made: list[Executor] = []
+
+    def make(slots: int) -> Executor:
+        made.append(EXECUTORS[request.param](slots))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.close()
+
+
 class TestExecutor:
-    @pytest.fixture(params=EXECUTORS)
-    def make_executor(self, request: pytest.FixtureRequest) -> Iterator[Make]:
-        made: list[Executor] = []
-
-        def make(slots: int) -> Executor:
-            made.append(EXECUTORS[request.param](slots))
-            return made[-1]
-
-        yield make
-        for executor in made:
-            executor.close()
-
-    def test_runs_more_trials_than_it_has_slots(self, make_executor: Make, make_job: MakeJob) -> None:
-        executor = make_executor(2)
-        jobs = [make_job(number, {"training.epochs": 1 + number}) for number in range(3)]
-        for job in jobs[:2]:
-            assert executor.has_room
-            executor.start(job)
-        assert not executor.has_room
-        assert sorted(executor.running) == [0, 1]
-        heard: list[Reported | Ended] = []
-        while not executor.has_room:
-            for event in executor.wait(PATIENCE):
-                heard.append(event)
-                if isinstance(event, Reported):
-                    executor.answer(event.number, "go on")
-        executor.start(jobs[2])
-        heard += run_out(executor)
-        assert [steps(heard, number) for number in range(3)] == [[1], [1, 2], [1, 2, 3]]
-        assert sorted(event.number for event in heard if isinstance(event, Ended)) == [0, 1, 2]
-        assert all(event.fault is None for event in heard if isinstance(event, Ended))
-        for job in jobs:
-            result = TrialFolder(job.folder).result()
-            assert result is not None
-            assert (result.state, result.trial, result.params) == ("complete", job.number, job.params)
+    """What every executor does."""
 
     def test_reports_what_the_trial_records(self, make_executor: Make, make_job: MakeJob) -> None:
         executor, job = make_executor(1), make_job(4)
@@ -128,26 +109,6 @@ class TestExecutor:
         assert steps(run_out(executor), 0) == [1, 2, 3]  # what was heard before is told once more
         assert [record.step for record in TrialFolder(job.folder).epochs()] == [1, 2, 3]
 
-    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGRTMIN + 3])
-    def test_says_which_signal_ended_a_trial(
-        self, make_executor: Make, make_job: MakeJob, process_of: Callable[[Job], int], number: int
-    ) -> None:
-        executor, job = make_executor(1), make_job()
-        executor.start(job)
-        next_event(executor)
-        os.kill(process_of(job), number)
-        ended = next_event(executor)
-        name = {item.value: item.name for item in signal.Signals}.get(number, f"signal {number}")
-        assert isinstance(ended, Ended)
-        assert name in (ended.fault or "")
-        assert TrialFolder(job.folder).result() is None
-        assert (executor.has_room, list(executor.running)) == (True, [])
-
-    def test_says_with_which_exit_code_a_trial_ended(self, make_executor: Make, make_job: MakeJob) -> None:
-        executor = make_executor(1)
-        executor.start(replace(make_job(), params={"training.epochs": Exits()}))
-        assert next_event(executor) == Ended(0, "the process ended with exit code 3")
-
     def test_a_folder_that_is_unusable_halts_the_trial(
         self, make_executor: Make, make_job: MakeJob, tmp_path: Path
     ) -> None:
@@ -157,22 +118,6 @@ class TestExecutor:
         event = next_event(executor)
         assert isinstance(event, Halted)
         assert "Not a directory" in event.reason
-
-    def test_a_fault_of_the_program_is_logged_and_fails_the_trial(self, make_executor: Make, make_job: MakeJob) -> None:
-        job = make_job(7)
-        training = job.config.training.model_copy(update={"precision": "float99"})  # no check lets that through
-        job = replace(job, config=job.config.model_copy(update={"training": training}))
-        executor = make_executor(1)
-        executor.start(job)
-        assert next_event(executor) == Ended(7, None)
-        result = TrialFolder(job.folder).result()
-        assert result is not None
-        assert (result.trial, result.state, result.reason) == (
-            7,
-            "failed",
-            "AttributeError: module 'torch' has no attribute 'float99'",
-        )
-        assert "Traceback (most recent call last)" in (job.folder / "log.txt").read_text()
 
     def test_a_refusal_fails_the_trial_in_its_own_words(self, make_executor: Make, make_job: MakeJob) -> None:
         executor, job = make_executor(1), make_job(0, {"data.val": "nowhere.csv"})
@@ -205,6 +150,74 @@ class TestExecutor:
         assert event.reason.startswith(f"{metrics}:1: is damaged: ")
         assert metrics.read_text() == "{}\n" and not (job.folder / "result.json").exists()
 
+    def test_waits_in_vain_no_longer_than_asked(self, make_executor: Make) -> None:
+        assert make_executor(1).wait(0.01) == []
+
+
+@pytest.mark.parametrize("make_executor", ["local"], indirect=True)
+class TestProcesses:
+    """What those do that start processes: several trials at a time, none of which harms another or this process."""
+
+    def test_runs_more_trials_than_it_has_slots(self, make_executor: Make, make_job: MakeJob) -> None:
+        executor = make_executor(2)
+        jobs = [make_job(number, {"training.epochs": 1 + number}) for number in range(3)]
+        for job in jobs[:2]:
+            assert executor.has_room
+            executor.start(job)
+        assert not executor.has_room
+        assert sorted(executor.running) == [0, 1]
+        heard: list[Reported | Ended] = []
+        while not executor.has_room:
+            for event in executor.wait(PATIENCE):
+                heard.append(event)
+                if isinstance(event, Reported):
+                    executor.answer(event.number, "go on")
+        executor.start(jobs[2])
+        heard += run_out(executor)
+        assert [steps(heard, number) for number in range(3)] == [[1], [1, 2], [1, 2, 3]]
+        assert sorted(event.number for event in heard if isinstance(event, Ended)) == [0, 1, 2]
+        assert all(event.fault is None for event in heard if isinstance(event, Ended))
+        for job in jobs:
+            result = TrialFolder(job.folder).result()
+            assert result is not None
+            assert (result.state, result.trial, result.params) == ("complete", job.number, job.params)
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGRTMIN + 3])
+    def test_says_which_signal_ended_a_trial(
+        self, make_executor: Make, make_job: MakeJob, process_of: Callable[[Job], int], number: int
+    ) -> None:
+        executor, job = make_executor(1), make_job()
+        executor.start(job)
+        next_event(executor)
+        os.kill(process_of(job), number)
+        ended = next_event(executor)
+        name = {item.value: item.name for item in signal.Signals}.get(number, f"signal {number}")
+        assert isinstance(ended, Ended)
+        assert name in (ended.fault or "")
+        assert TrialFolder(job.folder).result() is None
+        assert (executor.has_room, list(executor.running)) == (True, [])
+
+    def test_says_with_which_exit_code_a_trial_ended(self, make_executor: Make, make_job: MakeJob) -> None:
+        executor = make_executor(1)
+        executor.start(replace(make_job(), params={"training.epochs": Exits()}))
+        assert next_event(executor) == Ended(0, "the process ended with exit code 3")
+
+    def test_a_fault_of_the_program_is_logged_and_fails_the_trial(self, make_executor: Make, make_job: MakeJob) -> None:
+        job = make_job(7)
+        training = job.config.training.model_copy(update={"precision": "float99"})  # no check lets that through
+        job = replace(job, config=job.config.model_copy(update={"training": training}))
+        executor = make_executor(1)
+        executor.start(job)
+        assert next_event(executor) == Ended(7, None)
+        result = TrialFolder(job.folder).result()
+        assert result is not None
+        assert (result.trial, result.state, result.reason) == (
+            7,
+            "failed",
+            "AttributeError: module 'torch' has no attribute 'float99'",
+        )
+        assert "Traceback (most recent call last)" in (job.folder / "log.txt").read_text()
+
     @pytest.mark.parametrize("victim", [0, 1])
     def test_hears_of_a_death_while_another_trial_lives(
         self, make_executor: Make, make_job: MakeJob, process_of: Callable[[Job], int], victim: int
@@ -234,6 +247,3 @@ class TestExecutor:
         assert not any(psutil.pid_exists(process) for process in processes)
         assert list(executor.running) == []
         assert all(TrialFolder(job.folder).result() is None for job in jobs)
-
-    def test_waits_in_vain_no_longer_than_asked(self, make_executor: Make) -> None:
-        assert make_executor(1).wait(0.01) == []

@@ -130,6 +130,8 @@ class NniBackend:
     @contextmanager
     def launch(self, request: StudyRequest, options: LaunchOptions) -> Iterator[RunningStudy | None]:
         """Starts a study's node, or joins the one that runs; yields None where the study is finished."""
+        if options.executor != "local":
+            raise ConfigError(f"`executor={options.executor}`: NNI starts its trials itself", "use `backend=optuna`")
         nni = NniFolder(request.folder)
         with attached(nni):
             if (node := running_node(nni)) is not None:

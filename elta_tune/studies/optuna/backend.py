@@ -89,15 +89,16 @@ class OptunaBackend:
                 OptunaStudy(folder, plan, cache).unfinished()  # tells its database what a kill kept from it
                 yield None
                 return
-            from elta_tune.executors.local import LocalExecutor
+            from elta_tune.executors import load_executor
 
-            LocalExecutor.prepare()  # which imports what trials need while this process does
+            executor = load_executor(options.executor)
+            executor.prepare()  # which imports what trials need while this process does
             slots, dataset = prepare_study(plan, options)
             from elta_tune.studies.optuna.study import OptunaStudy
             from elta_tune.studies.optuna.supervisor import Supervisor
 
             record_request(request, plan)
-            supervisor = Supervisor(OptunaStudy(folder, plan, cache), LocalExecutor(slots))
+            supervisor = Supervisor(OptunaStudy(folder, plan, cache), executor(slots))
             yield OptunaRun(supervisor, folder, plan, resumed, dataset, slots, supervisor.study.seconds_run)
 
     def find_running(self, folder: StudyFolder) -> RunningStudy | None:
