@@ -410,6 +410,11 @@ class TrialConfig(Section):
         """
         return parse(TrialConfig, Document(source, _with(self.model_dump(mode="json"), values, source)))
 
+    def differences(self, other: TrialConfig) -> list[str]:
+        """``optim.lr: 0.1 → 0.2`` for each field that differs in another recipe."""
+        pairs = ((name, self.get(name), other.get(name)) for name in FIELDS)
+        return [f"{name}: {shown(own)} → {shown(its)}" for name, own, its in pairs if own != its]
+
     def to_yaml(self) -> str:
         """The complete document, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
 from elta_tune.errors import ConfigError
+from elta_tune.files import read_regular
 from elta_tune.suggestions import did_you_mean, suggest_field
 
 Model = TypeVar("Model", bound="Section")
@@ -159,7 +160,7 @@ def read_document(path: Path) -> Document:
         ConfigError: the file can't be read, is no YAML, is no mapping or holds keys twice.
     """
     try:
-        content, keys = _read_yaml(path.read_text(encoding="utf-8"))
+        content, keys = _read_yaml(read_regular(path).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

@@ -5,7 +5,9 @@
     ├── DataError            a rating file or its images are wrong: file, line, field
     ├── ModelError           a backbone or its weights are unavailable
     ├── StudyError           a study or trial can't be opened, continued or exported
-    │   └── DamagedError     a file of it is damaged or can't be read
+    │   └── DamagedError     a file of it is damaged
+    │       ├── UnreadableError  it can't be read
+    │       └── MismatchError    it is of another trial
     └── TrialError           a training ended without a result; the trial becomes failed, the study goes on
         ├── DivergedError    the loss is not finite
         └── OutOfMemoryError the device has no memory left
@@ -71,6 +73,16 @@ class StudyError(EltaTuneError):
 
 class DamagedError(StudyError):
     """A file of a study or a trial is damaged, or can't be read."""
+
+
+class UnreadableError(DamagedError):
+    """A file of a study or a trial can't be read: the system refuses, it is not a regular file, or it is of a newer
+    version. Its content may be sound.
+    """
+
+
+class MismatchError(DamagedError):
+    """A folder holds another trial than the one that is to be trained there."""
 
 
 class TrialError(EltaTuneError):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from elta_tune.errors import DamagedError
+from elta_tune.errors import DamagedError, UnreadableError
 from elta_tune.locks import lock_of, waiting
 
 if TYPE_CHECKING:
@@ -141,17 +141,27 @@ def read_regular(path: Path, *, limit: int = LARGEST) -> bytes:
         return file.read(status.st_size)
 
 
+def check_regular(path: Path) -> None:
+    """Refuses what another library must not open, as it could block it.
+
+    Raises:
+        OSError: there is no such file, or it is not a regular one.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
 
 @contextlib.contextmanager
 def damage_errors(path: Path) -> Iterator[None]:
-    """Raises a DamagedError that names the file for an OSError of the block."""
+    """Raises an UnreadableError that names the file for an OSError of the block."""
     try:
         yield
     except OSError as error:
-        raise DamagedError(f"{error.filename or path}: {error.strerror or error}") from error
+        raise UnreadableError(f"{error.filename or path}: {error.strerror or error}") from error
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:

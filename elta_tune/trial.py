@@ -127,12 +127,12 @@ def trial_epochs(
     nni_trial_id: str | None = None,
 ) -> Generator[EpochRecord, None, TrialResult]:
     """`run_trial` without a reporter: yields each epoch to a caller, who throws in `TrialPruned` or `TrialStopped`."""
-    folder.create(config.to_yaml())
+    folder.create(config)
     if (earlier := folder.result()) is not None:
         folder.clear()
         return earlier
     dataset = open_dataset(config.data, cache)
-    resume = folder.checkpoint()
+    resume = folder.resume_point()
     started = time.monotonic() - (resume.record.elapsed if resume else 0.0)
     state, reason = yield from _train(config, dataset, folder, resume, device=device, cache=cache, started=started)
     saved = folder.checkpoint()
@@ -189,7 +189,13 @@ def _train(
 def record_failure(
     folder: TrialFolder, reason: str, number: int, params: Mapping[str, Any], *, nni_trial_id: str | None = None
 ) -> None:
-    """Writes the `result.json` of a trial that could not write its own, with what its checkpoint has."""
+    """Writes the `result.json` of a trial that could not write its own, with what its checkpoint has.
+
+    Raises:
+        StudyError: it has a result that can't be read; one that can be read stays as it is.
+    """
+    if folder.result() is not None:
+        return
     try:
         saved = folder.checkpoint()
     except Exception:  # a checkpoint that can't be read may be the very fault

@@ -51,6 +51,16 @@ class StudyFolder:
         numbers = sorted(int(path.name) for path in (self.path / "trials").glob("[0-9]*") if path.name.isdigit())
         return [(number, self.trial(number)) for number in numbers]
 
+    def restart_damaged(self) -> list[str]:
+        """Lets each unfinished trial begin again whose saved state is damaged; returns a line for each.
+
+        Raises:
+            StudyError: a file can't be read, or the result of a trial is damaged.
+        """
+        trials = ((number, folder) for number, folder in self.trials() if folder.result() is None)
+        lines = ((number, folder.restart_if_damaged()) for number, folder in trials)
+        return [f"trial {number}: {line}" for number, line in lines if line is not None]
+
     def results(self) -> list[TrialResult]:
         """`result.json` of all finished trials, by number."""
         return [result for _, folder in self.trials() if (result := folder.result()) is not None]

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import faulthandler
+import io
 import os
+import pickle
+import shutil
 import sys
+import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from elta_tune.errors import StudyError
+from safetensors import SafetensorError, safe_open
+
+from elta_tune.config import TrialConfig
+from elta_tune.documents import parse, read_document
+from elta_tune.errors import ConfigError, DamagedError, MismatchError, StudyError, UnreadableError
 from elta_tune.files import (
+    check_regular,
     damage_errors,
     parse_json,
     read_regular,
@@ -57,24 +68,101 @@ class TrialFolder:
         self.lock_file = path / "trial.lock"
         self._next_best = path / "best.next.safetensors"
 
-    def create(self, config_yaml: str) -> None:
-        """Makes the folder, or checks that the one that is there trains the same.
-
-        A checkpoint whose best weights are gone is removed: no training can go on from it, so the trial begins again.
-        The epochs that were reported stay so: on a CPU they are the same again.
+    def create(self, config: TrialConfig) -> None:
+        """Makes the folder, or checks that the one that exists is of the same recipe: what its file leaves out is the
+        default. If the saved state of an unfinished trial is damaged, the trial begins again.
 
         Raises:
-            StudyError: the folder holds another configuration.
+            MismatchError: the folder holds another configuration.
+            UnreadableError: its files can't be read.
             OSError: it can't be made.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.path)
+        if self.result() is None:
+            self.restart_if_damaged()
         if not self.config_file.exists():
-            write_text(self.config_file, config_yaml)
-        elif self.config_file.read_text(encoding="utf-8") != config_yaml:
-            raise StudyError(f"{self.config_file}: another configuration was trained here", "choose another --out")
-        if not (self.best_file.exists() or self._next_best.exists()):
-            self.last_file.unlink(missing_ok=True)
+            write_text(self.config_file, config.to_yaml())
+        elif differences := self.config().differences(config):
+            problem = f"{self.config_file}: another configuration was trained here: {'; '.join(differences)}"
+            raise MismatchError(problem, "choose another folder; the trial is kept as it is")
+
+    def config(self) -> TrialConfig:
+        """`config.yaml`.
+
+        Raises:
+            DamagedError: it is damaged.
+            UnreadableError: it can't be read, or has fields or values that this version does not know.
+        """
+        with damage_errors(self.config_file):
+            content = read_regular(self.config_file)
+        try:
+            document = read_document(self.config_file)
+        except ConfigError as error:
+            raise DamagedError(f"{self.config_file}: is damaged: {error.message}") from error
+        missing = [name for name in TrialConfig.model_fields if name not in document.content]
+        if missing or not content.endswith(b"\n"):
+            raise DamagedError(f"{self.config_file}: is damaged: {', '.join(missing) or 'its end'} is missing")
+        try:
+            return parse(TrialConfig, document)
+        except ConfigError as error:
+            raise UnreadableError(error.message, "if a newer version of elta-tune wrote it, update") from error
+
+    def restart_if_damaged(self) -> str | None:
+        """Removes the saved state of an unfinished trial if it is damaged, so that the trial begins again.
+
+        Returns:
+            What was damaged, as one line, which also goes to `log.txt`; None if nothing was.
+
+        Raises:
+            UnreadableError: a file can't be read: its content may be sound, so nothing is removed.
+        """
+        try:
+            self._check_config()
+            self._check_state()
+        except UnreadableError:
+            raise
+        except DamagedError as error:
+            return self.restart(error.message)
+        return None
+
+    def _check_config(self) -> None:
+        if self.config_file.exists():
+            self.config()
+
+    def _check_state(self) -> None:
+        """Checks all that a resume reads, without torch; the content of `last.ckpt` only by its checksums."""
+        epochs = self.epochs()
+        if epochs and not self.last_file.exists():
+            raise DamagedError(f"{self.last_file}: is missing")
+        if self.last_file.exists():
+            step, best_step = _saved_steps(self.last_file)
+            if [record.step for record in epochs[: step - 1]] != list(range(1, step)):  # its own line may be missing
+                raise DamagedError(f"{self.metrics_file}: is damaged: it lacks epochs before step {step}")
+            weights = [_weights_step(file) for file in (self.best_file, self._next_best) if file.exists()]
+            if best_step not in weights:
+                raise DamagedError(f"{self.best_file}: is not of step {best_step}, the best one, or is missing")
+        counts = {record.round: record.pseudo_labels for record in epochs}
+        for number, count in counts.items():
+            if (file := self._pseudo_labels_file(number)).exists() or (0 < number <= self._rounds() and count):
+                _check_pseudo_labels(file, count)
+
+    def _rounds(self) -> int:
+        return self.config().self_training.rounds if self.config_file.exists() else 0
+
+    def restart(self, reason: str) -> str:
+        """Removes the saved state; returns a line that says so, which also goes to `log.txt`."""
+        line = f"{reason}; the trial begins again"
+        try:
+            self._check_config()
+        except DamagedError:
+            self.config_file.unlink(missing_ok=True)
+        for file in (self.last_file, self.best_file, self._next_best, self.metrics_file):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "pseudo_labels", ignore_errors=True)
+        with self.log_file.open("a", encoding="utf-8", errors="backslashreplace") as log:
+            log.write(f"{line}\n")
+        return line
 
     def lock(self) -> contextlib.AbstractContextManager[int]:
         """Holds the folder of a trial that no study holds.
@@ -184,22 +272,42 @@ class TrialFolder:
             file.truncate(len(whole))
             file.write((to_json(record.to_dict()) + "\n").encode())
 
+    def resume_point(self) -> SavedEpoch | None:
+        """`checkpoint`, or None if it is damaged: then the trial begins again."""
+        try:
+            return self.checkpoint()
+        except UnreadableError:
+            raise
+        except DamagedError as error:
+            self.restart(error.message)
+            return None
+
     def checkpoint(self) -> SavedEpoch | None:
-        """`last.ckpt` with the weights of the best epoch, or None if no epoch was saved."""
+        """`last.ckpt` with the weights of the best epoch, or None if no epoch was saved.
+
+        Raises:
+            DamagedError: it is damaged, or its best weights are.
+        """
         if not self.last_file.exists():
             return None
         import torch
-        from safetensors import safe_open
         from safetensors.torch import load_file
 
-        content: dict[str, Any] = torch.load(self.last_file, map_location="cpu", weights_only=True)
-        best = Best(**{name: content["best"][name] for name in ("step", "round", "epoch", "value", "metrics")})
-        if self._next_best.exists():
-            with safe_open(self._next_best, framework="pt") as file:
-                belongs = file.metadata()["step"] == str(best.step)
-            self._next_best.replace(self.best_file) if belongs else self._next_best.unlink()
-        record = EpochRecord.from_dict(parse_json(to_json(content["record"]).encode(), ""), f"{self.last_file}: record")
-        return SavedEpoch(record, best, {**content, "best_weights": load_file(self.best_file)})
+        _, best_step = _saved_steps(self.last_file)
+        try:
+            content: dict[str, Any] = torch.load(self.last_file, map_location="cpu", weights_only=True)
+            best = Best(**{name: content["best"][name] for name in ("step", "round", "epoch", "value", "metrics")})
+            record = EpochRecord.from_dict(parse_json(to_json(content["record"]).encode(), ""), "record")
+            if self._next_best.exists():
+                belongs = _weights_step(self._next_best) == best_step
+                self._next_best.replace(self.best_file) if belongs else self._next_best.unlink()
+            if not self.best_file.exists() or _weights_step(self.best_file) != best_step:
+                raise DamagedError(f"{self.best_file}: is not of step {best_step}, the best one, or is missing")
+            return SavedEpoch(record, best, {**content, "best_weights": load_file(self.best_file)})
+        except (DamagedError, OSError):
+            raise
+        except Exception as error:  # whatever torch and safetensors raise for content that is not theirs
+            raise DamagedError(f"{self.last_file}: is damaged: {type(error).__name__}: {error}") from error
 
     def finish(self, result: TrialResult, predictions: pd.DataFrame | None) -> None:
         """Writes the validation predictions of the best epoch, if there is one, and `result.json` as the last file."""
@@ -213,6 +321,61 @@ class TrialFolder:
         self.last_file.unlink(missing_ok=True)
         self._next_best.unlink(missing_ok=True)
         remove_leftovers(self.path)
+
+
+class _PlainValues(pickle.Unpickler):
+    """Reads the plain values of a pickle; it makes no other objects and runs no code of the file."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Dictionaries with an order are plain; whatever else is named becomes None."""
+        return OrderedDict if (module, name) == ("collections", "OrderedDict") else lambda *_: None
+
+    def persistent_load(self, pid: object) -> None:
+        """The storage of a tensor."""
+
+
+def _saved_steps(file: Path) -> tuple[int, int]:
+    """The step that `last.ckpt` was saved after, and the best one; without torch, which may never return from a file
+    that was cut.
+
+    Raises:
+        DamagedError: it is not whole.
+    """
+    with damage_errors(file):
+        check_regular(file)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if (broken := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {broken} differs")
+                name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                content = _PlainValues(io.BytesIO(archive.read(name))).load()
+                return int(content["step"]), int(content["best"]["step"])
+        except OSError:
+            raise
+        except Exception as error:  # whatever zipfile, zlib and pickle raise for content that is not theirs
+            raise DamagedError(f"{file}: is damaged: {type(error).__name__}: {error}") from error
+
+
+def _weights_step(file: Path) -> int:
+    """The step that the weights in a file are of."""
+    with damage_errors(file):
+        check_regular(file)
+        try:
+            with safe_open(file, framework="np") as opened:
+                return int(opened.metadata()["step"])
+        except (SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise DamagedError(f"{file}: is damaged: {error}") from error
+
+
+def _check_pseudo_labels(file: Path, count: int) -> None:
+    with damage_errors(file):
+        text = read_regular(file, limit=2**32).decode("utf-8", "replace") if file.exists() else ""
+    try:
+        scores = [float(row["score"]) for row in csv.DictReader(io.StringIO(text, newline=""))]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise DamagedError(f"{file}: is damaged: {error}") from error
+    if len(scores) != count or not text.endswith("\n"):
+        raise DamagedError(f"{file}: is damaged: it has {len(scores)} of {count} pseudo-labels")
 
 
 @contextlib.contextmanager

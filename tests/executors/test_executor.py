@@ -127,28 +127,27 @@ class TestExecutor:
         assert result is not None
         assert "nowhere.csv" in result.reason
 
-    def test_a_folder_of_another_configuration_fails_the_trial(self, make_executor: Make, make_job: MakeJob) -> None:
-        """It can't be mended, and the study has other trials."""
+    def test_another_configuration_halts_and_loses_nothing(self, make_executor: Make, make_job: MakeJob) -> None:
         executor, job = make_executor(1), make_job(0)
-        TrialFolder(job.folder).create("seed: 7\n")
-        executor.start(job)
-        assert next_event(executor) == Ended(0, None)
-        result = TrialFolder(job.folder).result()
-        assert result is not None
-        assert "another configuration was trained here" in result.reason
-
-    def test_a_damaged_folder_halts_the_trial_and_is_left_as_it_is(
-        self, make_executor: Make, make_job: MakeJob
-    ) -> None:
-        executor, job = make_executor(1), make_job(0)
-        job.folder.mkdir()
-        metrics = job.folder / "metrics.jsonl"
-        metrics.write_text("{}\n")
+        folder = TrialFolder(job.folder)
+        folder.create(job.config.replace({"seed": 7}))
+        before = folder.config_file.read_bytes()
         executor.start(job)
         event = next_event(executor)
         assert isinstance(event, Halted)
-        assert event.reason.startswith(f"{metrics}:1: is damaged: ")
-        assert metrics.read_text() == "{}\n" and not (job.folder / "result.json").exists()
+        assert "another configuration was trained here: seed: 7 → 0" in event.reason
+        assert folder.config_file.read_bytes() == before
+        assert not folder.result_file.exists()
+
+    def test_an_unreadable_folder_halts_and_loses_nothing(self, make_executor: Make, make_job: MakeJob) -> None:
+        executor, job = make_executor(1), make_job(0)
+        metrics = job.folder / "metrics.jsonl"
+        metrics.mkdir(parents=True)
+        executor.start(job)
+        event = next_event(executor)
+        assert isinstance(event, Halted)
+        assert event.reason == f"{metrics}: Is a directory"
+        assert metrics.is_dir() and not (job.folder / "result.json").exists()
 
     def test_waits_in_vain_no_longer_than_asked(self, make_executor: Make) -> None:
         assert make_executor(1).wait(0.01) == []

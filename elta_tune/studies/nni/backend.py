@@ -234,7 +234,7 @@ def start_study(request: StudyRequest, options: LaunchOptions, lock: int) -> Ite
     """
     folder, nni = request.folder, NniFolder(request.folder)
     plan, resumed = resolve_plan(request), folder.exists()
-    before = fault(nni) if nni.ended() else None
+    before, notes = fault(nni) if nni.ended() else None, folder.restart_damaged()
     reconcile(folder, plan)
     if is_finished(folder, plan):
         yield None
@@ -242,7 +242,7 @@ def start_study(request: StudyRequest, options: LaunchOptions, lock: int) -> Ite
     slots, dataset = prepare_study(plan, options)
     record_request(request, plan)
     workers = Workers(slots=tuple(slots), cache=options.cache.absolute())
-    notes = [] if before is None else [f"it had ended: {before.message}"]
+    notes += [] if before is None else [f"it had ended: {before.message}"]
     try:
         node = start(folder, plan, workers, options.port, lock)
         yield NniRun(folder, plan, node, workers, resumed, False, dataset, notes)

@@ -95,7 +95,7 @@ def reconcile(folder: StudyFolder, plan: StudyPlan) -> None:
     for job in map(feed.job, jobs):
         trial = folder.trial(job.number)
         if not trial.config_file.exists():
-            trial.create(job.config.to_yaml())
+            trial.create(job.config)
 
 
 class EventFeed:
@@ -130,7 +130,7 @@ class EventFeed:
     def _fail(self, nni_job: NniJob, trial: TrialFolder) -> None:
         job = self.job(nni_job)
         with damage_errors(trial.path):
-            trial.create(job.config.to_yaml())
+            trial.create(job.config)
         by_hand = nni_job.status == "USER_CANCELED"
         reason = nni_job.message or ("cancelled in the web UI" if by_hand else "the process ended without a result")
         from elta_tune.trial import record_failure  # torch, which a view does not need

@@ -82,7 +82,7 @@ class OptunaBackend:
         """Holds a study and makes it ready to run; yields None where it is finished."""
         folder, cache = request.folder, options.cache.absolute()
         with study_lock(folder):
-            plan, resumed = resolve_plan(request), folder.exists()
+            plan, resumed, notes = resolve_plan(request), folder.exists(), folder.restart_damaged()
             if is_finished(folder, plan):
                 from elta_tune.studies.optuna.study import OptunaStudy
 
@@ -99,7 +99,8 @@ class OptunaBackend:
 
             record_request(request, plan)
             supervisor = Supervisor(OptunaStudy(folder, plan, cache), executor(slots))
-            yield OptunaRun(supervisor, folder, plan, resumed, dataset, slots, supervisor.study.seconds_run)
+            before = supervisor.study.seconds_run
+            yield OptunaRun(supervisor, folder, plan, resumed, dataset, slots, before, notes=notes)
 
     def find_running(self, folder: StudyFolder) -> RunningStudy | None:
         """None: only the command that runs a study can follow it."""

@@ -51,7 +51,7 @@ def ask(tuner, plan, numbers):
 
 def train(folder, plan, number, params):
     """What a trial leaves that has begun."""
-    folder.trial(number).create(plan.recipe.replace(params).to_yaml())
+    folder.trial(number).create(plan.recipe.replace(params))
 
 
 SAMPLERS = ["tpe", "random", "grid", "evolution"]

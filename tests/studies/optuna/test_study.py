@@ -58,7 +58,8 @@ class CurveExecutor:
     def start(self, job: Job) -> None:
         self._jobs[job.number] = job
         folder = TrialFolder(job.folder)
-        folder.create(job.config.to_yaml())
+        if not folder.config_file.exists():
+            folder.create(job.config)
         self.started.append((job.number, len(folder.epochs()) + 1))
         if folder.epochs():  # as a training does, that cannot know whether its last epoch was heard
             self._report(job.number)
@@ -137,7 +138,7 @@ class FailingExecutor(CurveExecutor):
 
     def start(self, job: Job) -> None:
         self._jobs[job.number] = job
-        TrialFolder(job.folder).create(job.config.to_yaml())
+        TrialFolder(job.folder).create(job.config)
         reason = ("out of memory", "the loss became nan")[job.number % 2]
         record_failure(TrialFolder(job.folder), reason, job.number, job.params)
         self._ready.append(Ended(job.number, None))

@@ -22,7 +22,7 @@ from elta_tune.errors import StudyError
 from elta_tune.files import to_json
 from elta_tune.records import EpochRecord, StudyFolder, TrialFolder, find_studies, open_study
 from elta_tune.training.self_training import Epoch, self_training_rounds
-from elta_tune.trial import NoReporter, TrialStopped, record_failure, run_trial
+from elta_tune.trial import record_failure
 
 
 class Killed(BaseException):
@@ -104,7 +104,7 @@ def two_good_epochs(recipe: TrialConfig, cache: Path, folder: TrialFolder) -> It
         epochs = list(self_training_rounds(config, dataset, torch.device("cpu")))[:2]
         if epochs[1].is_best:
             break
-    folder.create(config.to_yaml())
+    folder.create(config)
     yield from self_training_rounds(config, dataset, torch.device("cpu"))
 
 
@@ -146,25 +146,6 @@ def test_weights_and_checkpoint_belong_together_after_a_kill_at_any_rename(
     assert all(torch.equal(value, expected[name]) for name, value in checkpoint.state["best_weights"].items())
     assert all(torch.equal(value, expected[name]) for name, value in load_file(folder.best_file).items())
     assert not (folder.path / "best.next.safetensors").exists()
-
-
-class Stop:
-    """Stops a trial after each of its epochs."""
-
-    def report(self, record: EpochRecord) -> None:
-        raise TrialStopped
-
-
-def test_a_trial_whose_best_weights_are_gone_begins_anew(recipe: TrialConfig, cache: Path, tmp_path: Path) -> None:
-    folder = TrialFolder(tmp_path)
-    with pytest.raises(TrialStopped):
-        run_trial(recipe, folder, Stop(), cache=cache)
-    before = folder.epochs()
-    folder.best_file.unlink()
-    assert run_trial(recipe, folder, NoReporter(), cache=cache).state == "complete"
-    assert [record.step for record in folder.epochs()] == [1, 2]
-    assert folder.epochs()[:1] == before
-    assert folder.best_file.exists()
 
 
 def test_a_folder_without_a_checkpoint_has_none(tmp_path: Path) -> None:
@@ -305,15 +286,15 @@ def study_with(runs: Path, name: str, *states: str) -> StudyFolder:
     study = StudyFolder(runs / name)
     study.create("name: x\n")
     for number, state in enumerate(states):
-        study.trial(number).create("seed: 0\n")
+        study.trial(number).create(TrialConfig())
         study.trial(number).finish(trial_result(number, state), None)
     return study
 
 
 def test_a_study_counts_what_ended_and_lists_trials_by_number(tmp_path: Path) -> None:
     study = study_with(tmp_path, "one", "complete", "pruned", "failed", "complete")
-    study.trial(12345).create("seed: 0\n")
-    study.trial(9999).create("seed: 0\n")
+    study.trial(12345).create(TrialConfig())
+    study.trial(9999).create(TrialConfig())
     assert [number for number, _ in study.trials()] == [0, 1, 2, 3, 9999, 12345]
     assert [result.state for result in study.results()] == ["complete", "pruned", "failed", "complete"]
     assert study.used_budget() == 3
