@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
     from elta_tune.config import TrialConfig
     from elta_tune.data.cache.images import Progress
+    from elta_tune.data.cache.inventory import Entry
     from elta_tune.data.splits import LabelledName
+    from elta_tune.errors import EltaTuneError
     from elta_tune.models.checkpoint import Checkpoint
     from elta_tune.models.formats.kinds import Kind
     from elta_tune.models.released import Head
     from elta_tune.records import EpochRecord, StudyFolder, TrialResult
     from elta_tune.results.evaluate import Evaluation
     from elta_tune.results.predict import Prediction
+    from elta_tune.results.sharpen import Sharpened
     from elta_tune.studies.events import Event
     from elta_tune.studies.plan import StudyPlan
 
@@ -420,6 +423,245 @@ def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, A
         "config": str(folder.config_file),
         "recipe": recipe and {name: getattr(recipe, name) for name in ("trial", "state", "value", "metrics")},
     }
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written model; `difference` is the largest one between what the file, read back, and the model predict."""
+
+    file: Path
+    difference: float
+
+
+def export(
+    model: File | Checkpoint,
+    kind: Kind,
+    output: File | None = None,
+    *,
+    force: bool = False,
+    head: Head | None = None,
+    runs: File = RUNS,
+) -> Exported:
+    """Writes any model in another format, reads it back and compares.
+
+    Args:
+        model, head: as in `evaluate`.
+        kind: ckpt, safetensors, onnx, timm or hf.
+        output: the file, a folder for hf; left out, `best.…` in this folder.
+        force: replaces an existing file.
+        runs: folder of the studies.
+
+    Raises:
+        EltaTuneError: there is no such model or format, the output exists, or it predicts something else.
+    """
+    from elta_tune.models.formats.kinds import exported_file
+
+    file = exported_file(kind, None if output is None else Path(output), force)
+    from elta_tune.models.formats.convert import write_model
+
+    return Exported(file, write_model(_checkpoint(model, runs, head), file, kind))
+
+
+def sharpen(
+    predictions: File,
+    *,
+    holdout: File | float = 0.5,
+    space: File = "default.yaml",
+    metric: str = "balanced",
+    trials: int = 200,
+    out: File | None = None,
+    force: bool = False,
+    overrides: Mapping[str, Any] | None = None,
+) -> Sharpened:
+    """Searches temperature and threshold of the sharpening on existing predictions.
+
+    Args:
+        predictions: a file of image_id, score, score2, score3 …: the pool.
+        holdout: a file of predictions with gt, by which choices are judged, or a share of `predictions`.
+        space: a search space, of which the parameters of sharpening vary.
+        metric: of the pseudo-labels of the hold-out: balanced, or a metric that compares scores.
+        trials: temperatures and thresholds to try.
+        out: a file for the pseudo-labels.
+        force: replaces an existing file.
+        overrides: other values of the recipe's fields, by dotted names.
+
+    Raises:
+        EltaTuneError: a file or an argument is wrong, or nothing that was tried selects enough of both tails.
+    """
+    from elta_tune.config import TrialConfig
+    from elta_tune.documents import find_document
+    from elta_tune.errors import ConfigError
+    from elta_tune.models.outputs import check_output, unwritable_told
+
+    if isinstance(holdout, float) and not 0 < holdout < 1:
+        raise ConfigError(f"`holdout={holdout:g}`: should be a file, or a share between 0 and 1")
+    if out is not None:
+        check_output(Path(out), force, "out")
+    from elta_tune.records import write_selection
+    from elta_tune.results.sharpen import load_sharpening, sharpen_predictions
+
+    recipe = TrialConfig().replace({"self_training.rounds": 1, **(overrides or {})}, source="`overrides`")
+    searched = load_sharpening(find_document(os.fspath(space), "search_spaces"), recipe)
+    judge = holdout if isinstance(holdout, float) else Path(holdout)
+    found = sharpen_predictions(Path(predictions), judge, searched, recipe, metric=metric, trials=trials)
+    if out is not None:
+        with unwritable_told(Path(out)):
+            write_selection(Path(out), found.labels.selection)
+    return found
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What a study would be trained on, and why it would be refused.
+
+    `report` is what `elta-tune data check --json` prints; `notes` are what the user should know.
+    """
+
+    report: dict[str, Any]
+    refusals: Sequence[EltaTuneError]
+    notes: Sequence[str]
+
+
+def check_data(
+    recipe: File,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    labels_only: bool = False,
+    limit_gb: float | None = None,
+    cache: File | None = None,
+    progress: Progress | None = None,
+) -> DataCheck:
+    """Checks the data of a recipe as a study does. Images that are not in the cache are decoded.
+
+    Args:
+        recipe: a file, or the name of one that ships.
+        overrides: other values of its fields, by dotted names.
+        labels_only: looks at no image.
+        limit_gb: most gigabytes that may be written to the cache.
+        cache: folder of decoded images; None: the command's.
+        progress: is called with (done, total, what).
+
+    Raises:
+        EltaTuneError: the recipe is wrong, or there is no room for the decoded images.
+    """
+    from elta_tune.data.report import describe
+
+    config, place, show = _recipe(recipe, overrides), _cache(cache), progress or _no_progress
+    if labels_only:  # which needs no torch
+        from elta_tune.data.check import examine
+
+        examined = examine(config.data, place, show, recipes=[config], labels_only=True)
+    else:
+        from elta_tune.studies import preflight
+
+        examined = preflight.check([config], place, show, limit=_bytes(limit_gb))
+    return DataCheck(describe(examined), examined.refusals, examined.notes)
+
+
+def decode_images(
+    recipe: File,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    limit_gb: float | None = None,
+    dry_run: bool = False,
+    cache: File | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Decodes the images of a recipe, once for all studies.
+
+    Args:
+        recipe, overrides, limit_gb, cache, progress: as in `check_data`.
+        dry_run: only looks how much there is to decode.
+
+    Returns:
+        What is in the cache afterwards, as `elta-tune data cache RECIPE --json` prints it.
+
+    Raises:
+        EltaTuneError: recipe or data are wrong, or decoding takes more than the limit or than is free on the disk.
+    """
+    from elta_tune.data.demo import with_demo
+    from elta_tune.data.images import decode_files, find_files, look_up_files
+    from elta_tune.data.report import describe_cache
+    from elta_tune.data.splits import read_splits
+
+    show, place = progress or _no_progress, _cache(cache)
+    data = with_demo(_recipe(recipe, overrides).data, place, show)
+    found = {name: find_files(data, name, ratings) for name, ratings in read_splits(data).all.items()}
+    cached = look_up_files(found, data, place)
+    if not dry_run:
+        cached = decode_files(cached, place, show, _bytes(limit_gb))
+    return describe_cache(found, cached, place)
+
+
+def list_cache(cache: File | None = None) -> list[Entry]:
+    """All parts of the cache of decoded images, the last used first."""
+    from elta_tune.data.cache.inventory import list_entries
+
+    return list_entries(_cache(cache))
+
+
+def remove_from_cache(key: str, cache: File | None = None) -> Entry:
+    """Removes a part of the cache; returns what it was.
+
+    Raises:
+        DataError: there is no such part, it is being written, or it can't be removed.
+    """
+    from elta_tune.data.cache.inventory import remove_entry
+
+    return remove_entry(_cache(cache), key)
+
+
+def check_space(space: File, recipe: File = "demo.yaml", *, overrides: Mapping[str, Any] | None = None) -> StudyPlan:
+    """Checks a search space against a recipe; returns the plan of a study of both.
+
+    Raises:
+        ConfigError: a file or an override is wrong, or the space does not fit the recipe.
+    """
+    from elta_tune.documents import find_document
+    from elta_tune.space.check import load_space
+    from elta_tune.studies.plan import make_plan
+
+    config = _recipe(recipe, overrides)
+    return make_plan(load_space(find_document(os.fspath(space), "search_spaces"), config), config)
+
+
+def space_to_nni(
+    space: File, recipe: File = "demo.yaml", *, overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A search space as NNI's `search_space`.
+
+    Raises:
+        ConfigError: as `check_space`, or NNI can't search this space.
+    """
+    from elta_tune.studies.nni.space import to_nni
+
+    plan = check_space(space, recipe, overrides=overrides)
+    return to_nni(plan.space, plan.recipe)
+
+
+def space_from_nni(file: File) -> str:
+    """NNI's `search_space` as a search space of ours, in YAML.
+
+    Args:
+        file: JSON or YAML of NNI's, or the script that starts it, which is not run.
+
+    Raises:
+        ConfigError: there is no search space in it, or it can't be converted.
+    """
+    from elta_tune.studies.nni.space_import import from_nni
+
+    return from_nni(Path(file))
+
+
+def _recipe(recipe: File, overrides: Mapping[str, Any] | None) -> TrialConfig:
+    from elta_tune.config import load_recipe
+    from elta_tune.documents import find_document
+
+    return load_recipe(find_document(os.fspath(recipe), "trials"), overrides or {})
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else round(gigabytes * 1e9)
 
 
 def _checkpoint(model: File | Checkpoint, runs: File, head: Head | None) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""`elta-tune data`: what a study would be made of, and the cache of decoded images."""
+"""`elta-tune data`: the data that a study is trained on, and the cache of decoded images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Limit = Annotated[float | None, typer.Option(min=0, help="Most gigabytes that ma
 def check(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A file, or the name of a recipe that ships.")],
     overrides: Set = None,
-    labels_only: Annotated[bool, typer.Option("--labels-only", help="Look at no image: none need be there.")] = False,
+    labels_only: Annotated[bool, typer.Option("--labels-only", help="Check rating files alone.")] = False,
     limit_gb: Limit = None,
     as_json: Json = False,
     cache: Cache = DEFAULT_CACHE,
@@ -28,115 +28,94 @@ def check(
 
     Images that are not in the cache are decoded. Exit code 2: a study would refuse to start.
     """
+    from elta_tune import api
     from elta_tune.cli.data_view import show_check
     from elta_tune.cli.progress import preparing
-    from elta_tune.cli.text import errors
-    from elta_tune.config import load_recipe
-    from elta_tune.data.check import examine
-    from elta_tune.data.report import describe
-    from elta_tune.documents import find_document
+    from elta_tune.cli.text import errors, note
+    from elta_tune.config import read_overrides
     from elta_tune.errors import combined
 
-    config = load_recipe(find_document(recipe, "trials"), overrides or ())
-    cache = cache.absolute()
     with preparing(errors) as progress:
-        if labels_only:  # which needs no torch
-            examined = examine(config.data, cache, progress, recipes=[config], labels_only=True)
-        else:
-            from elta_tune.studies import preflight
-
-            examined = preflight.check([config], cache, progress, limit=_bytes(limit_gb))
-    content = describe(examined)
-    for line in examined.notes:
-        errors.print(f"note: {line}", style="yellow", markup=False, soft_wrap=True)
+        found = api.check_data(
+            recipe,
+            overrides=read_overrides(overrides or ()),
+            labels_only=labels_only,
+            limit_gb=limit_gb,
+            cache=cache,
+            progress=progress,
+        )
+    for line in found.notes:
+        note(line)
     if as_json:
-        print_json(content)
-    elif content["splits"]:
-        show_check(content)
-    if examined.refusals:
-        raise combined(examined.refusals)
+        print_json(found.report)
+    elif found.report["splits"]:
+        show_check(found.report)
+    if found.refusals:
+        raise combined(found.refusals)
 
 
 @app.command("cache")
 def cache_(
-    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Left out: what the cache holds.")] = None,
+    recipe: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Left out: the whole cache.")] = None,
     overrides: Set = None,
     limit_gb: Limit = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be decoded.")] = False,
-    show: Annotated[bool, typer.Option("--list", help="Show what the cache holds.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show how much there is to decode.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Show the parts of the cache.")] = False,
     remove: Annotated[list[str] | None, typer.Option(metavar="KEY", help="Remove a part of it.")] = None,
     as_json: Json = False,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
-    """Decodes the images of a recipe, once for all studies. Without one: shows what the cache holds, or removes parts.
+    """Decodes the images of a recipe, once for all studies. Without a recipe: shows the cache, or removes parts of it.
 
-    How much it takes is said before. Exit code 2: that is more than --limit-gb, or than is free on the disk.
+    Shows first how much there is to decode. Exit code 2: it is more than --limit-gb, or than is free on the disk.
     """
     from elta_tune.errors import ConfigError
 
     if recipe is not None and (show or remove):
         raise ConfigError("--list and --remove: are for the whole cache; leave RECIPE out")
     if recipe is None:
-        _list(cache.absolute(), remove or [], as_json=as_json)
-    else:
-        _build(recipe, overrides or [], cache.absolute(), _bytes(limit_gb), dry_run=dry_run, as_json=as_json)
+        return _show_cache(cache, remove or [], as_json=as_json)
+    from functools import partial
 
-
-def _build(recipe: str, overrides: list[str], cache: Path, limit: int | None, *, dry_run: bool, as_json: bool) -> None:
+    from elta_tune import api
     from elta_tune.cli.data_view import show_plan
     from elta_tune.cli.progress import preparing
-    from elta_tune.cli.text import command, console, errors
-    from elta_tune.config import load_recipe
-    from elta_tune.data.demo import with_demo
-    from elta_tune.data.images import decode_files, find_files, look_up_files
-    from elta_tune.data.report import describe_cache
-    from elta_tune.data.splits import read_splits
-    from elta_tune.documents import find_document
+    from elta_tune.cli.text import command, errors, say
+    from elta_tune.config import read_overrides
 
-    config = load_recipe(find_document(recipe, "trials"), overrides)
+    decode = partial(api.decode_images, recipe, overrides=read_overrides(overrides or ()), limit_gb=limit_gb)
     with preparing(errors) as progress:
-        data = with_demo(config.data, cache, progress)
-        found = {name: find_files(data, name, ratings) for name, ratings in read_splits(data).all.items()}
-        cached = look_up_files(found, data, cache)
+        content = decode(dry_run=True, cache=cache, progress=progress)
     if not as_json:
-        show_plan(describe_cache(found, cached, cache))
+        show_plan(content)
     if not dry_run:
         with preparing(errors) as progress:
-            cached = decode_files(cached, cache, progress, limit)
+            content = decode(cache=cache, progress=progress)
     if as_json:
-        print_json(describe_cache(found, cached, cache))
+        print_json(content)
     elif not dry_run:
-        counts = {
-            "missing": sum(len(part.missing) for part in found.values()),
-            "unreadable": sum(len(part.unreadable) for part in cached.values()),
-        }
-        told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-        sets = [word for override in overrides for word in ("--set", override)]
-        more = f"; {told}, see: {command('data', 'check', recipe, *sets)}" if told else ""
-        console.print(
-            f"{sum(len(part.decoded) for part in cached.values()):,} images are there{more}",
-            markup=False,
-            soft_wrap=True,
-        )
+        splits = content["splits"].values()
+        counts = {"missing": "not_found", "unreadable": "unreadable"}
+        totals = {what: sum(split[key] for split in splits) for what, key in counts.items()}
+        left_out = ", ".join(f"{count:,} {what}" for what, count in totals.items() if count)
+        sets = [word for override in overrides or () for word in ("--set", override)]
+        more = f"; {left_out}, see: {command('data', 'check', recipe, *sets)}" if left_out else ""
+        say(f"{sum(split['decoded'] for split in splits):,} images are in the cache{more}")
 
 
-def _list(cache: Path, remove: list[str], *, as_json: bool) -> None:
+def _show_cache(cache: Path, remove: list[str], *, as_json: bool) -> None:
     from dataclasses import asdict
 
+    from elta_tune import api
     from elta_tune.cli.data_view import show_entries
-    from elta_tune.cli.text import console
+    from elta_tune.cli.text import say
     from elta_tune.data.cache.images import size_text
-    from elta_tune.data.cache.inventory import list_entries, remove_entry
 
-    removed = [remove_entry(cache, key) for key in remove]
-    entries = list_entries(cache)
+    removed = [api.remove_from_cache(key, cache) for key in remove]
+    entries = api.list_cache(cache)
     if as_json:
-        told = {"entries": [asdict(entry) for entry in entries], "removed": [asdict(entry) for entry in removed]}
-        return print_json({"cache": cache, **told})
+        parts = {"entries": [asdict(entry) for entry in entries], "removed": [asdict(entry) for entry in removed]}
+        return print_json({"cache": cache.absolute(), **parts})
     for entry in removed:
-        console.print(f"removed {entry.key}: {size_text(entry.bytes)}")
-    show_entries(cache, entries)
-
-
-def _bytes(gigabytes: float | None) -> int | None:
-    return None if gigabytes is None else round(gigabytes * 1e9)
+        say(f"removed {entry.key}: {size_text(entry.bytes)}")
+    show_entries(cache.absolute(), entries)

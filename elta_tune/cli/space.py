@@ -22,30 +22,23 @@ def check(
     overrides: Set = None,
 ) -> None:
     """Checks a space against a recipe, and shows what it varies."""
-    from rich.text import Text
+    from elta_tune import api
+    from elta_tune.cli.text import console, number, plain_table, say
+    from elta_tune.config import read_overrides
 
-    from elta_tune.cli.text import console, number, plain_table
-    from elta_tune.config import load_recipe
-    from elta_tune.documents import find_document
-    from elta_tune.space.check import load_space
-    from elta_tune.studies.plan import make_plan
-
-    recipe_file = find_document(recipe, "trials")
-    space_file = find_document(space, "search_spaces")
-    config = load_recipe(recipe_file, overrides or ())
-    plan = make_plan(load_space(space_file, config), config)
+    plan = api.check_space(space, recipe, overrides=read_overrides(overrides or ()))
     table = plain_table(["parameter", "recipe", "varies over"])
     for name, parameter in plan.space.parameters.items():
-        table.add_row(name, Text(number(config.get(name))), Text(str(parameter)))
+        table.add_row(name, number(plan.recipe.get(name)), str(parameter))
     console.print(table)
     if plan.note:
-        console.print(Text(f"note: {plan.note}"))
+        say(f"note: {plan.note}")
     objective, budget = plan.space.objective, plan.space.budget
     console.print(
         f"{objective.resolved_direction} {objective.metric}; {budget.trials} trials; "
         f"{plan.space.sampler.name} sampler; {plan.space.pruner.name.replace('none', 'no')} pruner"
     )
-    console.print(Text(f"{space_file} fits {recipe_file}"), soft_wrap=True)
+    say(f"{space} fits {recipe}")
 
 
 @app.command("to-nni")
@@ -53,15 +46,12 @@ def to_nni(space: SpaceFile, recipe: RecipeFile = "demo.yaml", overrides: Set = 
     """Prints a space as NNI's search_space, in JSON."""
     import json
 
-    from elta_tune.config import load_recipe
-    from elta_tune.documents import find_document
-    from elta_tune.space.check import load_space
-    from elta_tune.studies.nni import space as nni_space
-    from elta_tune.studies.plan import make_plan
+    from elta_tune import api
+    from elta_tune.cli.output import encodable_json
+    from elta_tune.config import read_overrides
 
-    config = load_recipe(find_document(recipe, "trials"), overrides or ())
-    plan = make_plan(load_space(find_document(space, "search_spaces"), config), config)
-    print(json.dumps(nni_space.to_nni(plan.space, plan.recipe), indent=2))
+    found = api.space_to_nni(space, recipe, overrides=read_overrides(overrides or ()))
+    print(encodable_json(json.dumps(found, indent=2)))
 
 
 @app.command("from-nni")
@@ -72,6 +62,6 @@ def from_nni(
     ],
 ) -> None:
     """Prints NNI's search_space as a space of ours, in YAML."""
-    from elta_tune.studies.nni import space_import as nni_import
+    from elta_tune import api
 
-    print(nni_import.from_nni(file), end="")
+    print(api.space_from_nni(file), end="")
