@@ -431,6 +431,8 @@ class Exported:
 
     file: Path
     difference: float
+    note: str | None
+    """What the user should know of the model."""
 
 
 def export(
@@ -459,7 +461,8 @@ def export(
     file = exported_file(kind, None if output is None else Path(output), force)
     from elta_tune.models.formats.convert import write_model
 
-    return Exported(file, write_model(_checkpoint(model, runs, head), file, kind))
+    checkpoint = _checkpoint(model, runs, head)
+    return Exported(file, write_model(checkpoint, file, kind), checkpoint.note)
 
 
 def sharpen(
@@ -497,7 +500,7 @@ def sharpen(
         raise ConfigError(f"`holdout={holdout:g}`: should be a file, or a share between 0 and 1")
     if out is not None:
         check_output(Path(out), force, "out")
-    from elta_tune.records import write_selection
+    from elta_tune.files import write_csv
     from elta_tune.results.sharpen import load_sharpening, sharpen_predictions
 
     recipe = TrialConfig().replace({"self_training.rounds": 1, **(overrides or {})}, source="`overrides`")
@@ -506,7 +509,7 @@ def sharpen(
     found = sharpen_predictions(Path(predictions), judge, searched, recipe, metric=metric, trials=trials)
     if out is not None:
         with unwritable_told(Path(out)):
-            write_selection(Path(out), found.labels.selection)
+            write_csv(Path(out), found.labels.selection.to_frame())
     return found
 
 

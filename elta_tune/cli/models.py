@@ -145,13 +145,14 @@ def export(
     runs: Runs = Path("runs"),
 ) -> None:
     """Any model in another format, read back and compared; a checkpoint of ELTA's released code, too."""
-    from elta_tune.cli.text import console
-    from elta_tune.models.formats.convert import write_model
-    from elta_tune.models.formats.kinds import exported_file
+    from elta_tune import api
+    from elta_tune.cli.text import say
 
-    file = exported_file(kind, output, force)
-    difference = write_model(_load(model, runs, head), file, cast("Kind", kind))
-    console.print(f"{file}  (read back: within {difference:.1e})", soft_wrap=True)
+    written = api.export(
+        model, cast("Kind", kind), output, force=force, head=cast("ReleasedHead | None", head), runs=runs
+    )
+    _tell_note(model, written.note)
+    say(f"{written.file}  (read back: within {written.difference:.1e})")
 
 
 def _load(model: str, runs: Path, head: str | None) -> Checkpoint:
@@ -162,13 +163,11 @@ def _load(model: str, runs: Path, head: str | None) -> Checkpoint:
     return checkpoint
 
 
-def _tell_note(model: str | None, note: str | None) -> None:
-    from rich.text import Text
+def _tell_note(model: str | None, text: str | None) -> None:
+    from elta_tune.cli.text import note
 
-    from elta_tune.cli.text import errors
-
-    if note is not None:
-        errors.print(Text(f"note: {model}: {note}", style="yellow"), soft_wrap=True)
+    if text is not None:
+        note(f"{model}: {text}")
 
 
 def sharpen(
@@ -187,32 +186,27 @@ def sharpen(
     as_json: Json = False,
 ) -> None:
     """Searches temperature and threshold of the sharpening on predictions that exist, and writes the pseudo-labels."""
-    from elta_tune.config import TrialConfig, read_overrides
-    from elta_tune.documents import find_document
-    from elta_tune.files import write_csv
-    from elta_tune.models.outputs import check_output, unwritable_told
-    from elta_tune.results.sharpen import load_sharpening, sharpen_predictions
+    from elta_tune import api
+    from elta_tune.config import read_overrides
 
-    check_output(out, force, "out")
-    fields = {"self_training.rounds": 1, **read_overrides(overrides or ())}
-    recipe = TrialConfig().replace(fields, source="`overrides`")
-    searched = load_sharpening(find_document(space, "search_spaces"), recipe)
-    found = sharpen_predictions(logits, _share_or_file(holdout), searched, recipe, metric=metric, trials=trials)
-    with unwritable_told(out):
-        write_csv(out, found.labels.selection.to_frame())
+    found = api.sharpen(
+        logits,
+        holdout=_share_or_file(holdout),
+        space=space,
+        metric=metric,
+        trials=trials,
+        out=out,
+        force=force,
+        overrides=read_overrides(overrides or ()),
+    )
     _tell_sharpening(found, metric, out, as_json)
 
 
 def _share_or_file(text: str) -> Path | float:
-    from elta_tune.errors import ConfigError
-
     try:
-        share = float(text)
+        return float(text)
     except ValueError:
         return Path(text)
-    if not 0 < share < 1:
-        raise ConfigError(f"--holdout {text}: should be a file, or a share between 0 and 1")
-    return share
 
 
 def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) -> None:

@@ -32,7 +32,7 @@ def check(
         table.add_row(name, number(plan.recipe.get(name)), str(parameter))
     console.print(table)
     if plan.note:
-        say(f"note: {plan.note}")
+        console.print(f"note: {plan.note}")
     objective, budget = plan.space.objective, plan.space.budget
     console.print(
         f"{objective.resolved_direction} {objective.metric}; {budget.trials} trials; "

@@ -98,7 +98,7 @@ def test_the_cache_is_announced_built_listed_and_removed(data, recipe_file, data
     assert "more than the" in refused
     assert not list(tmp_path.glob("cache/*/*/pixels.bin"))
     shown, _ = data("cache", "tiny.yaml", "--limit-gb", str(size / 1e9))
-    assert shown.splitlines()[-1] == "80 images are there"
+    assert shown.splitlines()[-1] == "80 images are in the cache"
     assert sum(file.stat().st_size for file in tmp_path.glob("cache/*/*/pixels.bin")) == size
     assert data("cache", "tiny.yaml", "--json")["missing"] == 0
     listed = data("cache", "--json")["entries"]
@@ -117,10 +117,10 @@ def test_unreadable_images_are_counted_when_the_cache_is_built(data, recipe_file
     (root / "images" / "train_001.png").write_bytes(b"")
     shown, _ = data("cache", "tiny.yaml", "--set", f"data.root={root}")
     check = f"see: elta-tune data check tiny.yaml --set data.root={root}"
-    assert shown.splitlines()[-1] == f"79 images are there; 1 unreadable, {check}"
+    assert shown.splitlines()[-1] == f"79 images are in the cache; 1 unreadable, {check}"
     (root / "images" / "train_002.png").unlink()
     shown, _ = data("cache", "tiny.yaml", "--set", f"data.root={root}")
-    assert shown.splitlines()[-1] == f"78 images are there; 1 missing, 1 unreadable, {check}"
+    assert shown.splitlines()[-1] == f"78 images are in the cache; 1 missing, 1 unreadable, {check}"
 
 
 def test_files_that_are_refused_are_all_told_in_json_too(data, recipe_file, root):
