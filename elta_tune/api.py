@@ -266,12 +266,13 @@ def train(
         EltaTuneError: recipe, data, model or folder do not allow the training to start.
     """
     config, name = find_recipe(recipe, source=source, overrides=overrides, runs=runs)
-    from elta_tune.records import TrialFolder
-    from elta_tune.studies.preflight import preflight
     from elta_tune.training.devices import choose_device
-    from elta_tune.trial import run_trial
 
     device, place = choose_device(device), _cache(cache)
+    from elta_tune.records import TrialFolder
+    from elta_tune.studies.preflight import preflight
+    from elta_tune.trial import run_trial
+
     folder = TrialFolder((Path(runs) / f"train-{name}" if out is None else Path(out)).absolute())
     preflight([config], place, progress or _no_progress, [device])
     if on_ready is not None:

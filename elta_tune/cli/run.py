@@ -127,7 +127,7 @@ def wanted_slots(workers: str, devices: str) -> tuple[list[str] | None, int | No
 
     if workers != "auto" and not (workers.isdecimal() and int(workers)):
         raise ConfigError(f"--workers {workers}: should be a number from 1 on, or auto")
-    names = None if devices == "auto" else [part.strip() for part in devices.split(",") if part.strip()]
+    names = None if devices == "auto" else [part.strip() for part in devices.split(",")]
     return names, None if workers == "auto" else int(workers)
 
 

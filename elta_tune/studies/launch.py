@@ -15,6 +15,7 @@ from elta_tune.studies.backend import LaunchOptions, RunningStudy, Say, StudyReq
 from elta_tune.studies.completion import is_finished
 from elta_tune.studies.plan import StudyPlan
 from elta_tune.studies.request import resolve_plan
+from elta_tune.training.devices import check_names
 
 if TYPE_CHECKING:
     from elta_tune.data.dataset import Dataset
@@ -38,6 +39,7 @@ def launch(request: StudyRequest, options: LaunchOptions) -> Iterator[RunningStu
     """
     backend = load_backend(request.backend)
     backend.check_installed()
+    check_names(options.devices or ())
     resolve_plan(request)  # is refused here, before a folder is made
     with backend.launch(request, options) as running:
         yield running

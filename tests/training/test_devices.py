@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from elta_tune.errors import ModelError
-from elta_tune.training.devices import available_devices, check_devices, device_of
+from elta_tune.training.devices import available_devices, check_devices, check_names, device_of, may_have_cuda
 
 
 def test_the_cpu_is_always_there() -> None:
@@ -37,3 +41,46 @@ def test_a_device_that_is_not_here_or_computes_nothing_is_refused(name: str, che
 def test_mps_is_refused_where_there_is_none() -> None:
     with pytest.raises(ModelError, match="mps"):
         check_devices(["mps"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gpu", "cuda:0"),
+        ("gpu:1", "cuda:1"),
+        ("GPU2", "cuda:2"),
+        ("1", "cuda:1"),
+        ("cuda1", "cuda:1"),
+        ("CUDA:0", "cuda:0"),
+    ],
+)
+def test_a_synonym_of_a_gpu_suggests_its_name(name: str, expected: str) -> None:
+    with pytest.raises(ModelError, match=rf"did you mean '{expected}'\?$"):
+        check_names([name])
+
+
+@pytest.mark.skipif(may_have_cuda(), reason="there may be a CUDA device here")
+def test_cuda_is_refused_without_torch() -> None:
+    code = """
+import sys
+from elta_tune.errors import ModelError
+from elta_tune.training.devices import check_devices
+try:
+    check_devices(["cuda:0"])
+except ModelError as error:
+    print(error.message, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "`devices=cuda:0`: this machine has no CUDA device: there is no driver for one False\n"
+
+
+def test_hidden_cuda_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(ModelError, match="CUDA_VISIBLE_DEVICES"):
+        check_names(["cuda:0"])
+
+
+def test_a_driver_leaves_the_answer_to_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("elta_tune.training.devices.NVIDIA", [str(tmp_path)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    check_names(["cuda", "cuda:7", "cpu"])
