@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from elta_tune.errors import StudyError
@@ -12,6 +13,9 @@ from elta_tune.locks import is_held, owner
 from elta_tune.records.result import TrialResult
 from elta_tune.records.trial_folder import TrialFolder, locked
 from elta_tune.suggestions import did_you_mean
+
+NUMBER = re.compile("[0-9]{4}|[1-9][0-9]{4,9}")
+"""A trial's folder."""
 
 
 class StudyFolder:
@@ -47,8 +51,9 @@ class StudyFolder:
         return TrialFolder(self.path / "trials" / f"{number:04d}")
 
     def trials(self) -> list[tuple[int, TrialFolder]]:
-        """All trials that have a folder, by number."""
-        numbers = sorted(int(path.name) for path in (self.path / "trials").glob("[0-9]*") if path.name.isdigit())
+        """All trials that have a folder, by number; what has another name is not a trial."""
+        paths = ((self.path / "trials").iterdir()) if (self.path / "trials").is_dir() else ()
+        numbers = sorted(int(path.name) for path in paths if NUMBER.fullmatch(path.name) and path.is_dir())
         return [(number, self.trial(number)) for number in numbers]
 
     def restart_damaged(self) -> list[str]:

@@ -205,8 +205,14 @@ class TrialFolder:
         return self._parsed(whole)
 
     def _parsed(self, lines: bytes) -> list[EpochRecord]:
-        places = ((line, f"{self.metrics_file}:{number}") for number, line in enumerate(lines.splitlines(), start=1))
-        return [EpochRecord.from_dict(parse_json(line, place), place) for line, place in places]
+        records: list[EpochRecord] = []
+        for number, line in enumerate(lines.splitlines(), start=1):
+            place = f"{self.metrics_file}:{number}"
+            record = EpochRecord.from_dict(parse_json(line, place), place)
+            if records and record.step <= records[-1].step:
+                raise DamagedError(f"{place}: is damaged: step: {record.step} follows {records[-1].step}")
+            records.append(record)
+        return records
 
     def _whole_lines(self) -> bytes:
         """`metrics.jsonl` up to its last newline: what follows was torn by a kill, and its checkpoint has it again."""
