@@ -640,7 +640,7 @@ def space_to_nni(
     from elta_tune.studies.nni.space import to_nni
 
     plan = check_space(space, recipe, overrides=overrides)
-    return to_nni(plan.space, plan.recipe)
+    return dict(to_nni(plan.space, plan.recipe))
 
 
 def space_from_nni(file: File) -> str:

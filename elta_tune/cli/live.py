@@ -1,154 +1,34 @@
-"""What one sees while a study runs: a live view in a terminal, plain lines elsewhere."""
+"""The view of a running study: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import time
+import math
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
+from rich.control import Control
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
+from rich.segment import ControlType, Segment
 from rich.table import Table
 from rich.text import Text
 
-from elta_tune.cli.text import STATE_STYLE, columns_of, duration, metric, parameters, skipped_rounds
+from elta_tune.cli.study_progress import Running, StudyProgress, place_of
+from elta_tune.cli.text import STATE_STYLE, columns_of, duration, errors, metric, parameters, skipped_rounds
 from elta_tune.config import TrialConfig
-from elta_tune.executors import Job, Reported
+from elta_tune.executors import Reported
 from elta_tune.records import EpochRecord, TrialResult
-from elta_tune.studies.completion import trials_wanted
-from elta_tune.studies.events import Event, Finished, Paused, Retried, Started, Stopping
-from elta_tune.studies.plan import StudyPlan
+from elta_tune.studies.events import Event, Finished, Paused, Retried, Started, Stopping, Waiting
 
 INDENT = 2
 """Columns before the parameters of a running trial."""
+Shown = TypeVar("Shown")
 SHORTEST_BAR = 8
 """Columns below which an epoch bar says nothing."""
-
-
-@dataclass
-class Running:
-    """A trial on its way; `last` is its last epoch."""
-
-    job: Job
-    since: float
-    last: EpochRecord | None = None
-    best: float | None = None
-
-    @property
-    def place(self) -> str:
-        """``round 1  epoch 2/3``."""
-        return place_of(self.job.config, self.last)
-
-    def value(self, name: str) -> float | None:
-        """A metric of the last epoch."""
-        return None if self.last is None else self.last.value(name)
-
-
-def place_of(config: TrialConfig, record: EpochRecord | None) -> str:
-    """Where an epoch stands: the round, if there are several, and the epoch within it."""
-    round, epoch = (record.round, record.epoch) if record else (0, 0)
-    stage = "head  " if round > config.self_training.rounds else f"round {round}  "
-    return (stage if config.epochs_of(1) else "") + f"epoch {epoch}/{config.epochs_of(round)}"
-
-
-@dataclass
-class Board:
-    """The state of a study, from its events."""
-
-    plan: StudyPlan
-    workers: int
-    results: list[TrialResult]
-    seconds_before: float = 0.0
-    started: float = field(default_factory=time.monotonic)
-    running: dict[int, Running] = field(default_factory=dict)
-    stopping: str | None = None
-
-    def __post_init__(self) -> None:
-        self.wanted = trials_wanted(self.plan)
-
-    def update(self, event: Event, epochs: Callable[[int], list[EpochRecord]]) -> None:
-        """Takes an event; `epochs` reads what a resumed trial did before."""
-        if isinstance(event, Started):
-            running = self.running[event.job.number] = Running(event.job, time.monotonic())
-            for line in epochs(event.job.number) if event.resumed else ():
-                self._heard(running, line)
-        elif isinstance(event, Reported):
-            self._heard(self.running[event.number], event.record)
-        elif isinstance(event, Finished):
-            self.running.pop(event.result.trial or 0)
-            self.results.append(event.result)
-        elif isinstance(event, Paused):
-            del self.running[event.number]
-        elif isinstance(event, Stopping):
-            self.stopping = event.reason
-
-    def _heard(self, running: Running, record: EpochRecord) -> None:
-        running.last, objective = record, self.plan.space.objective
-        if objective.is_better(value := record.value(objective.metric), running.best):
-            running.best = value
-
-    def count(self, state: str) -> int:
-        """How many trials ended so."""
-        return sum(result.state == state for result in self.results)
-
-    @property
-    def ended(self) -> int:
-        """Trials that count toward the budget."""
-        return self.count("complete") + self.count("pruned")
-
-    @property
-    def best(self) -> TrialResult | None:
-        """The best complete trial so far."""
-        best, is_better = None, self.plan.space.objective.is_better
-        for result in self.results:
-            if result.state == "complete" and (best is None or is_better(result.value, best.value)):
-                best = result
-        return best
-
-    @property
-    def seconds_left(self) -> float | None:
-        """A guess from the trials so far, None before the first epoch and at the end."""
-        now = time.monotonic()
-        lengths = [result.seconds for result in self.results if result.uses_budget]
-        if not lengths:
-            lengths = [_whole_length(each.job.config, each.last) for each in self.running.values() if each.last]
-        if not lengths or self.ended >= self.wanted:
-            return None
-        length = sum(lengths) / len(lengths)
-        trials = self.wanted - self.ended
-        spent = sum(min(now - running.since, length) for running in self.running.values())
-        left: float = max(trials * length - spent, 0.0) / max(1, min(self.workers, trials))
-        timeout = self.plan.budget.timeout
-        return left if timeout is None else min(left, max(0.0, timeout - self.seconds_before - (now - self.started)))
-
-    @property
-    def progress(self) -> str:
-        """``3 of 12 trials``."""
-        return f"{self.ended} of {self.wanted} trials"
-
-    def summary(self) -> str:
-        """One line: how far, how many pruned and failed, time left or why it stops."""
-        told = [self.progress]
-        told += [f"{self.count(state)} {state}" for state in ("pruned", "failed") if self.count(state)]
-        if self.stopping == "interrupted":
-            told.append("stopping after this epoch; Ctrl-C kills")
-        elif self.stopping == "timeout":
-            told.append("time is up: stopping after this epoch")
-        elif self.stopping == "fault":
-            told.append("can't go on: stopping after this epoch")
-        elif self.stopping == "now":
-            told.append("stopping; Ctrl-C kills")
-        elif (left := self.seconds_left) is not None:
-            told.append(f"about {duration(left)} left")
-        return " · ".join(told)
-
-
-def _whole_length(config: TrialConfig, last: EpochRecord) -> float:
-    """Seconds that a trial takes, if its other epochs take as long as those so far."""
-    return last.elapsed / max(last.step, 1) * config.planned_epochs
 
 
 def finished_line(result: TrialResult, objective: str) -> str:
@@ -175,13 +55,13 @@ def print_line(console: Console, line: str, style: str = "") -> None:
 class View:
     """Shows the events of a study as plain lines: for logs, and where there is no terminal."""
 
-    def __init__(self, board: Board, console: Console, epochs: Callable[[int], list[EpochRecord]]) -> None:
-        self.board, self.console, self._epochs = board, console, epochs
-        self.objective = board.plan.space.objective.metric
+    def __init__(self, progress: StudyProgress, console: Console, epochs: Callable[[int], list[EpochRecord]]) -> None:
+        self.progress, self.console, self._epochs = progress, console, epochs
+        self.objective = progress.plan.space.objective.metric
 
     def show(self, event: Event) -> None:
         """Takes an event of the supervisor."""
-        self.board.update(event, self._epochs)
+        self.progress.update(event, self._epochs)
         if isinstance(event, Finished):
             style = STATE_STYLE["failed"] if event.result.state == "failed" else ""
             self._print(finished_line(event.result, self.objective), style)
@@ -197,34 +77,51 @@ class View:
             verb = "goes on " if event.resumed else "starts  "
             self._print(f"trial {event.job.number:>3} {verb}  {parameters(event.job.params)}")
         elif isinstance(event, Reported):
-            self._print(epoch_line(self.board.running[event.number], self.objective))
+            self._print(epoch_line(self.progress.running[event.number], self.objective))
         elif isinstance(event, Paused):
             self._print(f"trial {event.number:>3} is saved, to go on from there")
-        elif isinstance(event, Finished | Stopping):
-            self._print(f"          {self.board.summary()}")
+        elif isinstance(event, Finished | Stopping | Waiting):
+            self._print(f"          {self.progress.summary()}")
 
 
 class LiveView(View):
     """Shows the running trials in place, and ended ones as lines above."""
 
-    def __init__(self, board: Board, console: Console, epochs: Callable[[int], list[EpochRecord]]) -> None:
-        super().__init__(board, console, epochs)
+    def __init__(self, progress: StudyProgress, console: Console, epochs: Callable[[int], list[EpochRecord]]) -> None:
+        super().__init__(progress, console, epochs)
         # It is drawn with each event, and there is one each quarter of a second: a thread of its own would draw a
-        # board that changes meanwhile.
+        # table that changes meanwhile.
+        self._width = console.width
         self.live = Live(console=console, get_renderable=self.render, auto_refresh=False, transient=True)
+
+    def show(self, event: Event) -> None:
+        """Takes an event of the supervisor."""
+        self._follow_width()
+        super().show(event)
 
     def _show_progress(self, event: Event) -> None:
         self.live.refresh()
 
+    def _follow_width(self) -> None:
+        """Erases the rows that a terminal adds when it is made narrower: it wraps the lines that are on it."""
+        width = self.console.width
+        if width < self._width:
+            options = self.console.options.update(width=self._width)
+            drawn = self.console.render_lines(self.render(), options, pad=False)
+            rows = sum(max(1, math.ceil(Segment.get_line_length(line) / width)) for line in drawn)
+            erased = [(ControlType.ERASE_IN_LINE, 2), (ControlType.CURSOR_UP, 1)] * (rows - len(drawn))
+            self.console.control(Control(ControlType.CARRIAGE_RETURN, *erased))
+        self._width = width
+
     def render(self) -> RenderableType:
         """The live part: as much of each running trial as the terminal has lines for, then best and summary."""
-        board, width = self.board, self.console.width
-        footer: list[RenderableType] = [Text(board.summary(), no_wrap=True, overflow="ellipsis")]
-        if (best := board.best) is not None:
+        progress, width = self.progress, self.console.width
+        footer: list[RenderableType] = [Text(progress.summary(), no_wrap=True, overflow="ellipsis")]
+        if (best := progress.best) is not None:
             values = "  ".join(f"{name} {metric(best.metrics.get(name))}" for name in columns_of(self.objective))
             line = f"best: trial {best.trial}  {values}"
             footer.insert(0, Text(line, style="green", no_wrap=True, overflow="ellipsis"))
-        running = list(board.running.values())
+        running = list(progress.running.values())
         room = max(self.console.height - len(footer) - 2, 1)  # a line above, and the cursor's
         details = [Text(parameters(trial.job.params), style="dim") for trial in running]
         heights = [len(text.wrap(self.console, max(width - INDENT, 1))) for text in details]
@@ -257,15 +154,33 @@ class LiveView(View):
 
 @contextmanager
 def study_view(
-    board: Board, console: Console, epochs: Callable[[int], list[EpochRecord]], *, is_live: bool = True
+    progress: StudyProgress, console: Console, epochs: Callable[[int], list[EpochRecord]], *, is_live: bool = True
 ) -> Iterator[View]:
     """The view that fits the console."""
     if not (is_live and console.is_terminal):
-        yield View(board, console, epochs)
+        yield View(progress, console, epochs)
         return
-    view = LiveView(board, console, epochs)
+    view = LiveView(progress, console, epochs)
     with view.live:
         yield view
+
+
+def unfailing(show: Callable[[Shown], None]) -> Callable[[Shown], None]:
+    """A function that shows something, which after a fault of its own shows nothing more: the work goes on."""
+    has_failed = False
+
+    def show_if_possible(item: Shown) -> None:
+        nonlocal has_failed
+        if has_failed:
+            return
+        try:
+            show(item)
+        except Exception:
+            has_failed = True
+            errors.print(traceback.format_exc(), soft_wrap=True)
+            errors.print("note: this can't be shown; the work goes on", style="yellow")
+
+    return show_if_possible
 
 
 class EpochLines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,12 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class _Loading:
+    """What happens before the first bar: imports take seconds."""
+
+    def __rich__(self) -> str:
+        return "checking the model and the data" if "timm" in sys.modules else "loading torch and timm"
+
+
 @contextmanager
 def preparing(console: Console) -> Iterator[Callable[[int, int, str], None]]:
     """A bar for each part of the preparation of data; yields what takes (done, total, what)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    status = console.status("starting")  # until the first part: imports take seconds
+    status = console.status(_Loading())
     tasks: dict[str, Any] = {}
 
     def show(done: int, total: int, what: str) -> None:

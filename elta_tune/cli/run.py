@@ -13,6 +13,7 @@ import typer
 
 from elta_tune.api import DEFAULT_CACHE
 from elta_tune.cli.options import Cache, Runs, Set
+from elta_tune.cli.output import work_goes_on
 
 if TYPE_CHECKING:
     from elta_tune.data.dataset import Dataset
@@ -73,7 +74,7 @@ def run(
         raise ConfigError(f"{'--detach' if detach else '--port'}: is for `backend=nni`")
     names, count = wanted_slots(workers, devices)
     options = LaunchOptions(cache, preparing(console), count, names, executor, port)
-    with to_be_continued():
+    with resume_hint_on_interrupt():
         while True:
             with launch(request, options) as running:
                 if running is None:
@@ -90,10 +91,11 @@ def run(
 
 
 @contextmanager
-def to_be_continued() -> Iterator[None]:
-    """Says how to go on after Ctrl-C, or SIGTERM, which here is the same, whatever it cut off."""
+def resume_hint_on_interrupt() -> Iterator[None]:
+    """Prints how to go on after Ctrl-C or SIGTERM. Standard output only reports on the work."""
     from elta_tune.cli.text import console, this_command
 
+    work_goes_on()
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -189,18 +191,20 @@ def watch(running: RunningStudy, *, is_live: bool = True) -> None:
     Args:
         is_live: whether the terminal is free for a table that is redrawn, and not a debugger's.
     """
-    from elta_tune.cli.live import Board, study_view
+    from elta_tune.cli.live import study_view, unfailing
+    from elta_tune.cli.study_progress import StudyProgress
     from elta_tune.cli.text import console, this_command
     from elta_tune.studies.events import interruptible
 
     folder, plan = running.folder, running.plan
-    board = Board(plan, len(running.slots), folder.results(), seconds_before=running.seconds_before)
-    view_of = study_view(board, console, lambda number: folder.trial(number).epochs(), is_live=is_live)
+    progress = StudyProgress(plan, len(running.slots), folder.results(), running.seconds_before)
+    view_of = study_view(progress, console, lambda number: folder.trial(number).epochs(), is_live=is_live)
     # A closed terminal, too, stops what can run without one and was not left so by --detach.
     signals = hang_up() if running.address else ()
     with interruptible(running, *signals), view_of as view, closing(running.events()) as events:
+        show = unfailing(view.show)
         for event in events:
-            view.show(event)
+            show(event)
     tell_outcome(folder, plan)
     if running.stopped == "interrupted":
         console.print(f"stopped; to go on:\n  {this_command()}", soft_wrap=True)
@@ -262,20 +266,20 @@ def train(
 ) -> None:
     """Runs one trial without a study, in this process: the path to debug. The same command goes on where it was."""
     from elta_tune import api
-    from elta_tune.cli.live import EpochLines
+    from elta_tune.cli.live import EpochLines, unfailing
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import console, duration, metric
     from elta_tune.config import read_overrides
 
     config, name = api.find_recipe(recipe, source=source, overrides=read_overrides(overrides or ()), runs=runs)
     folder = (out or runs / f"train-{name}").absolute()
-    with to_be_continued(), ExitStack() as until_ready:
+    with resume_hint_on_interrupt(), ExitStack() as until_ready:
         result = api.train(
             config,
             out=folder,
             device=device,
             cache=cache,
-            on_epoch=EpochLines(console, config).show,
+            on_epoch=unfailing(EpochLines(console, config).show),
             on_ready=until_ready.close,
             progress=until_ready.enter_context(preparing(console)),
         )

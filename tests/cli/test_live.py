@@ -12,7 +12,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from elta_tune.cli.live import Board, EpochLines, LiveView, View, place_of, study_view
+from elta_tune.cli.live import EpochLines, LiveView, View, study_view, unfailing
+from elta_tune.cli.study_progress import StudyProgress, place_of
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported
 from elta_tune.records import EpochRecord, State, TrialResult
@@ -69,7 +70,7 @@ def shown(view: LiveView) -> list[str]:
 
 
 def view_of(plan: StudyPlan, workers: int, console: Console, results: list[TrialResult] | None = None) -> LiveView:
-    view = LiveView(Board(plan, workers, list(results or ())), console, lambda number: [])
+    view = LiveView(StudyProgress(plan, workers, list(results or ())), console, lambda number: [])
     for number in range(workers):
         view.show(started(plan, number))
         view.show(Reported(number, line(9, 0.7123, round=1, epoch=1)))
@@ -170,7 +171,7 @@ def test_a_terminal_breaks_a_line_between_words_and_a_log_not_at_all(recipe: Tri
     whole = "trial   2 complete  mae 0.5000  srcc -0.7000  plcc -0.6900  accuracy -0.6800  step 4  10 s"
     said = []
     for console in (terminal(), Console(file=io.StringIO(), width=80)):
-        view = View(Board(plan, 1, []), console, lambda number: [])
+        view = View(StudyProgress(plan, 1, []), console, lambda number: [])
         view.show(started(plan, 2))
         view.show(Finished(ended))
         said.append(console.file.getvalue().splitlines())  # type: ignore[attr-defined]
@@ -181,7 +182,7 @@ def test_a_terminal_breaks_a_line_between_words_and_a_log_not_at_all(recipe: Tri
 
 def test_a_resumed_trial_shows_what_it_did_before(plan: StudyPlan) -> None:
     done = [line(1, 0.9), line(2, 0.4)]
-    view = LiveView(Board(plan, 1, []), terminal(), lambda number: done)
+    view = LiveView(StudyProgress(plan, 1, []), terminal(), lambda number: done)
     view.show(started(plan, 5, resumed=True))
     assert any("epoch 2/8" in text and "srcc 0.4000  best 0.9000" in text for text in shown(view))
 
@@ -198,18 +199,18 @@ def test_a_resumed_trial_shows_what_it_did_before(plan: StudyPlan) -> None:
 def test_time_left_is_told_from_the_trials_so_far(
     plan: StudyPlan, workers: int, lengths: list[float], seconds: float | None
 ) -> None:
-    board = Board(plan, workers, [result(n, "complete", seconds=length) for n, length in enumerate(lengths)])
-    assert board.seconds_left == seconds
+    progress = StudyProgress(plan, workers, [result(n, "complete", seconds=length) for n, length in enumerate(lengths)])
+    assert progress.seconds_left == seconds
 
 
 def test_time_left_before_any_trial_ended_is_told_from_epochs(plan: StudyPlan) -> None:
     view = view_of(plan, 1, terminal())  # 2 s an epoch, 10 epochs, 12 trials, of which one just began
-    assert view.board.seconds_left == pytest.approx(240, abs=5)
+    assert view.progress.seconds_left == pytest.approx(240, abs=5)
 
 
 def test_plain_lines_say_the_same_where_there_is_no_terminal(plan: StudyPlan) -> None:
     console = Console(file=io.StringIO(), width=80)
-    with study_view(Board(plan, 1, []), console, lambda number: []) as view:
+    with study_view(StudyProgress(plan, 1, []), console, lambda number: []) as view:
         assert type(view) is View
         for event in (
             started(plan, 0),
@@ -233,7 +234,7 @@ def test_plain_lines_say_the_same_where_there_is_no_terminal(plan: StudyPlan) ->
 def test_what_is_printed_meanwhile_stays_whole(plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     console = terminal()
     said = "RuntimeWarning: something that a library has to say, at length, " + "and then some more " * 5
-    with study_view(Board(plan, 8, []), console, lambda number: []) as view:
+    with study_view(StudyProgress(plan, 8, []), console, lambda number: []) as view:
         for number in range(8):
             view.show(started(plan, number))
         print(said, file=sys.stderr)
@@ -268,3 +269,40 @@ def test_a_line_tells_its_round_and_that_of_the_head_alone(
 ) -> None:
     record = EpochRecord(1, line["round"], line["epoch"], 1, {}, 0.0) if line else None
     assert place_of(TrialConfig().replace(fields), record) == told
+
+
+def test_a_narrower_terminal_leaves_no_stale_row(plan: StudyPlan) -> None:
+    """The wrapped rows of what is on it are erased: as many as the terminal adds."""
+    view = view_of(plan, 2, terminal(80))
+    shown_before = shown(view)
+    console = view.console
+    console.file = io.StringIO()
+    console.width = 60
+    view.show(Tick())
+    added = sum((len(text.rstrip()) - 1) // 60 for text in shown_before if text.strip())
+    assert added > 0
+    assert console.file.getvalue().startswith("\r" + "\x1b[2K\x1b[1A" * added)
+
+
+def test_a_view_that_fails_does_not_end_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = []
+
+    def show(item: int) -> None:
+        calls.append(item)
+        raise ValueError("no such style")
+
+    safe = unfailing(show)
+    for item in range(3):
+        safe(item)
+    assert calls == [0]
+    assert "ValueError: no such style" in capsys.readouterr().err
+
+
+def test_the_view_counts_what_ended_and_keeps_nothing_of_it(plan: StudyPlan) -> None:
+    """Work per event may not grow with the study: no list of results is there to go through."""
+    progress = StudyProgress(plan, 1)
+    for number in range(200):
+        progress.update(started(plan, number), lambda number: [])
+        progress.update(Finished(result(number, "complete", number / 1000)), lambda number: [])
+    assert (progress.used_budget, progress.best and progress.best.trial) == (200, 199)
+    assert not [value for value in vars(progress).values() if isinstance(value, list | dict) and len(value) > 100]
