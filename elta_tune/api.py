@@ -402,6 +402,27 @@ def predict(
     return iter(best_first(predictions, checkpoint.higher_is_better)) if sort else predictions
 
 
+def repair(study: File | None = None, *, runs: File = RUNS, cache: File | None = None) -> list[str]:
+    """Rebuilds the damaged results of a study from the rest of their folders, and sets a damaged database aside.
+
+    What is sound stays as it is, and a damaged file is kept under another name.
+
+    Args:
+        study: its folder or its name under `runs`; left out, the last one.
+
+    Returns:
+        What was done, a line for each damaged file.
+
+    Raises:
+        StudyError: there is no such study, it runs, or a file of it can't be read.
+    """
+    from elta_tune.records import open_study
+    from elta_tune.studies.repair import repair_study
+
+    folder = open_study(None if study is None else os.fspath(study), Path(runs))
+    return list(repair_study(folder, _cache(cache)))
+
+
 def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, Any]:
     """The best trial of a study, as `elta-tune best --json` tells it: value, parameters, metrics, checkpoint, and what
     the recipe as it stands reached.

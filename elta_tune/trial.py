@@ -145,12 +145,12 @@ def trial_epochs(
         _outcome(saved, state, reason),
         trial=number,
         params=dict(params or {}),
-        rounds=_rounds(folder, config, dataset, state),
+        rounds=rounds_of(folder, config, dataset, state),
         seconds=time.monotonic() - started,
         data=describe_data(dataset),
         environment=environment(device),
         nni_trial_id=nni_trial_id,
-        model=_model_facts(config, dataset),
+        model=model_facts(config, dataset),
     )
     folder.finish(result, _predictions(saved))
     return folder.result() or result
@@ -252,7 +252,7 @@ def _record(epoch: Epoch, elapsed: float) -> EpochRecord:
     return EpochRecord(epoch.step, epoch.round, epoch.epoch, epoch.best.step, values, elapsed)
 
 
-def _rounds(folder: TrialFolder, config: TrialConfig, dataset: Dataset, state: State) -> tuple[RoundRecord, ...]:
+def rounds_of(folder: TrialFolder, config: TrialConfig, dataset: Dataset, state: State) -> tuple[RoundRecord, ...]:
     """How many pseudo-labels each self-training round had, and how good they were if the pool has ratings after all.
 
     The rounds that a complete trial lacks had nothing to train on.
@@ -301,7 +301,8 @@ def _diagnosis(
     return {"images": len(known), **measured}
 
 
-def _model_facts(config: TrialConfig, dataset: Dataset) -> ModelFacts:
+def model_facts(config: TrialConfig, dataset: Dataset) -> ModelFacts:
+    """What the output of a model that is trained on a data set means."""
     bins = dataset.bins if config.model.head == "emd" else None
     ratings = None if bins is None else tuple(method_bins(bins, dataset.scale).tolist())
     return ModelFacts(ratings, dataset.scale, dataset.threshold, dataset.tail_cuts, dataset.higher_is_better)

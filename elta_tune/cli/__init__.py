@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from elta_tune.cli import data, models, results, run, space, stop, ui
+from elta_tune.cli import data, models, repair, results, run, space, stop, ui
 from elta_tune.cli.output import as_typed, lasting_outputs, printable
 from elta_tune.errors import EltaTuneError
 
@@ -38,6 +38,7 @@ def _command(
 
 app.command("run")(run.run)
 app.command("stop")(stop.stop)
+app.command("repair")(repair.repair)
 app.command("ui")(ui.ui)
 app.command("train")(run.train)
 app.command("best")(results.best)

@@ -192,7 +192,10 @@ class TrialFolder:
                 return None
             content = read_regular(self.result_file)
         place = str(self.result_file)
-        return TrialResult.from_dict(parse_json(content, place), place)
+        try:
+            return TrialResult.from_dict(parse_json(content, place), place)
+        except DamagedError as error:
+            raise DamagedError(error.message, error.hint or "elta-tune repair STUDY rebuilds it") from error
 
     def epochs(self) -> list[EpochRecord]:
         """The lines of `metrics.jsonl`.
@@ -277,6 +280,18 @@ class TrialFolder:
         with self.metrics_file.open("ab") as file:
             file.truncate(len(whole))
             file.write((to_json(record.to_dict()) + "\n").encode())
+
+    def weights_step(self) -> int:
+        """The step that `best.safetensors` is of.
+
+        Raises:
+            DamagedError: it is damaged or missing.
+        """
+        return _weights_step(self.best_file)
+
+    def selected_nothing(self, round: int) -> bool:
+        """Whether the pool had no pseudo-labels for a round, so that the trial ended before it."""
+        return self._pseudo_labels_file(round).exists() and not self.pseudo_labels(round)
 
     def resume_point(self) -> SavedEpoch | None:
         """`checkpoint`, or None if it is damaged: then the trial begins again."""
