@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from elta_tune.errors import ModelError
 from elta_tune.suggestions import did_you_mean
 from elta_tune.weights import METADATA_KEY, read_weights, weight_sets, weights_file, without_prefixes
 
+HUB_SECONDS = 5.0
+"""How long the Hugging Face hub may take to answer before its client uses only what it has."""
+WITHOUT_DOWNLOAD = "name a file: `model.weights=FILE`, or train from nothing: `model.pretrained=false`"
 BATCH_COUNTS = "num_batches_tracked"
 """Ends the names of counters that old files lack, and that evaluation does not read."""
 
@@ -78,9 +82,11 @@ def pretrained_config(backbone: str) -> dict[str, Any]:
         known = timm.models.get_pretrained_cfg(name)
         config = {} if known is None else known.to_dict()  # type: ignore[no-untyped-call]
         return {**config, "architecture": name.partition(".")[0]}
+    is_online = source == "hf-hub"
+    problem = f"model.backbone: {backbone}: its configuration is unavailable"
     try:
-        load = load_model_config_from_hf if source == "hf-hub" else load_model_config_from_path
-        config, architecture, _ = load(rest)
+        with hub_client(problem, "use one of timm's own models") if is_online else contextlib.nullcontext():
+            config, architecture, _ = (load_model_config_from_hf if is_online else load_model_config_from_path)(rest)
         return {**config, "architecture": architecture}
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, TypeError) as error:
         reason = str(error).partition("\n")[0]
@@ -118,19 +124,61 @@ def build_backbone(config: ModelConfig, size: int) -> Any:
     check_backbone(config)
     pretrained = config.pretrained and config.weights is None
     arguments = timm_arguments(config.backbone, size)
+    unavailable = f"model.pretrained: the weights of {config.backbone} are unavailable"
     try:
-        backbone = timm.create_model(timm_name(config.backbone), pretrained=pretrained, **arguments)
+        with hub_client(unavailable, WITHOUT_DOWNLOAD) if pretrained else contextlib.nullcontext():
+            backbone = timm.create_model(timm_name(config.backbone), pretrained=pretrained, **arguments)
     except (AssertionError, TypeError, ValueError, RuntimeError, OSError) as error:
         if pretrained and isinstance(error, RuntimeError | OSError):
             raise ModelError(
-                f"model.pretrained: the weights of {config.backbone} are unavailable: {error}",
-                "name a file: `model.weights=FILE`, or train from nothing: `model.pretrained=false`",
+                f"{unavailable}: {error}",
+                WITHOUT_DOWNLOAD,
             ) from error
         raise _cannot_take(config, size, error) from error
     if config.weights is not None:
         with _of_field():
             _load_weights(backbone, config.weights)
     return backbone
+
+
+@contextlib.contextmanager
+def hub_client(problem: str, hint: str) -> Iterator[None]:
+    """Silences the Hugging Face client, and lets it use its cache at once where the hub is unreachable.
+
+    By itself it would try for nearly a minute, with a line for each time.
+
+    Args:
+        problem, hint: what to report if the cache has nothing.
+
+    Raises:
+        ModelError: the hub is unreachable, and its client has not kept what is wanted.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
+
+    level, was_offline = get_verbosity(), constants.HF_HUB_OFFLINE
+    set_verbosity(logging.ERROR)
+    is_cut_off = constants.HF_HUB_OFFLINE = was_offline or not _hub_answers(constants.ENDPOINT)
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if not is_cut_off:
+            raise
+        reason = "HF_HUB_OFFLINE is set" if was_offline else f"{constants.ENDPOINT} is unreachable"
+        raise ModelError(f"{problem}: {reason}, and {constants.HF_HUB_CACHE} has no copy", hint) from error
+    finally:
+        set_verbosity(level)
+        constants.HF_HUB_OFFLINE = was_offline
+
+
+def _hub_answers(address: str) -> bool:
+    from huggingface_hub import get_session
+
+    try:
+        get_session().head(address, timeout=HUB_SECONDS)
+    except Exception:  # whichever kind the client of this version raises
+        return False
+    return True
 
 
 def check_model(config: TrialConfig) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
 import torch
+from huggingface_hub.utils import close_session
 from safetensors.torch import save_file
 
 from elta_tune.config import ModelConfig
@@ -236,6 +238,23 @@ def test_missing_pretrained_weights_ask_for_a_file(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ModelError, match=r"model\.pretrained: the weights of test_resnet are unavailable") as caught:
         build(pretrained=True)
     assert "model.weights=FILE" in str(caught.value.hint)
+
+
+def test_unreachable_hub_is_reported_at_once_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    close_session()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waits to try again"))
+    try:
+        with pytest.raises(ModelError, match=r"weights of test_resnet are unavailable: https://\S+ is unreachable"):
+            build(pretrained=True)
+    finally:
+        close_session()
+    assert capfd.readouterr() == ("", "")
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
 
 @pytest.mark.parametrize(
