@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from elta_tune.errors import DamagedError, UnreadableError
-from elta_tune.locks import lock_of, waiting
+from elta_tune.locks import exclusive_lock, lock_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -113,7 +113,7 @@ def make_once(folder: Path, write: Callable[[Path], object]) -> None:
         write: fills an empty folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with waiting(lock_of(folder)):
+    with exclusive_lock(lock_of(folder)):
         if folder.exists():
             return
         for leftover in folder.parent.glob(f".{folder.name}.*{TEMPORARY}"):

@@ -1,6 +1,6 @@
-"""File locks: the kernel knows who holds one, and forgets it when he dies.
+"""File locks, which the kernel releases when their holder dies.
 
-What is written in one is for who reads it: `process 123 on HOST`, the process that took it last.
+A lock file contains `process 123 on HOST`, the process that took it last.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TextIO
 
 @dataclass(frozen=True)
 class Owner:
-    """A process by its number, and the machine where that is its number."""
+    """A process by its number, which holds on one machine."""
 
     process: int
     host: str
@@ -33,7 +33,7 @@ class Owner:
 
 
 class Held(Exception):
-    """Another process holds the lock; as text it says which."""
+    """Another process holds the lock. The text names it."""
 
     def __init__(self, owner: Owner | None) -> None:
         super().__init__(str(owner or "another process"))
@@ -44,10 +44,10 @@ def hold(path: Path) -> Iterator[int]:
     """Holds a lock file, with this process's number in it.
 
     Yields:
-        The file's descriptor: a child that inherits it holds the lock, too, and until it ends.
+        The file's descriptor. A child that inherits it holds the lock too, until it ends.
 
     Raises:
-        Held: another process has it.
+        Held: another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -60,11 +60,11 @@ def hold(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def waiting(path: Path, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds a lock file, once nobody else does. Its holder may remove it: who waited for it then takes the next one.
+def exclusive_lock(path: Path, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds a lock file, after whoever holds it now. The holder may remove the file: the next one makes it again.
 
     Args:
-        wait: is called if another process holds it.
+        wait: is called once if another process holds the file.
     """
     while True:
         with path.open("w") as file:
@@ -77,12 +77,12 @@ def waiting(path: Path, wait: Callable[[], None] = lambda: None) -> Iterator[Non
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock file of who makes or removes a folder."""
+    """The lock file for making or removing a folder."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds a lock file. It only looks, also where it may not write."""
+    """Whether a process holds a lock file, which may be read-only."""
     try:
         with path.open() as file:
             return not _lock(file, fcntl.LOCK_SH)
@@ -99,7 +99,7 @@ def owner(path: Path) -> Owner | None:
 
 
 def _take(file: TextIO) -> bool:
-    """Locks a file unless somebody holds it; who shares it only looks, for less than a moment."""
+    """Locks a file unless another process holds it. One that shares it is in `is_held`, and releases it at once."""
     while not _lock(file, fcntl.LOCK_EX):
         if not _lock(file, fcntl.LOCK_SH):
             return False
@@ -117,5 +117,5 @@ def _lock(file: TextIO, kind: int) -> bool:
 
 def _owner(file: TextIO) -> Owner | None:
     file.seek(0)
-    told = re.fullmatch(r"process (\d+) on (.*)", file.read().strip())
-    return Owner(int(told[1]), told[2]) if told else None
+    content = re.fullmatch(r"process (\d+) on (.*)", file.read().strip())
+    return Owner(int(content[1]), content[2]) if content else None

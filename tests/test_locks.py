@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from elta_tune.locks import Held, Owner, hold, is_held, owner, waiting
+from elta_tune.locks import Held, Owner, exclusive_lock, hold, is_held, owner
 
 HOLD = """
 import sys, time
@@ -63,12 +63,12 @@ def test_who_waits_for_a_lock_that_its_holder_removes_takes_the_next_one(tmp_pat
     lock, order = tmp_path / "lock", []
 
     def other(name):
-        with waiting(lock):
+        with exclusive_lock(lock):
             order.append(f"{name} begins")
             time.sleep(0.05)
             order.append(f"{name} ends")
 
-    with waiting(lock):
+    with exclusive_lock(lock):
         threads = [Thread(target=other, args=(name,)) for name in "ab"]
         for thread in threads:
             thread.start()

@@ -23,7 +23,7 @@ import numpy as np
 
 from elta_tune.data.cache.decoding import RULE
 from elta_tune.data.cache.packs import DIGEST, Appender, Bytes, Index, Pack, positions, read_records
-from elta_tune.locks import waiting
+from elta_tune.locks import exclusive_lock
 
 FILE = 2 * DIGEST + 16
 """Bytes of a record of `files.bin`: hash of the path, length and time of change, digest."""
@@ -47,7 +47,7 @@ class Shelf:
     def lock(self, wait: Callable[[], None]) -> Iterator[None]:
         """Holds the shelf for one writer; `wait` is called if another one holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with waiting(self.path / "lock", wait):
+        with exclusive_lock(self.path / "lock", wait):
             yield
 
     def packs(self, edge: int) -> list[Pack]:

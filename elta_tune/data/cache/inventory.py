@@ -14,7 +14,7 @@ import numpy as np
 from elta_tune.data.cache.index import Shelf
 from elta_tune.data.cache.packs import DIGEST
 from elta_tune.errors import DataError
-from elta_tune.locks import lock_of, waiting
+from elta_tune.locks import exclusive_lock, lock_of
 from elta_tune.suggestions import did_you_mean
 
 
@@ -66,7 +66,7 @@ def remove_entry(root: Path, key: str) -> Entry:
     try:
         with shelf.lock(_refuse_waiting):
             _sweep(shelf.path, root)
-            with waiting(lock_of(path)):
+            with exclusive_lock(lock_of(path)):
                 aside = path.with_name(f".removed-{path.name}")
                 path.rename(aside)  # at once, for whoever looks
                 shutil.rmtree(aside)
