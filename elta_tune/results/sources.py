@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,14 +76,12 @@ def find_trial(reference: str, runs: Path) -> FoundTrial:
     """A trial by `STUDY:NUMBER`; by `STUDY`, its best one; or by its folder, or its weights there.
 
     Raises:
-        StudyError: there is none.
+        StudyError: there is none, or two.
     """
     path = Path(reference)
     if (folder := _trial_at(path)) is not None:
         return FoundTrial(folder, _study_of(folder.path))
-    name, colon, number = reference.rpartition(":")
-    if not colon or not number.isdecimal():
-        name, number = reference, ""
+    name, number = _split(reference, runs)
     try:
         study = open_study(name, runs)
     except StudyError as error:
@@ -93,6 +92,29 @@ def find_trial(reference: str, runs: Path) -> FoundTrial:
     if not folder.config_file.is_file():
         raise StudyError(f"study {study.name} has no trial {chosen}", f"see them: elta-tune show {study.name}")
     return FoundTrial(folder, study.name)
+
+
+def _split(reference: str, runs: Path) -> tuple[str, str]:
+    """The study and the number of `STUDY:NUMBER`. Studies of earlier versions may have names of that form.
+
+    Raises:
+        StudyError: both a study of that name and that trial exist.
+    """
+    name, colon, number = reference.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]+", number):
+        return reference, ""
+    if not _exists(reference, runs):
+        return name, number
+    if Path(reference).name == reference and _exists(name, runs):  # a path is what it says
+        raise StudyError(
+            f"{reference}: names a study and trial {int(number)} of study {name}",
+            f"name a folder: {runs / reference}, or {StudyFolder(runs / name).trial(int(number)).path}",
+        )
+    return reference, ""
+
+
+def _exists(study: str, runs: Path) -> bool:
+    return any(StudyFolder(path).exists() for path in (Path(study), runs / study))
 
 
 def _trial_at(path: Path) -> TrialFolder | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,47 @@ def request_study(
     plan = make_plan(load_space(space_file, config), config)
     if name is None:
         name = "-".join([space_file.stem, recipe_file.stem, *([] if backend in (None, DEFAULT) else [backend])])
-    check_name(name)
     folder = StudyFolder((runs / name).absolute())
+    if Path(name).name != name or not folder.exists():  # a study of an earlier version keeps its name
+        check_name(name)
     files = {"space_file": str(space_file), "recipe_file": str(recipe_file)}
     return StudyRequest(folder, plan, choose_backend(folder, backend).name, files, trials, timeout)
 
 
 def check_name(name: str) -> None:
-    """Refuses what can't be the name of a study.
+    """Refuses what is no name of a new study: it becomes a folder, on any system, and a word of commands.
 
     Raises:
-        ConfigError: it can't.
+        ConfigError: says what is wrong, and gives a name like it.
     """
-    if not name or Path(name).name != name or name.startswith(".") or not name.isprintable():
-        raise ConfigError(f"`name={name}`: should be a plain name; `runs` says in which folder")
+    wrong = next((what for what, is_wrong in _FAULTS.items() if is_wrong(name)), None)
+    if wrong is None:
+        return
+    kept = "".join(letter if letter.isalnum() or letter in "-_. " else "-" for letter in name[: _LONGEST // 4])
+    similar = kept.strip("-. ")
+    similar = f"my-{similar}" if _is_device(similar) else similar
+    raise ConfigError(
+        f"`name={name}`: {wrong}: a study's name is a folder's name of letters, digits, spaces, `-`, `_` and `.`",
+        f"choose another: `name={similar or 'my-study'}`",
+    )
+
+
+def _is_device(name: str) -> bool:
+    return re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)(\..*)?", name, re.IGNORECASE) is not None
+
+
+_LONGEST = 200
+_FAULTS: dict[str, Callable[[str], bool]] = {
+    "is empty": lambda name: not name.strip(". "),
+    "has a separator of folders": lambda name: "/" in name or "\\" in name,
+    "has a character that no folder may have on some systems": lambda name: bool(re.search(r'[<>:"|?*]', name)),
+    "has a character that can't be seen": lambda name: not name.isprintable(),
+    "begins with `-`, `.`, `~` or a space": lambda name: name.startswith(("-", ".", "~", " ")),
+    "ends with `.` or a space": lambda name: name.endswith((".", " ")),
+    "is the name of a device on Windows": _is_device,
+    f"is longer than {_LONGEST} bytes": lambda name: len(name.encode(errors="surrogateescape")) > _LONGEST,
+}
+"""What is wrong with a name, by the test for it."""
 
 
 def resolve_plan(request: StudyRequest) -> StudyPlan:

@@ -85,7 +85,7 @@ def test_a_space_that_varies_a_feature_which_is_switched_off(refused, space_file
         (["--space", "defalt.yaml"], "defalt.yaml: no such file — did you mean 'default.yaml'?\n  there are: "),
         (["--timeout", "5w"], "--timeout 5w: should be a time above 0 such as 90s, 30m, 8h or 2d\n"),
         (["--workers", "two"], "--workers two: "),
-        (["--name", ""], "--name '': should be a plain name; "),
+        (["--name", ""], "--name '': is empty: "),
     ],
 )
 def test_a_wrong_option(arguments, message, refused, space_file, recipe_file):

@@ -57,6 +57,19 @@ def test_what_is_not_there_is_told(reference: str, told: str, runs: Path) -> Non
         load_model(reference, runs)
 
 
+def test_study_whose_name_looks_like_a_trial_is_found(runs: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "first:1"
+    shutil.copytree(runs / "first", odd)
+    assert find_trial("first:1", tmp_path).study == "first:1"
+    assert find_trial("first:1:0", tmp_path).name == "first:1-0"
+    shutil.copytree(runs / "first", tmp_path / "first")
+    with pytest.raises(StudyError, match="names a study and trial 1 of study first") as refused:
+        find_trial("first:1", tmp_path)
+    for folder in (odd, tmp_path / "first" / "trials" / "0001"):
+        assert str(folder) in str(refused.value.hint)
+        assert find_trial(str(folder), tmp_path)
+
+
 def test_a_trial_that_has_not_ended_or_failed_has_no_model(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "train-own", tmp_path / "copy")
     folder = TrialFolder(tmp_path / "copy")
