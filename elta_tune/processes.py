@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -36,14 +37,21 @@ def _import_path() -> list[str]:
     if this package was imported from there.
     """
     named = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    script = getattr(sys.modules["__main__"], "__file__", None)
-    unsafe = {os.getcwd(), *([os.path.dirname(os.path.abspath(script))] if script else [])} - set(named)
     library = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
-    ahead = takewhile(lambda entry: os.path.basename(entry) != library, sys.path)
-    path = [os.path.abspath(entry) for entry in ahead if entry and os.path.abspath(entry) not in unsafe]
-    if PACKAGE_FOLDER not in {*path, *(os.path.abspath(entry) for entry in sys.path if entry)} - unsafe:
+    ahead = list(takewhile(lambda entry: os.path.basename(entry) != library, sys.path))
+    path = [entry for entry in map(os.path.abspath, filter(None, ahead)) if entry in named or entry not in _unsafe()]
+    if PACKAGE_FOLDER not in (*path, *sys.path[len(ahead) :]):
         path.append(PACKAGE_FOLDER)
     return list(dict.fromkeys(path))
+
+
+def _unsafe() -> set[str]:
+    """The folders that Python puts first on the path by itself."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    folders = set() if script is None else {os.path.dirname(os.path.abspath(script))}
+    with suppress(FileNotFoundError):  # a working directory that was removed
+        folders.add(os.getcwd())
+    return folders
 
 
 def end_with_parent(parent: int) -> None:

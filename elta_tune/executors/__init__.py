@@ -1,4 +1,4 @@
-"""Where trials run: what a supervisor hands to an executor and hears from it."""
+"""Where trials run: the jobs that a supervisor gives to an executor, and the events that it gets back."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Ended:
 class Halted:
     """A trial's process is gone for a fault of the machine (a full disk, a folder that vanished or is damaged).
 
-    Its folder has all up to then: once that is mended, it goes on.
+    Its folder has everything up to then. Once the fault is fixed, the trial goes on.
     """
 
     number: int
@@ -72,7 +72,7 @@ Heard = Reported | Ended | Halted
 
 
 class Executor(Protocol):
-    """Runs jobs in slots, like `concurrent.futures`, but hears of each epoch."""
+    """Runs jobs in slots, like `concurrent.futures`, but with an event for each epoch."""
 
     def __init__(self, slots: Sequence[Slot]) -> None: ...
 
@@ -100,7 +100,7 @@ class Executor(Protocol):
         ...
 
     def answer(self, number: int, verdict: Verdict) -> None:
-        """Tells a trial that reported how to go on."""
+        """Sends the verdict to a trial that reported."""
         ...
 
     def close(self) -> None:

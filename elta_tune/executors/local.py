@@ -176,7 +176,7 @@ def _fault(ended: int | str | None) -> str | None:
     if ended < 0:
         names = {item.value: item.name for item in signal.Signals}
         name = names.get(-ended, f"signal {-ended}")  # real-time signals have no name
-        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        hint = ", perhaps because memory ran out" if name == "SIGKILL" else ""
         return f"the process was ended by {name}{hint}"
     return f"the process ended with exit code {ended}" if ended else None
 
