@@ -636,12 +636,43 @@ def remove_from_cache(key: str, cache: File | None = None) -> Entry:
     return remove_entry(_cache(cache), key)
 
 
-def check_space(space: File, recipe: File = "demo.yaml", *, overrides: Mapping[str, Any] | None = None) -> StudyPlan:
-    """Checks a search space against a recipe; returns the plan of a study of both.
+@dataclass(frozen=True)
+class SpaceCheck:
+    """The plan of a study of a space and a recipe, and why it can't start; without `has_data` no data were checked."""
+
+    plan: StudyPlan
+    refusals: Sequence[EltaTuneError]
+    has_data: bool
+
+
+def check_space(
+    space: File,
+    recipe: File = "demo.yaml",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    cache: File | None = None,
+    progress: Progress | None = None,
+) -> SpaceCheck:
+    """Checks a search space against a recipe and the labels of its data. No image is looked at, and no model built.
 
     Raises:
         ConfigError: a file or an override is wrong, or the space does not fit the recipe.
     """
+    plan = _plan(space, recipe, overrides)
+    data = plan.recipe.data
+    if data.demo is not None:  # drawn by the study; nothing in it can be wrong
+        return SpaceCheck(plan, (), has_data=True)
+    if data.root is None and data.ratings is None and data.train is None:
+        return SpaceCheck(plan, (), has_data=False)
+    from elta_tune.data.check import examine
+    from elta_tune.studies.plan import configurations
+
+    recipes = list(configurations(plan))
+    examined = examine(data, _cache(cache), progress or _no_progress, recipes=recipes, labels_only=True)
+    return SpaceCheck(plan, examined.refusals, has_data=True)
+
+
+def _plan(space: File, recipe: File, overrides: Mapping[str, Any] | None) -> StudyPlan:
     from elta_tune.documents import find_document
     from elta_tune.space.check import load_space
     from elta_tune.studies.plan import make_plan
@@ -660,7 +691,7 @@ def space_to_nni(
     """
     from elta_tune.studies.nni.space import to_nni
 
-    plan = check_space(space, recipe, overrides=overrides)
+    plan = _plan(space, recipe, overrides)
     return dict(to_nni(plan.space, plan.recipe))
 
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from elta_tune.cli.options import Set
+from elta_tune.api import DEFAULT_CACHE
+from elta_tune.cli.options import Cache, Set
 
 SpaceFile = Annotated[str, typer.Argument(metavar="FILE", help="A search space.")]
 RecipeFile = Annotated[str, typer.Option(help="The recipe that it varies.")]
@@ -20,13 +21,22 @@ def check(
     space: SpaceFile,
     recipe: RecipeFile = "demo.yaml",
     overrides: Set = None,
+    cache: Cache = DEFAULT_CACHE,
 ) -> None:
-    """Checks a space against a recipe, and shows what it varies."""
-    from elta_tune import api
-    from elta_tune.cli.text import console, number, plain_table, say
-    from elta_tune.config import read_overrides
+    """Checks a space against a recipe and its data, and shows what it varies.
 
-    plan = api.check_space(space, recipe, overrides=read_overrides(overrides or ()))
+    No image is looked at, and no model built; `data check` does both. Exit code 2: a study would refuse to start.
+    """
+    from elta_tune import api
+    from elta_tune.cli.progress import preparing
+    from elta_tune.cli.text import console, errors, number, plain_table, say
+    from elta_tune.config import read_overrides
+    from elta_tune.errors import combined
+
+    with preparing(errors) as progress:
+        options = read_overrides(overrides or ())
+        found = api.check_space(space, recipe, overrides=options, cache=cache, progress=progress)
+    plan = found.plan
     table = plain_table(["parameter", "recipe", "varies over"])
     for name, parameter in plan.space.parameters.items():
         table.add_row(name, number(plan.recipe.get(name)), str(parameter))
@@ -38,6 +48,10 @@ def check(
         f"{objective.resolved_direction} {objective.metric}; {budget.trials} trials; "
         f"{plan.space.sampler.name} sampler; {plan.space.pruner.name.replace('none', 'no')} pruner"
     )
+    if found.refusals:
+        raise combined(found.refusals)
+    if not found.has_data:
+        say("the data were not checked; to name them: --set data.root=FOLDER")
     say(f"{space} fits {recipe}")
 
 

@@ -55,6 +55,15 @@ def make_plan(space: SearchSpace, recipe: TrialConfig) -> StudyPlan:
     return StudyPlan(*hold_without_pool(space, space.with_objective(recipe)))
 
 
+def configurations(plan: StudyPlan) -> Iterator[TrialConfig]:
+    """The recipe, and it with each extreme of what a space varies of model and batch, and of what reads features."""
+    yield plan.recipe
+    names = ["training.batch_size", *(["self_training.rounds"] if plan.recipe.model.freeze else [])]
+    for name, parameter in plan.space.parameters.items():
+        if name.startswith("model.") or name in names:
+            yield from (plan.recipe.replace({name: value}) for value in parameter.probes())
+
+
 def raise_budget(own: Budget, trials: int | None, timeout: float | None) -> Budget:
     """A study's budget, raised by what a command asks for; what it does not ask for stays.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +13,10 @@ from elta_tune.data.dataset import Dataset
 from elta_tune.data.prepare import prepare
 from elta_tune.errors import EltaTuneError
 from elta_tune.executors import Slot, plan_slots
-from elta_tune.studies.plan import StudyPlan
+from elta_tune.studies.plan import StudyPlan, configurations
 from elta_tune.training.backbone import check_backbone, check_model
 from elta_tune.training.devices import available_devices, check_devices
 from elta_tune.training.self_training import check_fits, compute_frozen
-
-
-def configurations(plan: StudyPlan) -> Iterator[TrialConfig]:
-    """The recipe, and it with each extreme of what a space varies of model and batch, and of what reads features."""
-    yield plan.recipe
-    names = ["training.batch_size", *(["self_training.rounds"] if plan.recipe.model.freeze else [])]
-    for name, parameter in plan.space.parameters.items():
-        if name.startswith("model.") or name in names:
-            yield from (plan.recipe.replace({name: value}) for value in parameter.probes())
 
 
 def choose_slots(devices: Sequence[str] | None, workers: int | None) -> list[Slot]:
@@ -75,23 +66,25 @@ def check(
     cache: Path,
     progress: Progress,
     *,
-    labels_only: bool = False,
     limit: int | None = None,
 ) -> Examined:
     """Finds all for which `preflight` would refuse these configurations, without a download of weights.
 
     Args:
-        labels_only: no image is looked at, and no model built.
         limit: bytes that the decoded images may take.
 
     Raises:
         DataError: there is no room for the decoded images.
     """
-    refusals = [] if labels_only else _unknown_models(configs)
     examined = examine(
-        configs[0].data, cache, progress, recipes=configs, labels_only=labels_only, limit=limit, refusals=refusals
+        configs[0].data,
+        cache,
+        progress,
+        recipes=configs,
+        limit=limit,
+        refusals=_unknown_models(configs),
     )
-    if labels_only or examined.refusals:
+    if examined.refusals:
         return examined
     return replace(examined, refusals=_refused(configs, check_model))
 

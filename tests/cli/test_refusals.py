@@ -181,3 +181,30 @@ def test_a_budget_below_that_of_a_study(study, refused):
 def test_a_study_whose_file_is_damaged(study, refused, tmp_path):
     (tmp_path / "runs" / "mine-tiny" / "study.yaml").write_text("space: {parameters: {optim.lr")
     assert refused(*study).startswith(f"{tmp_path}/runs/mine-tiny/study.yaml:1: not a YAML document: ")
+
+
+HEAD = "model.head: emd needs ratings with a distribution; these have scores only"
+COMMANDS = {
+    "data check": ("data", "check", "tiny.yaml"),
+    "data check, labels": ("data", "check", "tiny.yaml", "--labels-only"),
+    "space check": ("space", "check", "head.yaml", "--recipe", "tiny.yaml"),
+    "train": ("train", "tiny.yaml"),
+    "run": ("run", "--space", "head.yaml", "--recipe", "tiny.yaml"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_refuses_data_with_the_same_message(name, elta_tune, recipe_file, data_root, tmp_path):
+    """Scores alone and a head of distributions: found before images, hubs and weights are looked at."""
+    for split in ("train", "val"):
+        ids = [line.split(",")[0] for line in (data_root / f"{split}.csv").read_text().splitlines()[1:]]
+        rows = [f"{name},{1 + number % 5}" for number, name in enumerate(ids)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["name,MOS", *rows]) + "\n")
+    (tmp_path / "head.yaml").write_text("parameters:\n  optim.lr: {type: float, low: 1.0e-4, high: 1.0e-1}\n")
+    settings = {"data.root": tmp_path, "data.images": data_root / "images", "data.scale": "[1,5]"}
+    settings |= {"training.batch_size": 5000, "model.backbone": "test_resnet", "model.pretrained": "true"}
+    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    done = elta_tune(*COMMANDS[name], *options)
+    assert done.returncode == 2
+    assert f"- {HEAD}\n  predict scores: --set model.head=mse; or spread" in done.stderr
+    assert "- training.batch_size: 5000 is more than the 32 images of " in done.stderr

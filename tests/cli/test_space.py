@@ -10,7 +10,7 @@ pruner: {name: none}
 parameters:
   optim.lr: {type: float, low: 0.1x, high: 10x, log: true}
   training.epochs: {type: int, low: 1, high: 9, step: 4}
-  model.backbone: {type: categorical, choices: [test_efficientnet, test_resnet, test_vit, mobilenetv3_small_050, "[b]"]}
+  model.backbone: {type: categorical, choices: [test_efficientnet, test_resnet, test_vit, mobilenetv3_small_050, dla34]}
   mixup.alpha: {type: categorical, choices: [1, null]}
   model.pretrained: {type: categorical, choices: [true, false]}
   self_training.rounds: {type: int, low: 0, high: 2}
@@ -48,15 +48,25 @@ def test_a_space_is_shown_with_the_recipes_values(check):
     assert row(lines, "model.pretrained") == ["false", "true, false"]
     assert row(lines, "self_training.rounds") == ["0", "0 … 2"]
     assert row(lines, "sharpening.target") == ["raw", "raw, sharpened when self_training.rounds > 0"]
-    assert row(lines, "model.backbone")[1].endswith("mobilenetv3_small_050, [b]")
+    assert row(lines, "model.backbone")[1].endswith("mobilenetv3_small_050, dla34")
     assert lines[-2:] == ["minimize mae; 7 trials; random sampler; no pruner", "tall.yaml fits tiny.yaml"]
 
 
-def test_what_a_missing_pool_holds_back_is_said(check, recipe_file, tmp_path):
+def test_a_missing_pool_is_reported_with_what_it_holds_back(check, tmp_path):
+    for split in ("train", "val"):
+        rows = [f"{split}{number},{number % 5},3" for number in range(60)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["name,count_1,count_2", *rows]) + "\n")
     lines = check("--set", "training.epochs=5", "--set", f"data.root={tmp_path}")
     assert not [line for line in lines if line.startswith(" self_training")]
     note = "note: no pool: self_training.rounds is held at 0; not varied: self_training.rounds, sharpening.target"
     assert note in " ".join(lines)
+
+
+def test_data_that_are_not_named_are_not_checked(check):
+    assert check("--set", "training.epochs=5", "--set", "data.root=null")[-2:] == [
+        "the data were not checked; to name them: --set data.root=FOLDER",
+        "tall.yaml fits tiny.yaml",
+    ]
 
 
 def test_a_space_that_does_not_fit_is_refused(elta_tune, tmp_path, recipe_file):

@@ -10,8 +10,8 @@ import pytest
 
 from elta_tune.data.cache.images import no_progress
 from elta_tune.errors import DataError, ModelError
-from elta_tune.studies.plan import StudyPlan
-from elta_tune.studies.preflight import configurations, preflight
+from elta_tune.studies.plan import StudyPlan, configurations
+from elta_tune.studies.preflight import preflight
 
 MakePlan = Callable[..., StudyPlan]
 
