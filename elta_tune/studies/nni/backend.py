@@ -1,92 +1,33 @@
-"""The NNI back end: node runs the study, this starts, joins and ends it; whatever cuts that off leaves no process."""
+"""The NNI back end: starts, joins and ends the node process that runs a study, and leaves no process behind."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder, locked
 from elta_tune.studies.backend import LaunchOptions, RunningStudy, Say, StudyRequest, WebUI
 from elta_tune.studies.completion import is_finished
-from elta_tune.studies.events import Event, StopReason
 from elta_tune.studies.launch import prepare_study, stop_holder, study_lock
 from elta_tune.studies.nni.experiment import start, view
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import Node, end, find_node, kill, members, require_nni, status
-from elta_tune.studies.nni.rest import NodeGone
 from elta_tune.studies.nni.space import to_nni
-from elta_tune.studies.nni.watcher import NniWatcher, fault, reconcile
-from elta_tune.studies.plan import StudyPlan, read_plan, record_plan
+from elta_tune.studies.nni.watcher import NniRun, fault, reconcile
+from elta_tune.studies.plan import StudyPlan, read_plan
 from elta_tune.studies.request import record_request, resolve_plan
 
 if TYPE_CHECKING:
-    from elta_tune.data.dataset import Dataset
-    from elta_tune.executors import Slot
+    pass
 
 AT_WORK = ("RUNNING", "NO_MORE_TRIAL", "TUNER_NO_MORE_TRIAL", "STOPPING", "STOPPED", "DONE")
-"""What a node says that runs an experiment to its end: not one that shows it, or was left before it began."""
+"""Statuses of a node that runs an experiment: not of one that only shows it, or never got it."""
 PAUSE = 0.2
 """Seconds between looks whether the web UI has ended."""
-
-
-@dataclass
-class NniRun:
-    """A study that NNI runs now."""
-
-    folder: StudyFolder
-    plan: StudyPlan
-    node: Node
-    workers: Workers
-    resumed: bool = True
-    attached: bool = True
-    dataset: Dataset | None = None
-    notes: Sequence[str] = ()
-    ignored: Sequence[str] = ()
-    seconds_before: float = 0.0
-    _watcher: NniWatcher = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._watcher = NniWatcher(self.folder, self.plan, self.node, self.workers.cache)
-
-    @property
-    def slots(self) -> Sequence[Slot]:
-        """Where its trials run."""
-        return self.workers.slots
-
-    @property
-    def address(self) -> str | None:
-        """Of NNI's web UI, with its secret."""
-        return self.node.rest.url
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._watcher.interrupted
-
-    @interrupted.setter
-    def interrupted(self, value: bool) -> None:
-        self._watcher.interrupted = value
-
-    @property
-    def stopped(self) -> StopReason | None:
-        """Why the study ended early."""
-        return self._watcher.stopped
-
-    def events(self) -> Generator[Event, None, None]:
-        """Follows the study to its end, and ends node with it."""
-        return self._watcher.events()
-
-    def raise_budget(self, plan: StudyPlan) -> None:
-        """Records a plan with a larger budget, and has node go on to that."""
-        record_plan(self.folder, plan, {})
-        self.plan = self._watcher.plan = plan
-        budget = {"maxTrialNumber": plan.budget.trials}
-        with suppress(NodeGone):  # it is ending, which whoever watches will see
-            self.node.rest.put("experiment?update_type=MAX_TRIAL_NUM", {"params": budget})
 
 
 @dataclass(frozen=True)
@@ -137,7 +78,7 @@ class NniBackend:
             if (node := running_node(nni)) is not None:
                 yield join(request, options, node)
                 return
-            end(nni)  # what a killed command left, which holds the study
+            end(nni)  # what a killed command left holds the study
             with study_lock(request.folder) as lock, start_study(request, options, lock) as running:
                 yield running
 

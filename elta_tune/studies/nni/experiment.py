@@ -7,15 +7,13 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-import elta_tune
 from elta_tune.errors import DamagedError, StudyError
 from elta_tune.files import parse_json, write_json
-from elta_tune.processes import python_command
+from elta_tune.processes import PACKAGE_FOLDER, python_command
 from elta_tune.records import StudyFolder
 from elta_tune.records.reader import Count, Text, read_record
 from elta_tune.studies.events import ANY_FAILURES_IN_A_ROW, FAILURES_IN_A_ROW
@@ -25,7 +23,6 @@ from elta_tune.studies.nni.rest import NodeGone, Proposal
 from elta_tune.studies.nni.space import Json, to_nni
 from elta_tune.studies.plan import StudyPlan, read_plan
 
-PACKAGE = Path(elta_tune.__file__).parent
 TUNERS = {"tpe": "TPE", "random": "Random", "grid": "GridSearch", "evolution": "Evolution"}
 """NNI's tuners by a space's samplers."""
 
@@ -52,7 +49,7 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> Json:
         "experimentWorkingDirectory": str(nni.path),
         "tuner": {
             "className": "elta_tune.studies.nni.tuner.make_tuner",
-            "codeDirectory": str(PACKAGE.parent),
+            "codeDirectory": PACKAGE_FOLDER,
             "classArgs": {**own, "workers": len(workers.slots), "tuner": TUNERS[plan.space.sampler.name]},
         },
         # Not NNI's scheduling of GPUs: a trial takes a slot itself.
@@ -60,7 +57,7 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> Json:
     }
     if plan.space.pruner.name == "median":  # NNI's Medianstop
         maker = "elta_tune.studies.nni.tuner.make_assessor"
-        config["assessor"] = {"className": maker, "codeDirectory": str(PACKAGE.parent), "classArgs": own}
+        config["assessor"] = {"className": maker, "codeDirectory": PACKAGE_FOLDER, "classArgs": own}
     return config
 
 

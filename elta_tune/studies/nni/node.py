@@ -20,7 +20,7 @@ import psutil
 
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.files import parse_json, read_regular, write_json
-from elta_tune.processes import child_environment
+from elta_tune.processes import child_environment, end_with_parent
 from elta_tune.records import StudyFolder
 from elta_tune.studies.nni.folder import EXPERIMENT, NniFolder
 from elta_tune.studies.nni.rest import HOST, NodeGone, Rest, request
@@ -139,7 +139,7 @@ def _start_node(folder: NniFolder, action: Action, port: int, lock: int | None) 
         "action": action,
         "experiments-directory": str(folder.path),
         "log-level": "info",
-        "python-interpreter": f"{shlex.quote(sys.executable)} -P",
+        "python-interpreter": f"exec {shlex.quote(sys.executable)} -P",  # a shell runs it
         "mode": "local",
     }
     command = [str(node_folder / "node"), "-r", str(GUARD), "-r", str(PATCHES), str(node_folder / "main.js")]
@@ -254,6 +254,12 @@ def verify_patches(folder: NniFolder) -> None:
         raise StudyError(
             f"NNI's patches are not in force, and nothing was started; not patched: {', '.join(sorted(missing))}"
         )
+
+
+def end_with_node(folder: NniFolder) -> None:
+    """Has this process end when node does, even if node is killed. It has to be a child of node."""
+    node = find_node(folder)
+    end_with_parent(0 if node is None else node.process.pid)
 
 
 def find_node(folder: NniFolder) -> Node | None:

@@ -22,7 +22,7 @@ from elta_tune.config import TrialConfig
 from elta_tune.errors import DamagedError, StudyError, reason_of
 from elta_tune.records import EpochRecord, StudyFolder, TrialFolder, TrialResult
 from elta_tune.studies.nni.folder import Ending, NniFolder
-from elta_tune.studies.nni.node import END_SECONDS, find_node
+from elta_tune.studies.nni.node import END_SECONDS, end_with_node, find_node
 from elta_tune.studies.nni.rest import NodeGone, Proposal, TrialChannel
 from elta_tune.studies.nni.space import Params, decode
 from elta_tune.studies.plan import read_plan
@@ -104,6 +104,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
     signal.signal(signal.SIGUSR1, _prune)
     study, number = StudyFolder(Path(sys.argv[1])), int(os.environ["NNI_TRIAL_SEQ_ID"])
+    end_with_node(NniFolder(study))
     folder = study.trial(number)
     try:
         state = _run(study, number, folder)

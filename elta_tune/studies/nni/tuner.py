@@ -1,15 +1,17 @@
-"""What runs in NNI's dispatcher: its own tuners and assessor, each under a thin layer.
+"""NNI's own tuners and assessor, each with a thin layer, as they run in NNI's dispatcher process.
 
-NNI builds them by calling `make_tuner` and `make_assessor`. The layer proposes the recipe and the space's guesses
-first, draws each proposal from a generator of (seed, its number), so that a resumed study does not repeat itself, and
-keeps the dispatcher alive where an early or late message would let NNI's own code die.
+NNI calls `make_tuner` and `make_assessor`. The layer proposes the recipe and the space's guesses first. It draws each
+proposal from a generator of (seed, its number), so that a resumed study does not repeat itself. And it keeps the
+dispatcher alive where an early or late message would end NNI's own code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
+import os
 import random
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,8 +21,11 @@ from typing import Any
 import numpy as np
 
 from elta_tune.config import load_recipe
+from elta_tune.errors import ConfigError
 from elta_tune.records import StudyFolder
 from elta_tune.studies.completion import first_guesses
+from elta_tune.studies.nni.folder import NniFolder
+from elta_tune.studies.nni.node import end_with_node
 from elta_tune.studies.nni.space import Json, Params, decode, encode, encode_with_indices
 from elta_tune.studies.plan import StudyPlan, read_plan
 
@@ -31,18 +36,20 @@ def make_tuner(study: str, optimize_mode: str, workers: int, tuner: str) -> Any:
     Args:
         study: folder of the study.
         optimize_mode: maximize or minimize; NNI's web UI reads it here.
-        workers: trials at a time.
-        tuner: NNI's name of it, for its web UI.
+        workers: trials that run at the same time.
+        tuner: its name in NNI, for the web UI.
     """
     patch_nesting()
     folder = StudyFolder(Path(study))
+    if "SDK_PROCESS" in os.environ:  # this is NNI's dispatcher
+        end_with_node(NniFolder(folder))
     plan = read_plan(folder)
     tuners = {"tpe": _tpe, "random": _random, "grid": _grid, "evolution": _evolution}
     return tuners[plan.space.sampler.name](plan, optimize_mode, tried(folder, plan), workers)
 
 
 def patch_nesting() -> None:
-    """Lets NNI's tuners take a choice nested within a nested choice: they look for its parent, which may not exist."""
+    """Lets NNI's tuners accept a choice within a nested choice, whose parent may not exist in a trial."""
     from nni.common.hpo_utils import ParameterSpec
 
     def is_activated_in(self: Any, partial_parameters: Mapping[Any, Any]) -> bool:
@@ -52,16 +59,19 @@ def patch_nesting() -> None:
 
 
 MUTATIONS, DRAWS = 100, 200
-"""Individuals that evolution draws until one is new: mutations, then random ones, too."""
+"""Most individuals that evolution draws until one is new: mutations only, and then random ones, too."""
 MOST_LISTED = 10_000
-"""Points of a space that are listed to find the last new ones."""
+"""Most points of a space that are listed to find the last new ones."""
 Points = Mapping[int, Params]
 """Parameters by the number of their trial."""
 
 
 def tried(folder: StudyFolder, plan: StudyPlan) -> Points:
     """The parameters of all trials that have a folder."""
-    configs = {n: load_recipe(trial.config_file) for n, trial in folder.trials() if trial.config_file.exists()}
+    configs = {}
+    for number, trial in folder.trials():
+        with contextlib.suppress(ConfigError):  # a damaged one is its trial's matter, which begins again
+            configs[number] = load_recipe(trial.config_file)
     values = {n: {name: config.get(name) for name in plan.space.parameters} for n, config in configs.items()}
     return {number: plan.space.choose(known, plan.recipe) for number, known in values.items()}
 
@@ -85,7 +95,7 @@ def _guided(base: Any, plan: StudyPlan, tried: Points) -> Any:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.lock = threading.RLock()  # NNI's two queues of commands call from two threads
+            self.lock = threading.RLock()  # NNI calls from two threads
 
         def update_search_space(self, space: Json) -> None:
             super().update_search_space(space)
@@ -133,7 +143,7 @@ def _tpe(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int) -> An
             return parameters
 
         def receive_trial_result(self, parameter_id: int, *args: Any, **kwargs: Any) -> None:
-            # The end of a trial may overtake its result, and has then struck it off the running ones.
+            # The end of a trial may arrive before its result, and removes it from the running ones.
             self._running_params.setdefault(parameter_id, self._params[parameter_id])
             super().receive_trial_result(parameter_id, *args, **kwargs)
 
@@ -191,7 +201,7 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int)
             return super()._generate_individual(parameter_id)
 
         def _generate_individual(self, parameter_id: int) -> Any:
-            """The next individual whose point is not known, by NNI's rules as long as these find one."""
+            """The next individual whose point is new, by NNI's rules as long as these find one."""
             for draw in range(DRAWS):
                 population = list(self.population)
                 if draw >= MUTATIONS:
@@ -201,7 +211,7 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int)
                 if self.point(parameters) not in self.known:
                     self.remember(parameters)
                     return parameters
-                if is_random:  # it was taken out of the population: another one takes its place
+                if is_random:  # it is no longer in the population: another one replaces it
                     self._random_generate_individual()
                 else:
                     self.population = population
@@ -221,12 +231,12 @@ def _evolution(plan: StudyPlan, optimize_mode: str, tried: Points, workers: int)
                 for params, trial in zip(known, data, strict=True)
             ]
 
-    # NNI has nothing to propose while as many trials run as the population counts.
+    # NNI proposes nothing while as many trials run as the population has individuals.
     return Evolution(optimize_mode, population_size=max(plan.sampler_startup, workers + 1))
 
 
 def make_assessor(study: str, optimize_mode: str) -> Any:
-    """NNI's Medianstop with the space's warm-up and start-up, which knows the complete trials of an earlier start."""
+    """NNI's Medianstop with the space's warm-up and start-up, and with the complete trials of earlier starts."""
     from nni.algorithms.hpo.medianstop_assessor import MedianstopAssessor
     from nni.assessor import AssessResult
 
@@ -237,7 +247,7 @@ def make_assessor(study: str, optimize_mode: str) -> Any:
 
     class Median(MedianstopAssessor):  # type: ignore[misc]
         def recorded(self, number: int) -> dict[int, Any]:
-            """What a trial has reported so far, by NNI's sequence numbers."""
+            """The metric of a trial's epochs so far, by NNI's sequence numbers."""
             values = {record.step - 1: record.value(metric) for record in folder.trial(number).epochs()}
             return {sequence: {"default": value} for sequence, value in values.items() if math.isfinite(value)}
 
@@ -252,8 +262,9 @@ def make_assessor(study: str, optimize_mode: str) -> Any:
 
 @functools.cache  # it wraps what it patches
 def patch_resuming() -> None:
-    """Lets the assessor hear of trials that an earlier start began, of which NNI's dispatcher takes the end result
-    alone; what they reported to that start is in their folders.
+    """Lets the assessor see resumed trials, of which NNI's dispatcher only takes the final result.
+
+    What they reported to the earlier start is in their folders.
     """
     import nni
     from nni.runtime import msg_dispatcher
@@ -270,7 +281,7 @@ def patch_resuming() -> None:
 
     def handle_trial_end(self: Any, data: Json) -> None:
         end(self, data)
-        if histories.pop(data["trial_job_id"], None) is not None:  # else NNI has told the assessor
+        if histories.pop(data["trial_job_id"], None) is not None:  # otherwise NNI has informed the assessor
             self.assessor.trial_end(data["trial_job_id"], data["event"] == "SUCCEEDED")
         msg_dispatcher._ended_trials.add(data["trial_job_id"])
 

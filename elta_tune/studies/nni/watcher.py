@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from elta_tune.errors import StudyError
 from elta_tune.executors import Job, Reported
@@ -19,14 +20,19 @@ from elta_tune.studies.events import (
     Finished,
     Started,
     Stopping,
+    StopReason,
     Tick,
 )
 from elta_tune.studies.nni.experiment import NniJob, read_jobs, recorded_jobs
-from elta_tune.studies.nni.folder import NniFolder
+from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import Node, end, kill
 from elta_tune.studies.nni.rest import NodeGone
 from elta_tune.studies.nni.space import decode
-from elta_tune.studies.plan import StudyPlan
+from elta_tune.studies.plan import StudyPlan, record_plan
+
+if TYPE_CHECKING:  # a view of a study does without it
+    from elta_tune.data.dataset import Dataset
+    from elta_tune.executors import Slot
 
 WAITING = ("UNKNOWN", "ADD_RESUMED")
 FAILED = ("FAILED", "USER_CANCELED", "SYS_CANCELED")
@@ -37,19 +43,39 @@ SHARE = 20
 
 
 @dataclass
-class NniWatcher:
-    """Follows a study that NNI runs; `events()` is the whole of it, and ends node with all that it started.
-
-    After it, `stopped` says that somebody stopped it; None means that the budget is used (or the grid).
-    """
+class NniRun:
+    """A study that NNI runs now. `events()` follows it to its end, and ends node with all that it started."""
 
     folder: StudyFolder
     plan: StudyPlan
     node: Node
-    cache: Path
-    stopped: Literal["interrupted"] | None = None
+    workers: Workers
+    resumed: bool = True
+    attached: bool = True
+    dataset: Dataset | None = None
+    notes: Sequence[str] = ()
+    ignored: Sequence[str] = ()
+    seconds_before: float = 0.0
+    stopped: StopReason | None = None
     interrupted: bool = False
-    """Set from outside, it asks for a stop: trials that run go on from their last epoch at the next start."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """Where its trials run."""
+        return self.workers.slots
+
+    @property
+    def address(self) -> str | None:
+        """The web UI's, with its secret."""
+        return self.node.rest.url
+
+    def raise_budget(self, plan: StudyPlan) -> None:
+        """Records a plan with a larger budget, and has node go on to that."""
+        record_plan(self.folder, plan, {})
+        self.plan = plan
+        budget = {"maxTrialNumber": plan.budget.trials}
+        with suppress(NodeGone):  # it is ending, which whoever watches will see
+            self.node.rest.put("experiment?update_type=MAX_TRIAL_NUM", {"params": budget})
 
     def events(self) -> Generator[Event, None, None]:
         """Watches until node has ended, and yields what happens.
@@ -57,7 +83,7 @@ class NniWatcher:
         Raises:
             StudyError: NNI ended for another reason than the budget: a dead tuner, failures in a row, a kill.
         """
-        nni, feed = NniFolder(self.folder), EventFeed(self.folder, self.plan, self.cache)
+        nni, feed = NniFolder(self.folder), EventFeed(self.folder, self.plan, self.workers.cache)
         jobs: list[NniJob] = []
         try:
             while self.node.is_alive:

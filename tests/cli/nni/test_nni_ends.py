@@ -92,6 +92,7 @@ def test_a_killed_node_or_tuner_ends_its_study_with_a_message(studies):
     told = {"node": "NNI's node process was ended from outside", "tuner": "NNI's tuner died"}
     (studies.root / "waits").touch()
     commands = {kind: studies.start(*RUN, "--name", kind, *NEW) for kind in told}
+    alone = studies.start(*RUN, "--name", "alone", *NEW)
     ports = {kind: studies.address(command)[1] for kind, command in commands.items()}
     for kind, command in commands.items():
         studies.wait_for(lambda kind=kind: studies.processes("trial", kind), command)
@@ -99,6 +100,12 @@ def test_a_killed_node_or_tuner_ends_its_study_with_a_message(studies):
     for kind, command in commands.items():
         assert command.wait(240) == 2, studies.said(command)
         assert f"elta-tune: {told[kind]}" in studies.said(command)
+    # Nobody watches, and node is killed: its children end with it.
+    studies.wait_for(lambda: studies.processes("trial", "alone") and studies.epochs("alone"), alone)
+    alone.kill()
+    alone.wait()
+    studies.kill("node", "alone")
+    studies.wait_for(lambda: not studies.processes(study="alone"))
     (studies.root / "waits").unlink()
     for port in ports.values():
         studies.assert_nothing_left(port)

@@ -20,7 +20,7 @@ from elta_tune.studies.nni.backend import BACKEND
 from elta_tune.studies.nni.experiment import has_experiment, recorded_jobs, start
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import end, kill, members
-from elta_tune.studies.nni.watcher import NniWatcher
+from elta_tune.studies.nni.watcher import NniRun
 from elta_tune.studies.plan import record_plan
 
 pytest.importorskip("nni_node", reason="NNI is not installed")
@@ -71,14 +71,14 @@ def test_a_trial_refuses_the_parameters_of_another(without, tmp_path, monkeypatc
     without("if (index >= 0) {", "if (false) {")  # parameters are not bound to trials: NNI swaps them
     (tmp_path / "hooks").mkdir()
     (tmp_path / "hooks" / "sitecustomize.py").write_text(HOOKS.format(root=tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hooks"))
+    monkeypatch.syspath_prepend(tmp_path / "hooks")  # children import what this process can
 
     plan = make_plan_of(LR, budget={"trials": 2}, sampler={"name": "random"}, enqueue=[{"optim.lr": 0.02}])
     record_plan(study_folder, plan, {"backend": "nni"})
     results = []
     with study_folder.lock() as lock:
-        node = start(study_folder, plan, Workers(slots=[Slot("cpu", 1)] * 2, cache=cache), None, lock)
-        watcher = NniWatcher(study_folder, plan, node, cache)
+        workers = Workers(slots=(Slot("cpu", 1),) * 2, cache=cache)
+        watcher = NniRun(study_folder, plan, start(study_folder, plan, workers, None, lock), workers)
         for event in watcher.events():
             results += [event.result] if isinstance(event, Finished) else []
             watcher.interrupted |= len(results) == 2
