@@ -152,7 +152,8 @@ def export(
         model, cast("Kind", kind), output, force=force, head=cast("ReleasedHead | None", head), runs=runs
     )
     _tell_note(model, written.note)
-    say(f"{written.file}  (read back: within {written.difference:.1e})")
+    differs = f"differs by at most {written.difference:.1e}" if written.difference else "is equal"
+    say(f"{written.file}\nread back: what the file computes for random images {differs}")
 
 
 def _load(model: str, runs: Path, head: str | None) -> Checkpoint:

@@ -29,6 +29,7 @@ def best(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Also measure it on the test split.")] = False,
+    all_metrics: Annotated[bool, typer.Option("--all", help="Show all metrics, not just the main ones.")] = False,
     as_json: Json = False,
     runs: Runs = Path("runs"),
     cache: Cache = DEFAULT_CACHE,
@@ -56,38 +57,50 @@ def best(
             of_other = first is not None and told["trial"] != 0
             of_recipe = measure_trial(found.folder, first, "test", cache=cache) if first and of_other else measured
             told["recipe"]["test"] = of_recipe["metrics"]
-    print_json(told) if as_json else _tell_best(told)
+    print_json(told) if as_json else _print_best(told, found.best, all_metrics)
 
 
-def _tell_best(told: dict[str, Any]) -> None:
+def _print_best(told: dict[str, Any], result: TrialResult, all_metrics: bool) -> None:
     from rich.text import Text
 
-    from elta_tune.cli.text import HEADLINE, console, metric, number, plain_table
+    from elta_tune.cli.text import console, main_metrics, metric, number, plain_table, say
 
     recipe = told["recipe"]
-    console.print(
-        Text(
-            f"study {told['study']}: trial {told['trial']}, best at step {told['best_step']} "
-            f"(round {told['best_round']}, epoch {told['best_epoch']})"
-        ),
-        soft_wrap=True,
+    say(
+        f"study {told['study']}: trial {told['trial']}, best at step {told['best_step']} "
+        f"(round {told['best_round']}, epoch {told['best_epoch']})"
     )
-    columns = {"validation": told["metrics"], "of trial 0": recipe["metrics"] if recipe else {}}
+    columns = {"validation": told["metrics"]}
     if "test" in told:
-        columns |= {"test": told["test"], "test of trial 0": (recipe or {}).get("test", {})}
+        columns["test"] = told["test"]
+    if recipe and recipe["trial"] != told["trial"]:
+        columns["validation of trial 0"] = recipe["metrics"]
+        if "test" in recipe:
+            columns["test of trial 0"] = recipe["test"]
+    elif recipe:
+        say("trial 0, the recipe as it stands, is the best trial")
     table = plain_table(["metric", *columns], right=list(columns))
-    names = list(dict.fromkeys([told["metric"], *HEADLINE, *told["metrics"]]))
+    names = list(dict.fromkeys([told["metric"], *told["metrics"]])) if all_metrics else main_metrics(told["metric"])
     for name in names:
         values = [column.get(name) for column in columns.values()]
-        table.add_row(name, *(metric(v) if isinstance(v, float) or v is None else str(v) for v in values))
+        if all_metrics or any(value is not None for value in values):
+            table.add_row(name, *(metric(v) if isinstance(v, float) or v is None else str(v) for v in values))
     console.print(table)
+    if not all_metrics:
+        say(f"  {len(told['metrics'])} metrics in all: --all shows them", style="dim")
     if "test" in told:
         data = told["test_data"]
-        console.print(Text(f"test: {data['rows']} images, {data['origin']} (hash {data['hash']})"), soft_wrap=True)
+        say(f"test: {data['rows']} images, {data['origin']} (hash {data['hash']})")
     for name, value in told["params"].items():
         console.print(Text(f"  {name} = {number(value)}"))
-    again = f"  (measured again: predictions within {told['difference']:.1e})" if "difference" in told else ""
-    console.print(Text(f"\ncheckpoint: {told['checkpoint']}{again}"), soft_wrap=True)
+    say(f"\ncheckpoint: {told['checkpoint']}")
+    if "difference" in told:
+        images = result.data["val"].rows if result.data else 0
+        apart = f"at most {told['difference']:.1e} apart" if told["difference"] else "equal"
+        say(
+            f"compared: a new process's predictions of {images} validation images with the trial's, and the exported "
+            f"file's outputs with the model's: {apart}"
+        )
 
 
 def list_studies(runs: Runs = Path("runs"), as_json: Json = False) -> None:

@@ -22,6 +22,8 @@ from elta_tune.records import EpochRecord, TrialResult
 
 HEADLINE = ("srcc", "plcc", "accuracy")
 """What every trial shows."""
+ERRORS = ("mae", "bmae", "std_ratio")
+"""What the best trial shows besides: its error, its error with all scores counted alike, and how far it is squeezed."""
 STATE_STYLE = {"complete": "green", "pruned": "yellow", "failed": "red"}
 
 
@@ -111,6 +113,11 @@ def this_command() -> str:
 def columns_of(objective: str) -> list[str]:
     """Metrics that a table of trials shows: the objective, if it is another one, and the headline."""
     return list(dict.fromkeys((objective, *HEADLINE)))
+
+
+def main_metrics(objective: str) -> list[str]:
+    """The objective, and the five metrics that say most: by rank, by side, by distance, and in the tails."""
+    return [objective, *[name for name in (*HEADLINE, *ERRORS) if name != objective][:5]]
 
 
 def trial_table(results: Sequence[TrialResult], objective: str) -> RenderableType:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -53,14 +55,35 @@ def test_json_alone_is_on_standard_output_and_the_checkpoint_in_its_file(elta_tu
     assert content["config"]["optim"]["lr"] == best["params"]["optim.lr"]
 
 
-def test_the_table_shows_the_winner_beside_the_recipe(elta_tune: Run, finished: Path) -> None:
-    done = elta_tune("best", "space-tiny")
+def test_table_shows_main_metrics_next_to_the_recipe(elta_tune: Run, finished: Path) -> None:
     ranking = sorted(results(finished), key=lambda result: -result["value"])
-    assert done.stdout.startswith(f"study space-tiny: trial {ranking[0]['trial']}, best at step")
-    line = next(line for line in done.stdout.splitlines() if line.split()[:1] == ["srcc"])
-    recipe = results(finished)[0]
-    assert line.split() == ["srcc", f"{ranking[0]['value']:.4f}", f"{recipe['value']:.4f}"]
-    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("checkpoint: ")) <= 80
+    brief, whole = elta_tune("best", "space-tiny").stdout, elta_tune("best", "space-tiny", "--all").stdout
+    assert brief.startswith(f"study space-tiny: trial {ranking[0]['trial']}, best at step")
+    recipe, is_best = results(finished)[0], ranking[0]["trial"] == 0
+    for told in (brief, whole):
+        line = next(line for line in told.splitlines() if line.split()[:1] == ["srcc"])
+        values = [ranking[0]["value"], *([] if is_best else [recipe["value"]])]
+        assert line.split() == ["srcc", *(f"{value:.4f}" for value in values)]
+        assert max(len(line) for line in told.splitlines() if not line.startswith("checkpoint: ")) <= 80
+    shown = [
+        line.split()[0] for line in brief.splitlines() if line.split()[:1] and line.split()[0] in recipe["metrics"]
+    ]
+    assert shown == ["srcc", "plcc", "accuracy", "mae", "bmae", "std_ratio"]
+    assert f"{len(recipe['metrics'])} metrics in all: --all shows them" in brief
+    assert all(f"\n{name} " in whole or f" {name} " in whole for name in recipe["metrics"])
+
+
+def test_best_trial_0_is_shown_once(elta_tune: Run, finished: Path, tmp_path: Path) -> None:
+    """And what was compared for an export is said with the number of images."""
+    shutil.copytree(finished, tmp_path / "runs" / "one")
+    for trial in (tmp_path / "runs" / "one" / "trials").iterdir():
+        if trial.name != "0000":
+            shutil.rmtree(trial)
+    done = elta_tune("best", "one", "--runs", tmp_path / "runs", "--export", "ckpt", "--out", tmp_path / "one.ckpt")
+    assert "trial 0, the recipe as it stands, is the best trial" in done.stdout
+    assert "of trial 0" not in done.stdout
+    assert re.search(r"compared: a new process's predictions of \d+ validation images with the trial's", done.stdout)
+    assert "0.0e+00" not in done.stdout
 
 
 def test_predictions_of_the_best_epoch_are_recorded(finished: Path, data_root: Path) -> None:
