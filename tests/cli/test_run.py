@@ -266,3 +266,18 @@ def test_where_a_study_cannot_run_it_is_refused(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (files / "runs" / "space-tiny").exists()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "encoding"),
+    [("| head -1", "utf-8"), ("> /dev/full", "utf-8"), (">&- 2>&-", "utf-8"), ("", "ascii")],
+)
+def test_a_study_goes_on_without_its_output(files: Path, cache: Path, redirection: str, encoding: str) -> None:
+    environment = {**os.environ, "ELTA_TUNE_CACHE": str(cache), "PYTHONIOENCODING": encoding}
+    line = f"{shlex.join([sys.executable, '-m', 'elta_tune', *RUN, '--trials', '2'])} {redirection}"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=files, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert states(files / "runs" / "space-tiny") == [(0, "COMPLETE"), (1, "COMPLETE")]
