@@ -1,6 +1,6 @@
 """elta-tune: hyperparameter studies of full ELTA trainings (ICML 2024) for image aesthetics assessment.
 
-From Python: `run`, `train`, `evaluate`, `predict` and `best`, the verbs of the command; `run` returns a `Study`.
+From Python: every verb of the command is a function of this module; `run` returns a `Study`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,53 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from elta_tune.api import Study, best, evaluate, predict, run, train
+    from elta_tune.api import (
+        DataCheck,
+        Exported,
+        Study,
+        StudySummary,
+        best,
+        check_data,
+        check_space,
+        decode_images,
+        evaluate,
+        export,
+        list_cache,
+        list_studies,
+        open_ui,
+        predict,
+        remove_from_cache,
+        run,
+        sharpen,
+        space_from_nni,
+        space_to_nni,
+        stop,
+        train,
+    )
 
-__all__ = ["Study", "best", "evaluate", "predict", "run", "train"]
+__all__ = [
+    "DataCheck",
+    "Exported",
+    "Study",
+    "StudySummary",
+    "best",
+    "check_data",
+    "check_space",
+    "decode_images",
+    "evaluate",
+    "export",
+    "list_cache",
+    "list_studies",
+    "open_ui",
+    "predict",
+    "remove_from_cache",
+    "run",
+    "sharpen",
+    "space_from_nni",
+    "space_to_nni",
+    "stop",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

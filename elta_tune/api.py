@@ -1,4 +1,4 @@
-"""Five verbs of the command line as functions: `elta_tune.run`, `train`, `evaluate`, `predict`, `best`.
+"""Every verb of the command as a typed function: `run`, `train`, `best`, `evaluate`, `predict`, `export`, …
 
 They print nothing; what the command refuses raises an `elta_tune.errors.EltaTuneError` here. What takes long to import
 is imported by the function that needs it.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from elta_tune.results.evaluate import Evaluation
     from elta_tune.results.predict import Prediction
     from elta_tune.results.sharpen import Sharpened
+    from elta_tune.studies.backend import WebUI
     from elta_tune.studies.events import Event
     from elta_tune.studies.plan import StudyPlan
 
@@ -148,7 +149,7 @@ def run(
         backend: optuna or nni; None: the study's own, optuna for a new one.
         executor: local, a process per trial; inline, this process, one trial at a time, for `breakpoint()`.
         cache: folder of decoded images; None: the command's.
-        on_event: takes what happens, each epoch too.
+        on_event: is called with what happens, each epoch too; its errors end the call.
         progress: hears (done, total, what) while images are decoded.
 
     Raises:
@@ -157,6 +158,7 @@ def run(
     from elta_tune.errors import ConfigError
     from elta_tune.space.space import parse_duration
     from elta_tune.studies.backend import LaunchOptions
+    from elta_tune.studies.events import Tick
     from elta_tune.studies.launch import ended_too_early, launch
     from elta_tune.studies.request import request_study, resolve_plan
 
@@ -185,7 +187,7 @@ def run(
             if running is not None:
                 with closing(running.events()) as events:
                     for event in events:
-                        if on_event is not None:
+                        if on_event is not None and not isinstance(event, Tick):
                             on_event(event)
         if running is None or not ended_too_early(running):
             return Study(request.folder, resolve_plan(request))
@@ -718,6 +720,124 @@ def _recipe(recipe: File, overrides: Mapping[str, Any] | None) -> TrialConfig:
 
 def _bytes(gigabytes: float | None) -> int | None:
     return None if gigabytes is None else round(gigabytes * 1e9)
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """A study in a list of studies. A field is None where it is unknown: of a damaged one, or one that is prepared."""
+
+    study: str
+    state: Literal["running", "finished", "stopped", "preparing", "damaged"]
+    path: Path
+    ended: int | None = None
+    budget: int | None = None
+    pruned: int | None = None
+    failed: int | None = None
+    metric: str | None = None
+    value: float | None = None
+    """Of the best complete trial."""
+    reason: str | None = None
+    """What is damaged."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `elta-tune list --json` prints it: what is unknown is left out."""
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        return {**known, **({} if self.ended is None else {"value": self.value}), "path": str(self.path)}
+
+
+def list_studies(runs: File = RUNS) -> list[StudySummary]:
+    """All studies of a folder, the last changed last, then those that are prepared.
+
+    Raises:
+        StudyError: the folder can't be read.
+    """
+    from elta_tune.records import find_studies, preparing_studies
+
+    preparing = [StudySummary(each.name, "preparing", each.path.absolute()) for each in preparing_studies(Path(runs))]
+    return [*map(_any_summary, find_studies(Path(runs))), *preparing]
+
+
+def _any_summary(folder: StudyFolder) -> StudySummary:
+    from elta_tune.errors import EltaTuneError
+
+    try:
+        return summarize(Study.open(folder.path))
+    except EltaTuneError as error:
+        return StudySummary(folder.name, "damaged", folder.path.absolute(), reason=error.message)
+
+
+def summarize(study: Study) -> StudySummary:
+    """How far a study is.
+
+    Raises:
+        StudyError: a file of it is damaged.
+    """
+    from elta_tune.studies.completion import is_exhausted, trials_wanted
+
+    folder, plan, objective = study.folder, study.plan, study.plan.space.objective
+    states, best = list[str](), None
+    for result in study.results:
+        states.append(result.state)
+        if result.state == "complete" and objective.is_better(result.value, best):
+            best = result.value
+    ended = len(states) - states.count("failed")
+    is_finished = ended >= plan.budget.trials or is_exhausted(folder, plan)
+    return StudySummary(
+        folder.name,
+        "running" if folder.is_running() else "finished" if is_finished else "stopped",
+        folder.path.absolute(),
+        ended,
+        trials_wanted(plan),
+        states.count("pruned"),
+        states.count("failed"),
+        objective.metric,
+        best,
+    )
+
+
+def stop(study: File | None = None, *, runs: File = RUNS, say: Callable[[str], None] | None = None) -> bool:
+    """Ends a study that runs or is prepared in another process, as Ctrl-C does there.
+
+    Args:
+        study: its folder or its name under `runs`; left out, the last one.
+        say: is called with a line while that takes long.
+
+    Returns:
+        Whether it ran.
+
+    Raises:
+        StudyError: there is no such study, it runs elsewhere, or it is another user's.
+    """
+    from elta_tune.records import open_study
+    from elta_tune.studies.launch import stop_study
+
+    folder = open_study(None if study is None else os.fspath(study), Path(runs), preparing=True)
+    return stop_study(folder, say or (lambda line: None))
+
+
+@contextmanager
+def open_ui(study: File | None = None, *, port: int | None = None, runs: File = RUNS) -> Iterator[WebUI | str]:
+    """Opens the web UI of a study whose back end has one; yields the address alone where the study runs now.
+
+    Args:
+        study: its folder or its name under `runs`; left out, the last one.
+        port: of the web UI; None: a free one.
+
+    Raises:
+        EltaTuneError: there is no such study, it has no web UI, or that does not start.
+    """
+    from elta_tune.records import open_study
+    from elta_tune.studies.backend import backend_of
+
+    folder = open_study(None if study is None else os.fspath(study), Path(runs))
+    backend = backend_of(folder)
+    backend.check_installed()
+    running = backend.find_running(folder)
+    if running is not None and running.address:
+        yield running.address
+        return
+    with backend.open_ui(folder, port) as opened:
+        yield opened
 
 
 def _checkpoint(model: File | Checkpoint, runs: File, head: Head | None) -> Checkpoint:

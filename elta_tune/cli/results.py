@@ -105,71 +105,26 @@ def _print_best(told: dict[str, Any], result: TrialResult, all_metrics: bool) ->
 
 def list_studies(runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """All studies, the last changed last."""
-    from elta_tune.records import find_studies, preparing_studies
+    from elta_tune import api
 
-    rows = [_any_study_row(folder) for folder in find_studies(runs)]
-    rows += [
-        {"study": folder.name, "state": "preparing", "path": str(folder.path.absolute())}
-        for folder in preparing_studies(runs)
-    ]
+    rows = api.list_studies(runs)
     if as_json:
-        return print_json(rows)
-    from rich.text import Text
-
-    from elta_tune.cli.text import console, errors, metric, plain_table
+        return print_json([row.to_dict() for row in rows])
+    from elta_tune.cli.text import console, errors, metric, plain_table, say
 
     if not rows:
-        return console.print(
-            f"there is no study in {runs}; start one: elta-tune run --space default.yaml", soft_wrap=True
-        )
+        return say(f"there is no study in {runs}; start one: elta-tune run --space default.yaml")
     table = plain_table(
         ["study", "state", "trials", "pruned", "failed", "metric", "best"], right=["trials", "pruned", "failed", "best"]
     )
     for row in rows:
-        table.add_row(
-            Text(row["study"]),
-            row["state"],
-            f"{row['ended']}/{row['budget']}" if "ended" in row else "",
-            *(str(row.get(name, "")) for name in ("pruned", "failed", "metric")),
-            metric(row["value"]) if "value" in row else "",
-        )
+        is_known = row.ended is not None
+        counts = (f"{row.ended}/{row.budget}", str(row.pruned), str(row.failed), str(row.metric), metric(row.value))
+        table.add_row(row.study, row.state, *(counts if is_known else ()))
     console.print(table)
     for row in rows:
-        if "reason" in row:
-            errors.print(Text(row["reason"], style="red"), soft_wrap=True)
-
-
-def _any_study_row(folder: StudyFolder) -> dict[str, Any]:
-    """The row of a study that may be damaged: the others are shown all the same."""
-    from elta_tune.errors import EltaTuneError
-
-    try:
-        return _study_row(folder)
-    except EltaTuneError as error:
-        path = str(folder.path.absolute())
-        return {"study": folder.name, "state": "damaged", "reason": error.message, "path": path}
-
-
-def _study_row(folder: StudyFolder) -> dict[str, Any]:
-    from elta_tune.results.ranking import ranked
-    from elta_tune.studies.completion import is_finished, trials_wanted
-    from elta_tune.studies.plan import read_plan
-
-    plan = read_plan(folder)
-    states = [result.state for result in folder.results()]
-    ranking = ranked(folder, plan)
-    finished = is_finished(folder, plan)
-    return {
-        "study": folder.name,
-        "state": "running" if folder.is_running() else "finished" if finished else "stopped",
-        "ended": folder.used_budget(),
-        "budget": trials_wanted(plan),
-        "pruned": states.count("pruned"),
-        "failed": states.count("failed"),
-        "metric": plan.space.objective.metric,
-        "value": ranking[0].value if ranking else None,
-        "path": str(folder.path.absolute()),
-    }
+        if row.reason is not None:
+            errors.print(row.reason, style="red", soft_wrap=True)
 
 
 def show(
@@ -193,18 +148,21 @@ def show(
 
 
 def _show_study(folder: StudyFolder, plan: StudyPlan, as_json: bool) -> None:
-    results = folder.results()
+    from elta_tune import api
+
+    study = api.Study(folder, plan)
+    row, results = api.summarize(study), study.results
     unfinished = [(number, trial.epochs()) for number, trial in folder.trials() if trial.result() is None]
     if as_json:
         running = [{"trial": number, "epochs": _dicts(epochs)} for number, epochs in unfinished]
-        return print_json({**_study_row(folder), "results": _dicts(results), "unfinished": running})
+        return print_json({**row.to_dict(), "results": _dicts(results), "unfinished": running})
     from rich.padding import Padding
     from rich.text import Text
 
     from elta_tune.cli.text import console, metric, parameters, trial_table
 
-    row, objective = _study_row(folder), plan.space.objective
-    told = f"{row['ended']} of {row['budget']} trials, {row['pruned']} pruned, {row['failed']} failed; {row['state']}"
+    objective = plan.space.objective
+    told = f"{row.ended} of {row.budget} trials, {row.pruned} pruned, {row.failed} failed; {row.state}"
     console.print(
         Text(f"study {folder.name}: {objective.resolved_direction} {objective.metric}; {told}"), soft_wrap=True
     )

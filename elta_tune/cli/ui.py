@@ -19,22 +19,17 @@ def ui(
     runs: Runs = Path("runs"),
 ) -> None:
     """Opens NNI's web UI on a study that NNI ran; Ctrl-C closes it. Of a running study it says the address."""
+    from elta_tune import api
     from elta_tune.cli.run import hang_up, tell_address
     from elta_tune.cli.text import console
-    from elta_tune.records import open_study
-    from elta_tune.studies.backend import backend_of
 
-    folder = open_study(study, runs)
-    backend = backend_of(folder)
-    backend.check_installed()
-    running = backend.find_running(folder)
-    if running is not None and running.address:
-        return tell_address(running.address)
     # A shell in the background has switched the first one off; of the terminal's end nohup has.
     for number in (signal.SIGINT, signal.SIGTERM, *hang_up()):
         signal.signal(number, signal.default_int_handler)
     try:
-        with backend.open_ui(folder, port) as opened:
+        with api.open_ui(study, port=port, runs=runs) as opened:
+            if isinstance(opened, str):
+                return tell_address(opened)
             tell_address(opened.address)
             console.print("Ctrl-C closes it")
             opened.wait()
