@@ -160,7 +160,7 @@ def test_a_study_goes_on_after_whatever_ended_it(
     command = start(line)
     command.freeze_at(r"trial   3 .*epoch [1-5]/5")
     own = psutil.Process(command.process.pid)
-    for process in (own, *own.children()):  # forkserver and tracker: all but the trials
+    for process in (own, *own.children()):  # the server: all but the trials
         process.resume()
     command.signal(signal.SIGINT)
     command.wait_for("stopping after this epoch")
@@ -189,7 +189,7 @@ def test_an_end_while_it_prepares_leaves_nothing_and_says_how_to_go_on(
 ) -> None:
     command = start(shlex.join(["elta-tune", *RUN]))
     own = psutil.Process(command.process.pid)
-    command.wait_until(lambda: len(own.children()) == 2)  # forkserver and tracker
+    command.wait_until(lambda: len(own.children()) == 1)  # the server that trials are forked from
     command.others = own.children()
     if isinstance(by, signal.Signals):
         command.signal(by)

@@ -120,9 +120,7 @@ class Deadly(LocalExecutor):
 
     def start(self, job: Job) -> None:
         super().start(job)
-        process = self._running[job.number].process.pid
-        assert process is not None
-        os.kill(process, signal.SIGKILL)
+        self._running[job.number].watch.send("kill")
 
     def wait(self, timeout: float) -> list[Reported | Ended]:
         heard = super().wait(timeout)
