@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.dataset import Dataset, ImageSet
+from elta_tune.data.dataset import Dataset, ImageSet, Split
 from elta_tune.data.prepare import open_dataset
 from elta_tune.data.readers import read_ratings
 from elta_tune.errors import DataError, OutOfMemoryError, TrialError
@@ -323,4 +323,5 @@ def describe_split(split: ImageSet) -> SplitRecord:
         rows=len(split.ids),
         hash=split.fingerprint,
         left_out=len(split.left_out),
+        unlabelled=split.unlabelled if isinstance(split, Split) else 0,
     )

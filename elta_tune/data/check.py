@@ -244,10 +244,12 @@ def reasons_to_refuse(
         )
     images = len(train.ids)
     if images < config.training.batch_size:
+        settings = {"training.batch_size": max(2, 1 << (images // 2).bit_length() - 1)}
         yield DataError(
             f"training.batch_size: {config.training.batch_size} is more than the {plural(images, 'image')} of "
             f"{train.file}, and incomplete batches are dropped",
-            f"`training.batch_size={max(2, 1 << (images // 2).bit_length() - 1)}`, for example",
+            f"take smaller batches, such as {typed(settings)}",
+            settings,
         )
     if config.self_training.rounds and not has_pool:
         hint = "name a list or a folder of unlabelled images: `data.pool=FILE`; or: `self_training.rounds=0`"

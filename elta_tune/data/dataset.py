@@ -40,10 +40,14 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Split(ImageSet):
-    """The training, validation or test split: `scores` (N,) and `distributions` (N, K) on the data set's own scale."""
+    """The training, validation or test split: `scores` (N,) and `distributions` (N, K) on the data set's own scale.
+
+    `unlabelled` rows of its file were skipped because they have no rating.
+    """
 
     scores: NDArray[np.float64]
     distributions: NDArray[np.float32] | None
+    unlabelled: int = 0
 
     @property
     def fingerprint(self) -> str:

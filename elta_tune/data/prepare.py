@@ -122,7 +122,12 @@ def _image_set(name: SplitName, listed: ImageList, snapshot: Snapshot) -> ImageS
 def _split(name: LabelledName, ratings: Ratings, snapshot: Snapshot) -> Split:
     distributions = None if ratings.distributions is None else ratings.distributions[snapshot.rows]
     images = _image_set(name, ratings, snapshot)
-    return Split(**vars(images), scores=ratings.scores[snapshot.rows], distributions=distributions)
+    return Split(
+        **vars(images),
+        scores=ratings.scores[snapshot.rows],
+        distributions=distributions,
+        unlabelled=len(ratings.unlabelled),
+    )
 
 
 def _dataset(ratings: SplitRatings, snapshots: dict[SplitName, Snapshot]) -> Dataset:

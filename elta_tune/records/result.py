@@ -29,7 +29,10 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class SplitRecord:
-    """A split as a trial read it; `left_out` images could not be used, `hash` is of its images and ratings."""
+    """A split as a trial read it; `left_out` images could not be used, `hash` is of its images and ratings.
+
+    `unlabelled` rows of the file were skipped because they have no rating.
+    """
 
     split: Text
     origin: Text
@@ -37,6 +40,7 @@ class SplitRecord:
     rows: Count
     hash: Text
     left_out: Count = 0
+    unlabelled: Count = 0
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,7 @@ def test_the_settings_that_are_named_are_enough(tmp_path: Path) -> None:
     again = config.replace({**error.value.settings, "training.batch_size": 8})
     dataset = prepare(again.data, tmp_path / "cache", recipes=[again])
     assert len(dataset.train.ids) + len(dataset.val.ids) + len(dataset.test.ids if dataset.test else ()) == 38
+    assert (dataset.train.unlabelled, dataset.val.unlabelled) == (1, 1)
     assert any("1 row without a rating skipped: 'photo07.png'" in line for line in dataset.warnings)
     assert any("only 4 validation images" in line for line in dataset.warnings)
 
