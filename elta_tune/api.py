@@ -426,7 +426,7 @@ def repair(study: File | None = None, *, runs: File = RUNS, cache: File | None =
 
 
 def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, Any]:
-    """The best trial of a study, as `elta-tune best --json` tells it: value, parameters, metrics, checkpoint, and what
+    """The best trial of a study, as plain values: value, parameters, metrics, checkpoint, and what
     the recipe as it stands reached.
 
     Args:
@@ -541,7 +541,7 @@ def sharpen(
 class DataCheck:
     """What a study would be trained on, and why it would be refused.
 
-    `report` is what `elta-tune data check --json` prints; `notes` are what the user should know.
+    `report` is the data in numbers, as plain values; `notes` are what the user should know.
     """
 
     report: dict[str, Any]
@@ -601,7 +601,7 @@ def decode_images(
         dry_run: only looks how much there is to decode.
 
     Returns:
-        What is in the cache afterwards, as `elta-tune data cache RECIPE --json` prints it.
+        What is in the cache afterwards, as plain values.
 
     Raises:
         EltaTuneError: recipe or data are wrong, or decoding takes more than the limit or than is free on the disk.
@@ -740,7 +740,7 @@ class StudySummary:
     """What is damaged."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As `elta-tune list --json` prints it: what is unknown is left out."""
+        """Plain values: what is unknown is left out."""
         known = {name: value for name, value in vars(self).items() if value is not None}
         return {**known, **({} if self.ended is None else {"value": self.value}), "path": str(self.path)}
 

@@ -16,8 +16,8 @@ Anything else that is raised is a fault of the program and keeps its traceback.
 
 **Messages name no flags.** What the user can change stands in backticks, as an argument of the API or a field of the
 recipe: ``"name a file: `data.val=FILE`"``, ``"`trials=0`: should be 1 or more"``, ``"replace it: `force=True`"``,
-``"choose another `out`"``. The command shows these as it takes them: ``--set data.val=FILE``, ``--trials 0``,
-``--force``, ``--out``. Notes and warnings are written the same way.
+``"choose another `out`"``. The command shows these as its flags (`cli/output.py`). Notes and warnings are written the
+same way.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class StudyFolder:
             StudyError: another one holds it, or the folder can't be written.
         """
         watch = f"watch it: elta-tune show {self.name}" if self.exists() else f"end it: elta-tune stop {self.name}"
-        hint = f"{watch}; or start another with --name"
+        hint = f"{watch}; or start another study: `name=NAME`"
         return locked(self.lock_file, f"study {self.name} is already running", hint, "`runs` names another place")
 
     def is_running(self) -> bool:
@@ -131,7 +131,7 @@ def open_study(name: str | None, runs: Path, *, preparing: bool = False) -> Stud
         if not studies:
             for study in preparing_studies(runs):
                 raise _not_started(study)
-            raise StudyError(f"there is no study in {runs}", "start one: elta-tune run --space default.yaml")
+            raise StudyError(f"there is no study in {runs}", "start one: elta-tune run")
         return studies[-1]
     for path in (Path(name), runs / name):
         study = StudyFolder(path.absolute())

@@ -170,7 +170,7 @@ class TrialFolder:
         Raises:
             StudyError: another process trains here, or the folder can't be written.
         """
-        return locked(self.lock_file, f"{self.path}: is being trained", "choose another --out", "--out names another")
+        return locked(self.lock_file, f"{self.path}: is being trained", "choose another `out`", "choose another `out`")
 
     def log_output(self) -> None:
         """Sends all that this process prints from now on, and how it crashes, to `log.txt`."""

@@ -71,10 +71,10 @@ def raise_budget(own: Budget, trials: int | None, timeout: float | None) -> Budg
         StudyError: it asks for less than the study has.
     """
     if trials is not None and trials < own.trials:
-        raise StudyError(f"--trials {trials}: the study's budget is {own.trials} already, and may only be raised")
+        raise StudyError(f"`trials={trials}`: the study's budget is {own.trials} already, and may only be raised")
     if timeout is not None and timeout < (own.timeout or math.inf):
         limit = f"{own.timeout:g}s already" if own.timeout else "without limit"
-        raise StudyError(f"--timeout {timeout:g}s: the study's time is {limit}, and may only be raised")
+        raise StudyError(f"`timeout={timeout:g}s`: the study's time is {limit}, and may only be raised")
     return Budget(trials=trials or own.trials, timeout=timeout or own.timeout)
 
 
@@ -132,7 +132,7 @@ def refuse_changes(folder: StudyFolder, own: StudyPlan, asked: StudyPlan) -> Non
             lines.append(f"  … and {len(differences) - 12} more")
         raise StudyError(
             "\n".join([f"study {folder.name} was started with another configuration:", *lines]),
-            "start another study: --name NAME; or go on with this one by the command that started it",
+            "start another study: `name=NAME`; or go on with this one by the command that started it",
         )
 
 

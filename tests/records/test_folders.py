@@ -336,11 +336,11 @@ def test_a_study_that_is_being_prepared_is_no_study_yet(tmp_path: Path) -> None:
         assert open_study("prep", tmp_path, preparing=True).path == study.path
         with pytest.raises(StudyError) as caught, study.lock():
             pass
-        assert caught.value.hint == "end it: elta-tune stop prep; or start another with --name"
+        assert caught.value.hint == "end it: elta-tune stop prep; or start another study: `name=NAME`"
         study.create("name: x\n")
         with pytest.raises(StudyError) as caught, study.lock():
             pass
-        assert caught.value.hint == "watch it: elta-tune show prep; or start another with --name"
+        assert caught.value.hint == "watch it: elta-tune show prep; or start another study: `name=NAME`"
         process.kill()
 
 

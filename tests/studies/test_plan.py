@@ -101,7 +101,7 @@ def test_a_budget_rises_by_what_is_asked_and_else_stays(trials, timeout, expecte
     assert yaml.safe_load(folder.study_file.read_text())["commit"] == "abc"  # of the run that started it
 
 
-@pytest.mark.parametrize(("trials", "timeout", "named"), [(5, None, "--trials 5"), (None, 60, "--timeout 60s")])
+@pytest.mark.parametrize(("trials", "timeout", "named"), [(5, None, "`trials=5`"), (None, 60, "`timeout=60s`")])
 def test_a_budget_does_not_fall(trials, timeout, named, plan, folder):
     record_plan(folder, plan(), {})
     before = folder.study_file.read_bytes()
@@ -111,7 +111,7 @@ def test_a_budget_does_not_fall(trials, timeout, named, plan, folder):
 
 
 def test_time_without_limit_is_not_lowered():
-    with pytest.raises(StudyError, match=r"^--timeout 60s: the study's time is without limit, and may only be raised$"):
+    with pytest.raises(StudyError, match=r"^`timeout=60s`: the study's time is without limit, and may only be raised$"):
         raise_budget(Budget(trials=6), None, 60)
     assert raise_budget(Budget(trials=6), 7, None) == Budget(trials=7)
 
@@ -148,7 +148,7 @@ def test_another_configuration_is_refused_with_the_difference(changes, fields, d
     first, *lines = caught.value.message.splitlines()
     assert first == "study mine was started with another configuration:"
     assert f"  {difference}" in lines
-    assert "--name NAME" in caught.value.hint
+    assert "`name=NAME`" in caught.value.hint
     assert read_plan(folder) == plan()
 
 

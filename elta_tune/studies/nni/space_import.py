@@ -55,7 +55,7 @@ def from_nni(file: Path) -> str:
         content["sampler"] = {"name": sampler}
     content["parameters"] = parameters_of(experiment.search_space, source=str(file))
     parse(SearchSpace, Document(str(file), content))
-    head = [f"Converted from {file.name}.", "", "  elta-tune space check FILE --recipe RECIPE", *_lost(experiment)]
+    head = [f"Converted from {file.name}.", "", "  elta-tune space check FILE", *_lost(experiment)]
     text = "".join(f"# {line}".rstrip() + "\n" for line in head)
     return text + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
 
