@@ -40,6 +40,15 @@ def _absolute(path: Path) -> Path:
 
 
 AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+
+
+def _absolute_folder(backbone: str) -> str:
+    """A model in a folder, whatever the working directory of the process that builds it."""
+    source, _, folder = backbone.partition(":")
+    return f"{source}:{Path(folder).absolute()}" if source == "local-dir" and folder else backbone
+
+
+BackboneName = Annotated[str, AfterValidator(_absolute_folder)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Size = Annotated[int, Field(ge=1, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -217,12 +226,12 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Backbone and head."""
 
-    backbone: str = "swinv2_base_window8_256"
-    """Any timm model name."""
+    backbone: BackboneName = "swinv2_base_window8_256"
+    """Any model name of timm, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`."""
     pretrained: bool = True
     """Use timm's pretrained weights from its hub. `weights` takes precedence."""
     weights: AbsolutePath | None = None
-    """Backbone weights in a file, safetensors or pth, under timm's names."""
+    """Backbone weights in a file, safetensors or pth: also a checkpoint of a training, or an export."""
     freeze: bool = False
     """Train only the head, on features of the evaluation crops, which are computed once and shared by all trials."""
     head: Literal["emd", "mse"] = "emd"

@@ -39,6 +39,7 @@ from elta_tune.files import make_once
 from elta_tune.training.backbone import check_backbone
 from elta_tune.training.model import AestheticModel, place
 from elta_tune.training.predict import exact_convolutions
+from elta_tune.weights import weights_file
 
 RULE = "1: evaluation crops, float32"
 """What turns pixels into features; another rule is another cache."""
@@ -193,9 +194,10 @@ def _key(images: Images, config: TrialConfig, device: torch.device) -> str:
     model = config.model
     facts: dict[str, Any] = {"rule": (RULE, DECODING), "edge": images.edge, "backbone": model.backbone}
     facts |= {"timm": timm.__version__, "device": device.type, "batch": config.evaluation.batch_size}
-    if model.weights is not None:
-        status = model.weights.stat()
-        facts |= {"weights": str(model.weights), "size": status.st_size, "time": status.st_mtime_ns}
+    folder = Path(model.backbone.removeprefix("local-dir:")) if model.backbone.startswith("local-dir:") else None
+    if weights := model.weights or (folder if model.pretrained else None):
+        status = weights_file(weights).stat()
+        facts |= {"weights": str(weights), "size": status.st_size, "time": status.st_mtime_ns}
     else:
         facts |= {"pretrained": model.pretrained, "seed": None if model.pretrained else config.seed}
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=12)

@@ -180,6 +180,11 @@ def test_renamed_backbone_takes_any_size() -> None:
     check_images(build("vit_tiny_patch16_224_in21k", size=64).backbone, config("vit_tiny_patch16_224_in21k"), 64)
 
 
+def test_folder_of_a_backbone_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a trial runs in another working directory than the command
+    assert config("local-dir:model").backbone == f"local-dir:{tmp_path}/model"
+
+
 def test_backbone_in_a_folder_is_built_and_checked(tmp_path: Path) -> None:
     torch.manual_seed(5)
     source = timm.create_model("test_vit", num_classes=0, img_size=32)
