@@ -156,6 +156,10 @@ class FloatParameter(Conditional):
         points = sorted({self.low, self.high, *(mark for mark in marks if self.contains(mark))})
         return points + [(low + high) / 2 for low, high in itertools.pairwise(points)]
 
+    def key(self, value: Any) -> float:
+        """The value, or its step's number: sums of steps differ by rounding."""
+        return float(value) if self.step is None else float(round((value - self.low) / self.step))
+
     @property
     def count(self) -> int | None:
         """How many values there are; None where they can't be counted."""
@@ -205,6 +209,10 @@ class IntParameter(Conditional):
         """All values."""
         return self.grid()
 
+    def key(self, value: Any) -> int:
+        """The value."""
+        return int(value)
+
     @property
     def count(self) -> int:
         """How many values there are."""
@@ -240,6 +248,10 @@ class CategoricalParameter(Conditional):
     def boundary_values(self, marks: Iterable[Any]) -> list[Any]:
         """All values."""
         return list(self.choices)
+
+    def key(self, value: Any) -> Any:
+        """The value."""
+        return value
 
     @property
     def count(self) -> int:

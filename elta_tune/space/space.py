@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
@@ -128,14 +127,35 @@ class SearchSpace(Section):
         """The parameters that exist in a trial, taken from `values`."""
         return self.suggest(_Fixed(values), recipe)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether its points can be counted. Each parameter exists in some trial, or the space were refused."""
+        return all(parameter.count is not None for parameter in self.parameters.values())
+
+    def points(self, recipe: TrialConfig) -> Iterator[dict[str, Any]]:
+        """Every point of a finite space once, without parameters that do not exist in it; the last varies fastest."""
+        return self._completed({}, list(self.parameters.items()), recipe)
+
+    def _completed(
+        self, values: dict[str, Any], rest: list[tuple[str, Parameter]], recipe: TrialConfig
+    ) -> Iterator[dict[str, Any]]:
+        if not rest:
+            yield values
+            return
+        (name, parameter), rest = rest[0], rest[1:]
+        if not parameter.is_active(lambda field: values.get(field, recipe.get(field))):
+            yield from self._completed(values, rest, recipe)
+            return
+        for value in parameter.grid():
+            yield from self._completed({**values, name: value}, rest, recipe)
+
     def grid(self, recipe: TrialConfig) -> list[dict[str, Any]]:
-        """Every combination once, without the parameters that do not exist in it; the last parameter varies fastest."""
-        points: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
-        axes = [[(name, value) for value in axis.grid()] for name, axis in self.parameters.items()]
-        for combination in itertools.product(*axes):
-            point = self.choose(dict(combination), recipe)
-            points.setdefault(tuple(point.items()), point)
-        return list(points.values())
+        """All `points`."""
+        return list(self.points(recipe))
+
+    def point_key(self, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+        """What two trials share if they have the same parameters, however their numbers were rounded."""
+        return tuple((name, each.key(values[name])) for name, each in self.parameters.items() if name in values)
 
     def without(self, names: Sequence[str]) -> SearchSpace:
         """The space with some parameters held at the recipe's value."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
-from elta_tune.records import StudyFolder
-from elta_tune.studies.backend import backend_of
+from elta_tune.records import StudyFolder, TrialResult
+from elta_tune.studies.backend import choose_backend
 from elta_tune.studies.plan import StudyPlan
 
 
@@ -28,16 +29,25 @@ def _each_once(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def trials_wanted(plan: StudyPlan) -> int:
-    """How many trials the study ends with at the latest: its budget, or fewer if a grid has fewer points."""
-    budget = plan.budget.trials
-    return min(budget, len(given_points(plan))) if plan.space.sampler.name == "grid" else budget
+    """How many trials the study ends with at the latest: its budget, or fewer if its space has fewer points."""
+    if not plan.space.is_finite:
+        return plan.budget.trials
+    return sum(1 for _ in islice(plan.space.points(plan.recipe), plan.budget.trials))
+
+
+def is_space_used_up(plan: StudyPlan, results: Iterable[TrialResult]) -> bool:
+    """Whether every point of the space has its result."""
+    tried = {plan.space.point_key(result.params) for result in results}
+    return plan.space.is_finite and all(
+        plan.space.point_key(point) in tried for point in plan.space.points(plan.recipe)
+    )
 
 
 def is_exhausted(folder: StudyFolder, plan: StudyPlan) -> bool:
-    """Whether every point of the study's space was tried."""
-    return folder.exists() and backend_of(folder).is_exhausted(folder, plan)
+    """Whether the study has nothing left to propose."""
+    return choose_backend(folder, None).is_exhausted(folder, plan)
 
 
 def is_finished(folder: StudyFolder, plan: StudyPlan) -> bool:
-    """Whether the budget of trials is used, or each point of the space has its result."""
+    """Whether the budget of trials is used, or nothing is left to propose."""
     return folder.used_budget() >= plan.budget.trials or is_exhausted(folder, plan)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from elta_tune.errors import StudyError
 from elta_tune.records import StudyFolder
 from elta_tune.studies.backend import LaunchOptions, RunningStudy, Say, StudyRequest, WebUI
-from elta_tune.studies.completion import given_points, is_finished
+from elta_tune.studies.completion import is_finished, is_space_used_up
 from elta_tune.studies.events import Event, StopReason
 from elta_tune.studies.launch import prepare_study, stop_holder, study_lock
 from elta_tune.studies.plan import StudyPlan, record_plan
@@ -115,8 +115,8 @@ class OptunaBackend:
         return stop_holder(folder, folder.lock_file, say)
 
     def is_exhausted(self, folder: StudyFolder, plan: StudyPlan) -> bool:
-        """Whether each point of a grid has its result."""
-        return plan.space.sampler.name == "grid" and len(folder.results()) >= len(given_points(plan))
+        """Whether each point of the space has its result."""
+        return is_space_used_up(plan, folder.results())
 
 
 BACKEND = OptunaBackend()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shutil
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from sample_records import epoch_record, trial_result
 from elta_tune.errors import StudyError
 from elta_tune.executors import Ended, Job, Reported, Verdict
 from elta_tune.records import StudyFolder, TrialFolder
+from elta_tune.space.space import Budget
 from elta_tune.studies.completion import is_finished, trials_wanted
 from elta_tune.studies.optuna.study import OptunaStudy
 from elta_tune.studies.optuna.supervisor import Supervisor
@@ -408,7 +410,105 @@ def test_a_folder_may_have_any_name(make_plan_of: MakePlan, tmp_path: Path, data
     assert len(database(folder)) == 1
 
 
+@pytest.mark.parametrize("name", ["tpe", "random", "qmc", "grid"])
+@pytest.mark.parametrize("slots", [1, 2])
+def test_no_point_is_trained_twice(
+    make_plan_of: MakePlan, study_folder: StudyFolder, table: Table, name: str, slots: int
+) -> None:
+    plan = make_plan_of(
+        {
+            "optim.lr": {"type": "categorical", "choices": [3e-3, 1e-3, 1e-2, 3e-2]},
+            "self_training.rounds": {"type": "int", "low": 0, "high": 1},
+        },
+        sampler={"name": name},
+        budget={"trials": 20},
+    )
+    run(study_folder, plan.with_budget(Budget(trials=5)), slots=slots)
+    run(study_folder, plan, slots=slots)  # ends when the space is used up
+    points = [tuple(point.values()) for point in params(table(study_folder))]
+    assert sorted(points) == sorted(itertools.product([3e-3, 1e-3, 1e-2, 3e-2], [0, 1]))
+    assert trials_wanted(plan) == 8 and is_finished(study_folder, plan)
+
+
+@pytest.fixture
+def half(make_plan_of: MakePlan, tmp_path: Path) -> tuple[StudyFolder, StudyPlan, StudyPlan]:
+    """A study of 6 trials that ran with two workers, its plan, and the plan with 9 trials."""
+    folder = StudyFolder(tmp_path / "one")
+    folder.path.mkdir()
+    plan = make_plan_of(CONDITIONAL, budget={"trials": 6}, sampler={"name": "tpe", "startup_trials": 3})
+    run(folder, plan, slots=2)
+    return folder, plan, plan.with_budget(Budget(trials=9))
+
+
+def test_a_moved_study_goes_on(
+    half: tuple[StudyFolder, StudyPlan, StudyPlan], tmp_path: Path, table: Table, database: Database
+) -> None:
+    folder, _, longer = half
+    moved = StudyFolder(tmp_path / "two")
+    shutil.copytree(folder.path, moved.path)
+    run(folder, longer)
+    assert [number for number, _ in run(moved, longer).started] == [6, 7, 8]
+    assert table(moved) == table(folder)
+    assert database(moved) == database(folder)
+
+
+@pytest.mark.parametrize("lost", ["all", "1", "5", "0, 1, 2"])
+def test_lost_rows_are_restored_from_the_folders(
+    half: tuple[StudyFolder, StudyPlan, StudyPlan], tmp_path: Path, table: Table, database: Database, lost: str
+) -> None:
+    folder, plan, longer = half
+    damaged = StudyFolder(tmp_path / "damaged")
+    shutil.copytree(folder.path, damaged.path)
+    if lost == "all":
+        damaged.database.unlink()
+    else:
+        with sqlite3.connect(damaged.database) as connection:
+            connection.execute(f"delete from trials where number in ({lost})")
+        connection.close()
+    before = table(damaged)
+    run(damaged, plan)
+    assert table(damaged) == before and database(damaged) == database(folder)
+    run(folder, longer)
+    assert [number for number, _ in run(damaged, longer).started] == [6, 7, 8]
+    assert table(damaged) == table(folder)
+
+
+def test_only_a_missing_trial_is_proposed_again(
+    half: tuple[StudyFolder, StudyPlan, StudyPlan], database: Database
+) -> None:
+    folder, plan, _ = half
+    folder.database.unlink()
+    shutil.rmtree(folder.trial(2).path)
+    assert [number for number, _ in run(folder, plan).started] == [2]
+    assert {row["state"] for row in database(folder)} == {"COMPLETE"}
+
+
+DAMAGE = {
+    "state": "update trials set state = 'EXPLODED' where number = 1",
+    "distribution": "update trial_params set distribution_json = 'null' where param_id = 1",
+    "class": """update trial_params set distribution_json = '{"name": "X", "attributes": {}}' where param_id = 1""",
+    "attribute": "update trial_user_attributes set value_json = 'x' where trial_user_attribute_id = 1",
+    "version": "update alembic_version set version_num = 'v9'",
+    "table": "drop table trial_params",
+    "second": "insert into studies (study_name) values ('other')",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_database_that_can_not_be_read_is_named(half: tuple[StudyFolder, StudyPlan, StudyPlan], damage: str) -> None:
+    folder, plan, _ = half
+    with sqlite3.connect(folder.database) as connection:
+        connection.execute(DAMAGE[damage])
+    connection.close()
+    if damage == "table":  # is made again, from the folders
+        assert run(folder, plan).started == []
+        return
+    with pytest.raises(StudyError, match=r"study\.db: ") as caught:
+        OptunaStudy(folder, plan, Path("cache"))
+    assert "elta-tune repair one" in (caught.value.hint or "")
+
+
 def test_a_damaged_database_is_refused(make_plan_of: MakePlan, study_folder: StudyFolder) -> None:
     study_folder.database.write_bytes(b"not a database at all" * 100)
-    with pytest.raises(StudyError, match=r"study\.db: can't be opened: .*not a database"):
+    with pytest.raises(StudyError, match=r"study\.db: is damaged: file is not a database"):
         OptunaStudy(study_folder, make_plan_of(CONDITIONAL), Path("cache"))
