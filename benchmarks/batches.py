@@ -20,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from elta_tune.data.batches import augment, epoch_order, normalize, prefetch
-from elta_tune.data.cache.images import complete, look_up
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.cache.packs import Images
+from elta_tune.data.cache.progress import no_progress
 from elta_tune.data.demo import Grades, photograph
 
 BATCH, RESIZE, CROP = 48, 300, 256
@@ -86,7 +87,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = write_photographs(Path(folder) / "photographs", options.images)
         root = Path(folder) / "cache"
-        cached = complete(root, look_up(root, files, [RESIZE]), lambda done, total, what: None, "decoding")
+        cache = ImageCache(root)
+        cached = cache.complete(cache.look_up(files, [RESIZE]), no_progress, "decoding")
         generator = torch.Generator().manual_seed(0)
         cache = speed(lambda: from_cache(cached.images[RESIZE], generator), repeats=5)
         decoded = speed(lambda: from_files(files, generator), repeats=2)

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image, ImageChops
 
 from elta_tune.data.cache.builder import available_cores
-from elta_tune.data.cache.images import complete, look_up
+from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import no_progress
 from elta_tune.data.demo import Grades, photograph
 
 WIDTH, HEIGHT = 4032, 3024
@@ -51,9 +52,10 @@ def plain_loop(files: list[str], sizes: list[int], out: Path) -> None:
                 array[index] = square
 
 
-def cache(files: list[str], sizes: list[int], out: Path) -> None:
+def decode_all(files: list[str], sizes: list[int], out: Path) -> None:
     """The same by elta-tune."""
-    complete(out, look_up(out, files, sizes), lambda done, total, what: None, "decoding")
+    cache = ImageCache(out)
+    cache.complete(cache.look_up(files, sizes), no_progress, "decoding")
 
 
 def measured(work: Callable[[], None]) -> tuple[float, float]:
@@ -70,7 +72,7 @@ def _cpu() -> float:
 
 def differences(files: list[str], sizes: list[int], out: Path) -> np.ndarray:
     """Mean difference of each image and size from the plain loop's, in grey levels."""
-    cached = look_up(out, files, sizes)
+    cached = ImageCache(out).look_up(files, sizes)
     found = []
     for size in sizes:
         theirs = np.load(out / f"{size}.npy", mmap_mode="r")
@@ -96,14 +98,14 @@ def main() -> None:
         files = sorted(map(str, photographs.iterdir()))
         megabytes = sum(os.path.getsize(file) for file in files) / len(files) / 1e6
         print(f"{len(files)} JPEGs of {WIDTH}×{HEIGHT}, {megabytes:.1f} MB each, to {options.sizes} px")
-        times = [measured(partial(work, files, options.sizes, out)) for work in (plain_loop, cache)]
+        times = [measured(partial(work, files, options.sizes, out)) for work in (plain_loop, decode_all)]
         for name, (clock, cpu) in zip(("plain Pillow loop", "cache"), times, strict=True):
             print(f"{name:<18} {len(files) / clock:6.1f} images/s, {1000 * cpu / len(files):6.1f} ms of a core each")
         by_clock, by_cpu = (one / other for one, other in zip(*times, strict=True))
         print(f"ratio              {by_clock:.2f} by the clock, {by_cpu:.2f} by the time of {available_cores()} cores")
         off = differences(files, options.sizes, out)
         print(f"grey levels from a full decode: mean {off.mean():.2f}, worst image {off.max():.2f}")
-        again, _ = measured(partial(cache, files, options.sizes, out))
+        again, _ = measured(partial(decode_all, files, options.sizes, out))
         print(f"opened again       in {again:.3f} s")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import elta_tune
 from elta_tune.config import load_recipe
 from elta_tune.cores import available_cores
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import prepare
 from elta_tune.documents import find_document
 
@@ -42,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         places: dict[str, Any] = {"runs": Path(folder), "cache": Path(folder) / "cache"}
         recipe = load_recipe(find_document("own.yaml", "trials"), overrides)
-        prepare(recipe.data, places["cache"])
+        prepare(recipe.data, ImageCache(places["cache"]))
         cores = available_cores()
         study, seconds = measured(
             lambda: elta_tune.run(

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from elta_tune.config import DataConfig
-from elta_tune.data.cache.images import size_text
+from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import size_text
 from elta_tune.data.prepare import prepare
 
 RESIZE, CROP = 160, 128
@@ -28,13 +29,14 @@ from pathlib import Path
 import torch
 from elta_tune.config import DataConfig
 from elta_tune.data.batches import augment, epoch_order, normalize, prefetch
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import open_dataset
 
 mean = std = torch.tensor([0.5, 0.5, 0.5])
 root = Path(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()
-dataset = open_dataset(DataConfig(root=root, resize={RESIZE}, crop={CROP}), root / "cache")
+dataset = open_dataset(DataConfig(root=root, resize={RESIZE}, crop={CROP}), ImageCache(root / "cache"))
 opened = time.perf_counter() - started
 images, generator = dataset.train.images[{RESIZE}], torch.Generator().manual_seed(0)
 batches = 0
@@ -68,7 +70,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             write_dataset(root, count)
-            prepare(DataConfig(root=root, resize=RESIZE, crop=CROP), root / "cache")
+            prepare(DataConfig(root=root, resize=RESIZE, crop=CROP), ImageCache(root / "cache"))
             command = [sys.executable, "-c", TRIAL, folder]
             # Large blocks go back to the system at once: else glibc's peak is one of chance.
             environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "100000"}

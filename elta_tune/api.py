@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from elta_tune.data.cache.progress import no_progress
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from elta_tune.config import TrialConfig
-    from elta_tune.data.cache.images import Progress
+    from elta_tune.data.cache.image_cache import ImageCache
     from elta_tune.data.cache.inventory import Entry
+    from elta_tune.data.cache.progress import Progress
     from elta_tune.data.splits import LabelledName
     from elta_tune.errors import EltaTuneError
     from elta_tune.models.checkpoint import Checkpoint
@@ -111,7 +114,7 @@ class Study:
         best = self.best
         from elta_tune.results.export import export
 
-        return export(self.folder, best, file, kind, cache=_cache(cache))
+        return export(self.folder, best, file, kind, cache=_image_cache(cache))
 
 
 def run(
@@ -177,7 +180,7 @@ def run(
     )
     options = LaunchOptions(
         cache=_cache(cache),
-        preparing=nullcontext(progress or _no_progress),
+        preparing=nullcontext(progress or no_progress),
         workers=workers,
         devices=[devices] if isinstance(devices, str) else devices,
         executor=executor,
@@ -270,17 +273,17 @@ def train(
     config, name = find_recipe(recipe, source=source, overrides=overrides, runs=runs)
     from elta_tune.training.devices import choose_device
 
-    device, place = choose_device(device), _cache(cache)
+    device, images = choose_device(device), _image_cache(cache)
     from elta_tune.records import TrialFolder
     from elta_tune.studies.preflight import preflight
     from elta_tune.trial import run_trial
 
     folder = TrialFolder((Path(runs) / f"train-{name}" if out is None else Path(out)).absolute())
-    preflight([config], place, progress or _no_progress, [device])
+    preflight([config], images, progress or no_progress, [device])
     if on_ready is not None:
         on_ready()
     with folder.lock():
-        return run_trial(config, folder, CallbackReporter(on_epoch), cache=place, device=device)
+        return run_trial(config, folder, CallbackReporter(on_epoch), cache=images, device=device)
 
 
 def evaluate(
@@ -351,9 +354,9 @@ def evaluate(
         checkpoint,
         data,
         split or "val",
-        cache=_cache(cache),
+        cache=_image_cache(cache),
         device=choose_device(device),
-        progress=progress or _no_progress,
+        progress=progress or no_progress,
     )
 
 
@@ -368,6 +371,7 @@ def predict(
     batch_size: int | None = None,
     sort: bool = False,
     runs: File = RUNS,
+    on_note: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Prediction]:
     """Scores images, as they come; what can't be read has a reason instead of a score.
@@ -381,6 +385,7 @@ def predict(
         batch_size: images at a time, 1 or more; None: the model's own for evaluation.
         sort: best first, once all are scored.
         runs: folder of the studies.
+        on_note: called with a line about the files of a folder that are not used.
         progress: hears (done, total, what).
 
     Raises:
@@ -396,10 +401,13 @@ def predict(
         raise ConfigError(f"`batch_size={batch_size}`: should be 1 or more")
     named = [paths] if isinstance(paths, str | os.PathLike) else paths
     data = data_with(TrialConfig(), overrides or {}, only=["data.columns.id"])
-    files = list_images([Path(path) for path in named], None if images is None else Path(images), data)
+    files, notes = list_images([Path(path) for path in named], None if images is None else Path(images), data)
+    if on_note is not None:
+        for note in notes:
+            on_note(note)
     checkpoint, device = _checkpoint(model, runs, head), choose_device(device)
     predictions = predict_images(
-        checkpoint, files, device=device, batch_size=batch_size, progress=progress or _no_progress
+        checkpoint, files, device=device, batch_size=batch_size, progress=progress or no_progress
     )
     return iter(best_first(predictions, checkpoint.higher_is_better)) if sort else predictions
 
@@ -573,15 +581,15 @@ def check_data(
     """
     from elta_tune.data.report import describe
 
-    config, place, show = _recipe(recipe, overrides), _cache(cache), progress or _no_progress
+    config, images, show = _recipe(recipe, overrides), _image_cache(cache), progress or no_progress
     if labels_only:  # which needs no torch
         from elta_tune.data.check import examine
 
-        examined = examine(config.data, place, show, recipes=[config], labels_only=True)
+        examined = examine(config.data, images, show, recipes=[config], labels_only=True)
     else:
         from elta_tune.studies import preflight
 
-        examined = preflight.check([config], place, show, limit=_bytes(limit_gb))
+        examined = preflight.check([config], images, show, limit=_bytes(limit_gb))
     return DataCheck(describe(examined), examined.refusals, examined.notes)
 
 
@@ -606,25 +614,22 @@ def decode_images(
     Raises:
         EltaTuneError: recipe or data are wrong, or decoding takes more than the limit or than is free on the disk.
     """
-    from elta_tune.data.demo import with_demo
-    from elta_tune.data.images import decode_files, find_files, look_up_files
+    from elta_tune.data.images import decode_missing, locate_images, look_up_images
     from elta_tune.data.report import describe_cache
-    from elta_tune.data.splits import read_splits
+    from elta_tune.data.resolve import resolve
 
-    show, place = progress or _no_progress, _cache(cache)
-    data = with_demo(_recipe(recipe, overrides).data, place, show)
-    found = {name: find_files(data, name, ratings) for name, ratings in read_splits(data).all.items()}
-    cached = look_up_files(found, data, place)
+    show, images = progress or no_progress, _image_cache(cache)
+    data = resolve(_recipe(recipe, overrides).data, images, show)
+    located = locate_images(data.config, data.ratings.all)
+    cached = look_up_images(located, data.config, images)
     if not dry_run:
-        cached = decode_files(cached, place, show, _bytes(limit_gb))
-    return describe_cache(found, cached, place)
+        cached = decode_missing(cached, images, show, _bytes(limit_gb))
+    return describe_cache(located, cached, images)
 
 
 def list_cache(cache: File | None = None) -> list[Entry]:
     """All parts of the cache of decoded images, the last used first."""
-    from elta_tune.data.cache.inventory import list_entries
-
-    return list_entries(_cache(cache))
+    return _image_cache(cache).entries()
 
 
 def remove_from_cache(key: str, cache: File | None = None) -> Entry:
@@ -633,9 +638,7 @@ def remove_from_cache(key: str, cache: File | None = None) -> Entry:
     Raises:
         DataError: there is no such part, it is being written, or it can't be removed.
     """
-    from elta_tune.data.cache.inventory import remove_entry
-
-    return remove_entry(_cache(cache), key)
+    return _image_cache(cache).remove(key)
 
 
 @dataclass(frozen=True)
@@ -850,5 +853,7 @@ def _cache(cache: File | None) -> Path:
     return Path(cache or os.environ.get("ELTA_TUNE_CACHE") or DEFAULT_CACHE).absolute()
 
 
-def _no_progress(done: int, total: int, what: str) -> None:
-    """Shows nothing. (`data.cache` has the same, but imports NumPy, which a study's start need not wait for.)"""
+def _image_cache(cache: File | None) -> ImageCache:
+    from elta_tune.data.cache.image_cache import ImageCache  # which imports NumPy
+
+    return ImageCache(_cache(cache))

@@ -7,12 +7,12 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.dataset import Dataset, ImageSet, Split
 from elta_tune.data.prepare import open_dataset
 from elta_tune.data.readers import read_ratings
@@ -75,7 +75,7 @@ def run_trial(
     folder: TrialFolder,
     reporter: Reporter,
     *,
-    cache: Path,
+    cache: ImageCache,
     device: str = "cpu",
     number: int | None = None,
     params: Mapping[str, Any] | None = None,
@@ -86,7 +86,7 @@ def run_trial(
     Each epoch is saved, then recorded, then reported: a trial that is pruned or killed loses nothing.
 
     Args:
-        cache: folder of the decoded images.
+        cache: of the decoded images.
         number, params: what a study calls the trial and what it varies, for `result.json`.
         nni_trial_id: the same of NNI.
 
@@ -163,7 +163,7 @@ def _train(
     resume: SavedEpoch | None,
     *,
     device: str,
-    cache: Path,
+    cache: ImageCache,
     started: float,
 ) -> Generator[EpochRecord, None, tuple[State, str | None]]:
     """Trains, saves, records and yields each epoch; returns how it ended, and why if it ended early."""

@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import save_file
 
 from elta_tune.config import FIELDS, SWITCHES, TrialConfig, load_recipe
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import prepare
 from elta_tune.errors import ConfigError
 from elta_tune.training.self_training import self_training_rounds
@@ -357,7 +358,7 @@ def trained(data_root, cache):
             "sharpening.threshold": 0.0,
         }
     )
-    dataset = prepare(base.data, cache)
+    dataset = prepare(base.data, ImageCache(cache))
     rounds = self_training_rounds(base.replace({"self_training.rounds": 1}), dataset, torch.device("cpu"))
     confidence = next(epoch.selection.sharpened.amax(dim=1) for epoch in rounds if epoch.selection)
     base = base.replace({"sharpening.threshold": confidence.median().item()})  # selects half of the pool

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from elta_tune.config import TrialConfig, load_recipe
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import StudyError
 from elta_tune.executors.server import PRELOAD
@@ -76,7 +77,7 @@ def run(cache: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
     def start(config: TrialConfig, name: str = "trial", reporter: Any = None, **options: Any) -> dict[str, Any]:
         folder = TrialFolder(tmp_path / name)
-        result = run_trial(config, folder, reporter or NoReporter(), cache=cache, **options)
+        result = run_trial(config, folder, reporter or NoReporter(), cache=ImageCache(cache), **options)
         content: dict[str, Any] = json.loads(to_json(result.to_dict()))
         return content
 
@@ -91,7 +92,7 @@ def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def find(config: TrialConfig) -> Path:
         if (key := config.to_yaml()) not in folders:
             folders[key] = tmp_path_factory.mktemp("unbroken")
-            run_trial(config, TrialFolder(folders[key]), NoReporter(), cache=cache)
+            run_trial(config, TrialFolder(folders[key]), NoReporter(), cache=ImageCache(cache))
         return folders[key]
 
     return find
@@ -209,7 +210,7 @@ def test_predictions_and_weights_are_the_best_epoch_s(
     shares = table.filter(regex=r"score\d").to_numpy()
     np.testing.assert_allclose(shares @ np.arange(1, 6), table["score"], atol=1e-5)
 
-    dataset = open_dataset(rounds.data, cache)
+    dataset = open_dataset(rounds.data, ImageCache(cache))
     model = build_model(rounds.model, bins=torch.tensor(result["model"]["bins"]), size=32, seed=9)
     model.load_state_dict(load_file(tmp_path / "trial" / "best.safetensors"))
     again = predict(model, dataset.val, rounds, tuple(result["model"]["scale"]))

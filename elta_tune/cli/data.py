@@ -109,7 +109,7 @@ def _show_cache(cache: Path, remove: list[str], *, as_json: bool) -> None:
     from elta_tune import api
     from elta_tune.cli.data_view import show_entries
     from elta_tune.cli.text import say
-    from elta_tune.data.cache.images import size_text
+    from elta_tune.data.cache.progress import size_text
 
     removed = [api.remove_from_cache(key, cache) for key in remove]
     entries = api.list_cache(cache)

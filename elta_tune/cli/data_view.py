@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from elta_tune.cli.text import console, duration, plain_table
-from elta_tune.data.cache.images import size_text
 from elta_tune.data.cache.inventory import Entry
+from elta_tune.data.cache.progress import size_text
 from elta_tune.errors import plural
 
 BAR = 30

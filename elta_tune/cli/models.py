@@ -120,6 +120,7 @@ def predict(
                 device=device,
                 batch_size=batch_size,
                 sort=sort,
+                on_note=lambda note: errors.print(f"note: {note}", style="yellow", soft_wrap=True),
                 progress=progress,
             )
         )

@@ -48,14 +48,16 @@ def best(
         told["checkpoint"] = str(file)
         told["difference"] = found.export(cast("Kind", export_as), file, force, cache=cache)
     if test:
+        from elta_tune.data.cache.image_cache import ImageCache
         from elta_tune.results.export import measure_trial
 
-        measured = measure_trial(found.folder, found.best, "test", cache=cache)
+        images = ImageCache(cache)
+        measured = measure_trial(found.folder, found.best, "test", cache=images)
         told |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
         if told["recipe"] and told["recipe"]["state"] == "complete":  # what tuning bought, on images none has seen
             first = found.folder.trial(0).result()
             of_other = first is not None and told["trial"] != 0
-            of_recipe = measure_trial(found.folder, first, "test", cache=cache) if first and of_other else measured
+            of_recipe = measure_trial(found.folder, first, "test", cache=images) if first and of_other else measured
             told["recipe"]["test"] = of_recipe["metrics"]
     print_json(told) if as_json else _print_best(told, found.best, all_metrics)
 

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig, TrialConfig
-from elta_tune.data.cache.images import CachedImages, Progress
-from elta_tune.data.cache.index import Shelf
+from elta_tune.data.cache.image_cache import CachedImages, ImageCache
+from elta_tune.data.cache.progress import Progress, no_progress
 from elta_tune.data.dataset import Split
 from elta_tune.data.demo import with_demo
-from elta_tune.data.images import Found, decode_files, find_files, left_out, look_up_files, too_few
+from elta_tune.data.images import LocatedImages, decode_missing, left_out, locate_images, look_up_images, too_few
 from elta_tune.data.overlap import Member, Shared, find_shared, leak
 from elta_tune.data.readers import ImageList, Ratings
+from elta_tune.data.resolve import ResolvedData
 from elta_tune.data.splits import SPLITS, LabelledName, SplitName, SplitRatings, ignored_split_files, read_splits
 from elta_tune.errors import ConfigError, DataError, EltaTuneError, plural, typed
 from elta_tune.method import metrics
@@ -37,12 +38,12 @@ FEW = 50
 class Examined:
     """The splits of a data set, their images and the duplicates among them; the reasons to refuse a study.
 
-    Nothing is `found` where only labels are checked, and nothing `cached` where a study is refused without a look at
-    the images. `notes` are what a study should know that starts nevertheless.
+    Nothing is `located` where only labels are checked, and nothing `cached` where a study is refused without a look at
+    the images. `notes` are what the user of a study should know that starts nevertheless.
     """
 
-    ratings: SplitRatings
-    found: Mapping[SplitName, Found] = field(default_factory=dict)
+    data: ResolvedData
+    located: Mapping[SplitName, LocatedImages] = field(default_factory=dict)
     cached: Mapping[SplitName, CachedImages] = field(default_factory=dict)
     shared: Sequence[Shared] = ()
     refusals: Sequence[EltaTuneError] = ()
@@ -53,14 +54,14 @@ class Examined:
         if name not in self.cached:
             return listed
         usable = np.zeros(len(listed.ids), bool)
-        usable[self.found[name].rows[self.cached[name].decoded]] = True
+        usable[self.located[name].rows[self.cached[name].decoded]] = True
         return listed.take(usable, listed.origin)
 
 
 def examine(
     config: DataConfig,
-    cache: Path,
-    progress: Progress,
+    cache: ImageCache,
+    progress: Progress = no_progress,
     *,
     recipes: Sequence[TrialConfig] = (),
     labels_only: bool = False,
@@ -80,45 +81,45 @@ def examine(
     Raises:
         DataError: there is no room for the decoded images.
     """
-    config, ratings, problems = _read(with_demo(config, cache, progress))
+    data, problems = _read(with_demo(config, cache, progress))
+    ratings = data.ratings
     if not {"train", "val"} <= ratings.labelled.keys():
-        return Examined(ratings, refusals=[*refusals, *problems])
+        return Examined(data, refusals=[*refusals, *problems])
     members = [Member(name, item.file, item.ids) for name, item in ratings.all.items()]
     others = (other_ratings(ratings.labelled["train"], other) for other in ratings.labelled.values())
-    shared = find_shared(members, Shelf(cache), 0)
-    problems += [*_only_errors(*others, leak(shared)), *_unfit(recipes, Examined(ratings))]
-    labels = Examined(ratings, shared=shared, refusals=[*refusals, *problems], notes=_notes(config, ratings))
-    return labels if labels_only else _with_images(labels, config, cache, progress, recipes, limit)
+    shared = find_shared(members, cache, 0)
+    problems += [*_only_errors(*others, leak(shared)), *_unfit(recipes, Examined(data))]
+    labels = Examined(data, shared=shared, refusals=[*refusals, *problems], notes=_notes(data))
+    return labels if labels_only else _with_images(labels, cache, progress, recipes, limit)
 
 
 def _with_images(
     labels: Examined,
-    config: DataConfig,
-    cache: Path,
+    cache: ImageCache,
     progress: Progress,
     recipes: Sequence[TrialConfig],
     limit: int | None,
 ) -> Examined:
     """A check of labels, with that of the images."""
-    config, found, problems = _locate(config, labels.ratings)
-    refusals = [*labels.refusals, *problems]
-    too_few_files = [error for item in found.values() if (error := too_few(item.ratings, item.missing, config))]
+    data, located, problems = _locate(labels.data)
+    config, refusals = data.config, [*labels.refusals, *problems]
+    too_few_files = [error for item in located.values() if (error := too_few(item.listed, item.missing, config))]
     too_few_files.sort(key=lambda error: str(error.settings))  # the largest share is set last
     refusals += too_few_files
     if refusals:
-        return replace(labels, found=found, refusals=refusals)
-    cached = decode_files(look_up_files(found, config, cache), cache, progress, limit)
+        return replace(labels, data=data, located=located, refusals=refusals)
+    cached = decode_missing(look_up_images(located, config, cache), cache, progress, limit)
     members = [
-        Member(name, item.ratings.file, item.ratings.ids[item.rows], cached[name]) for name, item in found.items()
+        Member(name, item.listed.file, item.listed.ids[item.rows], cached[name]) for name, item in located.items()
     ]
-    shared = find_shared(members, Shelf(cache), config.max_missing)
-    examined = replace(labels, found=found, cached=cached, shared=shared)
-    too_few_images = (too_few(item.ratings, left_out(item, cached[name]), config) for name, item in found.items())
+    shared = find_shared(members, cache, config.max_missing)
+    examined = replace(labels, data=data, located=located, cached=cached, shared=shared)
+    too_few_images = (too_few(item.listed, left_out(item, cached[name]), config) for name, item in located.items())
     refusals = [*_only_errors(*too_few_images, leak(shared)), *_unfit(recipes, examined)]
     return replace(examined, refusals=refusals)
 
 
-def _read(config: DataConfig) -> tuple[DataConfig, SplitRatings, list[EltaTuneError]]:
+def _read(config: DataConfig) -> tuple[ResolvedData, list[EltaTuneError]]:
     """The ratings of all splits, and why some can't be read. The first setting that a refusal names is assumed, and all
     is read again: so what only follows from it is no problem of its own.
     """
@@ -128,10 +129,10 @@ def _read(config: DataConfig) -> tuple[DataConfig, SplitRatings, list[EltaTuneEr
         new = next((error for error in errors if isinstance(error, DataError) and error.settings), None)
         try:
             if new is None or new.message in assumed:
-                return config, ratings, [*assumed.values(), *errors, *wrong_rows]
+                return ResolvedData(config, ratings), [*assumed.values(), *errors, *wrong_rows]
             config = TrialConfig(data=config).replace(new.settings).data
         except ConfigError:  # one setting contradicts another one
-            return config, ratings, [*assumed.values(), *errors, *wrong_rows]
+            return ResolvedData(config, ratings), [*assumed.values(), *errors, *wrong_rows]
         assumed[new.message] = new
 
 
@@ -159,14 +160,14 @@ def _once(errors: Iterable[Refusal]) -> list[Refusal]:
     return list(found.values())
 
 
-def _locate(
-    config: DataConfig, ratings: SplitRatings
-) -> tuple[DataConfig, dict[SplitName, Found], list[EltaTuneError]]:
+def _locate(data: ResolvedData) -> tuple[ResolvedData, dict[SplitName, LocatedImages], list[EltaTuneError]]:
     """The images of all splits; where none is in their folder, one nearby that has them is assumed."""
-    listed, train, folder = ratings.all, ratings.labelled["train"], config.path("images")
+    config, lists, train = data.config, data.ratings.all, data.ratings.labelled["train"]
+    folder = config.path("images")
     is_folder = folder is not None and folder.is_dir()
     problems: list[EltaTuneError] = []
-    if not (is_folder and any(find_files(config, name, _some(item)).files for name, item in listed.items())):
+    first = {name: _some(item) for name, item in lists.items()}
+    if not (is_folder and any(item.files for item in locate_images(config, first).values())):
         nearby = next(_folders_with(config, train), None)
         where = f"{folder}: none of the first images is in this folder" if is_folder else f"{folder}: no such folder"
         if nearby is not None:
@@ -176,8 +177,8 @@ def _locate(
             config = TrialConfig(data=config).replace(settings).data
         elif not is_folder:
             hint = "name the folder of the images: `data.images=FOLDER`"
-            return config, {}, [DataError(f"data.images: {where}" if folder else "data.images: not set", hint)]
-    return config, {name: find_files(config, name, item) for name, item in listed.items()}, problems
+            return data, {}, [DataError(f"data.images: {where}" if folder else "data.images: not set", hint)]
+    return replace(data, config=config), locate_images(config, lists), problems
 
 
 def _some(listed: Listed) -> Listed:
@@ -189,13 +190,14 @@ def _folders_with(config: DataConfig, train: Ratings) -> Iterator[str]:
     places = dict.fromkeys([config.root or train.file.parent, train.file.parent])
     below = (folder for place in places for folder in sorted(place.iterdir()) if folder.is_dir())
     for folder in (*places, *itertools.islice(below, 100)):
-        found = find_files(config.model_copy(update={"images": folder}), "train", _some(train))
-        if len(found.files) > len(found.missing):
+        located = locate_images(config.model_copy(update={"images": folder}), {"train": _some(train)})["train"]
+        if len(located.files) > len(located.missing):
             yield os.path.relpath(folder, config.root or Path.cwd())
 
 
-def _notes(config: DataConfig, ratings: SplitRatings) -> list[str]:
-    notes = dict.fromkeys(item.note for item in ratings.labelled.values() if item.note)
+def _notes(data: ResolvedData) -> list[str]:
+    ratings = data.ratings
+    notes = dict.fromkeys(note for item in ratings.all.values() for note in item.notes)
     skipped = {item.file: item.unlabelled for item in ratings.labelled.values() if item.unlabelled}
     for file, names in skipped.items():
         shown = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
@@ -203,13 +205,13 @@ def _notes(config: DataConfig, ratings: SplitRatings) -> list[str]:
     count = len(ratings.labelled["val"].ids)
     if count < FEW:
         notes[f"only {plural(count, 'validation image')}: metrics of fewer than {FEW} differ by chance"] = None
-    return [*ignored_split_files(config), *notes]
+    return [*ignored_split_files(data.config), *notes]
 
 
 def _unfit(recipes: Iterable[TrialConfig], examined: Examined) -> list[EltaTuneError]:
     """Why recipes can't be trained on the images that can be used, each reason once."""
-    train, val = (examined.usable(name, examined.ratings.labelled[name]) for name in ("train", "val"))
-    has_pool, has_bins = examined.ratings.pool is not None, train.bins is not None
+    train, val = (examined.usable(name, examined.data.ratings.labelled[name]) for name in ("train", "val"))
+    has_pool, has_bins = examined.data.ratings.pool is not None, train.bins is not None
     if not (len(train.ids) and len(val.ids)):
         return []
     cuts = metrics.tail_cuts(train.scores)

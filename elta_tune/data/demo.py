@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from elta_tune.config import DataConfig
-from elta_tune.data.cache.images import Progress
+from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import Progress
 from elta_tune.data.splits import SPLITS
 from elta_tune.errors import DataError
 from elta_tune.files import make_once
@@ -59,7 +60,7 @@ WORST = -2.5
 """Grade below which a fault grows no more: there would be no picture left."""
 
 
-def with_demo(config: DataConfig, cache: Path, progress: Progress) -> DataConfig:
+def with_demo(config: DataConfig, cache: ImageCache, progress: Progress) -> DataConfig:
     """A data section that names the demo's folder: its files are written once, and are then like everyone's.
 
     Raises:
@@ -69,7 +70,7 @@ def with_demo(config: DataConfig, cache: Path, progress: Progress) -> DataConfig
         return config
     facts = config.demo.model_dump()
     key = hashlib.blake2b(f"{VERSION} {facts}".encode(), digest_size=6).hexdigest()
-    folder = cache.absolute() / f"demo-{key}"
+    folder = cache.root / f"demo-{key}"
     if not folder.exists():
         total = sum(facts[name] for name in SPLITS)
         progress(0, total, "drawing the demo's photographs")

@@ -14,9 +14,8 @@ import scipy  # its parts load when first used
 from numpy.typing import NDArray
 
 from elta_tune.cores import available_cores
-from elta_tune.data.cache.decoding import careful, decode, read_content
-from elta_tune.data.cache.images import CachedImages
-from elta_tune.data.cache.index import Shelf
+from elta_tune.data.cache.decoding import decode, read_content, strict_decoding
+from elta_tune.data.cache.image_cache import CachedImages, ImageCache
 from elta_tune.data.cache.packs import DIGEST, Bytes, Index, Previews
 from elta_tune.errors import DataError
 
@@ -63,7 +62,7 @@ class Shared:
         return f"{self.first.file}: {self.ids[0]!r} is also {where} as {self.ids[1]!r} (the same {self.how})"
 
 
-def find_shared(members: Sequence[Member], shelf: Shelf, allowed: float) -> list[Shared]:
+def find_shared(members: Sequence[Member], cache: ImageCache, allowed: float) -> list[Shared]:
     """Each image that is there twice, once, by the plainest way in which it is.
 
     Args:
@@ -71,7 +70,7 @@ def find_shared(members: Sequence[Member], shelf: Shelf, allowed: float) -> list
     """
     keys = [
         {"id": member.ids.tolist(), **contents}
-        for member, contents in zip(members, _contents(members, shelf), strict=True)
+        for member, contents in zip(members, _contents(members, cache), strict=True)
     ]
     found = []
     for one, other in itertools.combinations_with_replacement(range(len(members)), 2):
@@ -122,7 +121,7 @@ def _repeated(names: Iterable[Hashable]) -> Iterator[tuple[int, int]]:
             yield index, places[name]
 
 
-def _contents(members: Sequence[Member], shelf: Shelf) -> list[dict[str, list[Hashable]]]:
+def _contents(members: Sequence[Member], cache: ImageCache) -> list[dict[str, list[Hashable]]]:
     """For each member, names of each image's file, bytes and pixels; None for what is not decoded."""
     cached = [member.cached for member in members if member.cached is not None]
     if len(cached) < len(members):
@@ -132,8 +131,9 @@ def _contents(members: Sequence[Member], shelf: Shelf) -> list[dict[str, list[Ha
     keys, first, bytes_ = np.unique(digests.view(f"S{DIGEST}")[:, 0], return_index=True, return_inverse=True)
     files = [part.files[row] for part, rows in zip(cached, decoded, strict=True) for row in rows.tolist()]
     previews = np.concatenate([part.previews() for part in cached])
-    pictures = shelf.remembered(
-        "pictures", keys.tobytes(), lambda: same_pictures(previews[first], [files[index] for index in first.tolist()])
+    pictures = cache.get_or_compute(
+        b"pictures" + keys.tobytes(),
+        lambda: same_pictures(previews[first], [files[index] for index in first.tolist()]),
     )
     contents = []
     ends = np.cumsum([len(rows) for rows in decoded])
@@ -149,7 +149,7 @@ def same_pictures(previews: Previews, files: Sequence[str]) -> Index:
     same = np.arange(len(files))
     alike = _look_alike(previews)
     first: dict[bytes, int] = {}
-    with careful(), ThreadPoolExecutor(available_cores()) as pool:
+    with strict_decoding(), ThreadPoolExecutor(available_cores()) as pool:
         digests = pool.map(_pixel_digest, [files[index] for index in alike])
         for index, digest in zip(alike, digests, strict=True):
             same[index] = first.setdefault(digest, index)

@@ -5,37 +5,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from elta_tune.config import DataConfig, TrialConfig
-from elta_tune.data.cache.images import CachedImages, Progress, no_progress
-from elta_tune.data.cache.index import Shelf
-from elta_tune.data.cache.snapshots import Snapshot, read_snapshot, write_snapshot
+from elta_tune.data.cache.image_cache import CachedImages, ImageCache
+from elta_tune.data.cache.progress import Progress, no_progress
+from elta_tune.data.cache.snapshots import Snapshot
 from elta_tune.data.check import examine, other_ratings
 from elta_tune.data.dataset import Dataset, ImageSet, Split
-from elta_tune.data.demo import with_demo
 from elta_tune.data.images import (
-    Found,
-    decode_files,
-    edges_of,
-    find_files,
+    LocatedImages,
+    decode_missing,
     images_folder,
     left_out,
-    look_up_files,
+    locate_images,
+    look_up_images,
+    snapshot_key,
     too_few,
 )
 from elta_tune.data.overlap import listing
 from elta_tune.data.readers import ImageList, Ratings
-from elta_tune.data.splits import LabelledName, SplitName, SplitRatings, read_splits
+from elta_tune.data.resolve import ResolvedData, resolve
+from elta_tune.data.splits import LabelledName, SplitName, SplitRatings
 from elta_tune.errors import DataError, EltaTuneError, combined
 from elta_tune.method.metrics import tail_cuts
 
 
 def prepare(
     config: DataConfig,
-    cache: Path,
+    cache: ImageCache,
     progress: Progress = no_progress,
     *,
     recipes: Sequence[TrialConfig] = (),
@@ -51,67 +50,64 @@ def prepare(
         EltaTuneError: a file is missing or wrong, too many images are missing, there is no room for the decoded ones,
             splits overlap, a recipe can't be trained, or another run goes on with images that have changed since.
     """
-    config = with_demo(config, cache, progress)
     examined = examine(config, cache, progress, recipes=recipes, refusals=refusals)
     if examined.refusals:
         raise combined(examined.refusals)
-    snapshots = {name: _take(item, examined.cached[name], config, cache) for name, item in examined.found.items()}
+    data, cached = examined.data, examined.cached
+    snapshots = {name: _record(data.config, cache, name, item, cached[name]) for name, item in examined.located.items()}
     duplicates = [item for item in examined.shared if item.first is not item.second]
     warnings = [*examined.notes, *([listing(duplicates)] if duplicates else [])]
-    return replace(_dataset(examined.ratings, snapshots), warnings=tuple(warnings))
+    return replace(_dataset(data.ratings, snapshots), warnings=tuple(warnings))
 
 
-def open_dataset(config: DataConfig, cache: Path, splits: Sequence[str] = ("train", "val", "pool")) -> Dataset:
+def open_dataset(config: DataConfig, cache: ImageCache, splits: Sequence[str] = ("train", "val", "pool")) -> Dataset:
     """The named splits of a data set as it was when it was prepared; what was not is looked for and decoded now.
 
     Raises:
         DataError: a file is missing or wrong, or too many images are missing.
     """
-    config = with_demo(config, cache, no_progress)
-    ratings = read_splits(config, splits)
-    snapshots = {name: _snapshot(config, cache, name, item) for name, item in ratings.all.items()}
-    return _dataset(ratings, snapshots)
+    data = resolve(config, cache, splits=splits)
+    return _dataset(data.ratings, {name: _snapshot(data, cache, name) for name in data.ratings.all})
 
 
 def open_split(
-    config: DataConfig, name: LabelledName, cache: Path, progress: Progress = no_progress
+    config: DataConfig, name: LabelledName, cache: ImageCache, progress: Progress = no_progress
 ) -> tuple[Split, Ratings]:
     """One split alone, decoded if it is not, and its rating file, which contains scale and threshold.
 
     Raises:
         DataError: there is no such split, a file is missing or wrong, or too many images are missing.
     """
-    config = with_demo(config, cache, progress)
-    ratings = read_splits(config, [name]).labelled.get(name)
+    data = resolve(config, cache, progress, splits=[name])
+    ratings = data.ratings.labelled.get(name)
     if ratings is None:
         raise DataError(f"there is no {name} split; name its file in data.{name}")
-    return _split(name, ratings, _snapshot(config, cache, name, ratings, progress)), ratings
+    return _split(name, ratings, _snapshot(data, cache, name, progress)), ratings
 
 
-def _snapshot(
-    config: DataConfig, cache: Path, name: SplitName, ratings: ImageList, progress: Progress = no_progress
+def _snapshot(data: ResolvedData, cache: ImageCache, name: SplitName, progress: Progress = no_progress) -> Snapshot:
+    """The snapshot of a split, which is recorded now if there is none."""
+    config, listed = data.config, data.ratings.all[name]
+    if recorded := cache.snapshot(snapshot_key(name, config, listed)):
+        _refuse_too_few(listed, recorded.left_out, config)  # it may be of a study that allows more
+        return recorded
+    located = locate_images(config, {name: listed})
+    _refuse_too_few(listed, located[name].missing, config)
+    cached = decode_missing(look_up_images(located, config, cache), cache, progress)
+    _refuse_too_few(listed, left_out(located[name], cached[name]), config)
+    return _record(config, cache, name, located[name], cached[name])
+
+
+def _refuse_too_few(listed: ImageList, missing: Sequence[tuple[str, str]], config: DataConfig) -> None:
+    if refusal := too_few(listed, tuple(missing), config):
+        raise refusal
+
+
+def _record(
+    config: DataConfig, cache: ImageCache, name: SplitName, located: LocatedImages, cached: CachedImages
 ) -> Snapshot:
-    """The snapshot of a split, which is taken now if there is none."""
-    if known := read_snapshot(Shelf(cache), images_folder(config, ratings), ratings.ids, edges_of(name, config)):
-        if refusal := too_few(ratings, known.left_out, config):  # it may be of a study that allows more
-            raise refusal
-        return known
-    found = find_files(config, name, ratings)
-    if refusal := too_few(ratings, found.missing, config):
-        raise refusal
-    cached = decode_files(look_up_files({name: found}, config, cache), cache, progress)[name]
-    if refusal := too_few(ratings, left_out(found, cached), config):
-        raise refusal
-    return _take(found, cached, config, cache)
-
-
-def _take(found: Found, cached: CachedImages, config: DataConfig, cache: Path) -> Snapshot:
-    usable = cached.decoded
-    images = {edge: images.subset(usable).compact() for edge, images in cached.images.items()}
-    snapshot = Snapshot(found.rows[usable], images, left_out(found, cached))
-    folder = images_folder(config, found.ratings)
-    write_snapshot(Shelf(cache), folder, found.ratings.ids, cached.digests[usable], snapshot)
-    return snapshot
+    key, folder = snapshot_key(name, config, located.listed), images_folder(config, located.listed)
+    return cache.record(key, cached, located.rows, left_out(located, cached), folder)
 
 
 def _image_set(name: SplitName, listed: ImageList, snapshot: Snapshot) -> ImageSet:
@@ -130,7 +126,7 @@ def _split(name: LabelledName, ratings: Ratings, snapshot: Snapshot) -> Split:
     )
 
 
-def _dataset(ratings: SplitRatings, snapshots: dict[SplitName, Snapshot]) -> Dataset:
+def _dataset(ratings: SplitRatings, snapshots: Mapping[SplitName, Snapshot]) -> Dataset:
     labelled, pool = ratings.labelled, ratings.pool
     train = labelled["train"]
     for other in labelled.values():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from elta_tune.data.cache.images import CachedImages, free_bytes
+from elta_tune.data.cache.image_cache import CachedImages, ImageCache
 from elta_tune.data.check import Examined
-from elta_tune.data.images import Found, fingerprint, left_out
+from elta_tune.data.images import LocatedImages, fingerprint, left_out
 from elta_tune.data.overlap import Shared
 from elta_tune.data.readers import Ratings
 from elta_tune.data.splits import SplitName
@@ -34,9 +33,9 @@ def describe(examined: Examined) -> dict[str, Any]:
         "refusals": list(map(_refusal, examined.refusals)),
         "notes": list(examined.notes),
     }
-    if not {"train", "val"} <= examined.ratings.labelled.keys():
+    if not {"train", "val"} <= examined.data.ratings.labelled.keys():
         return {**verdict, "splits": {}}
-    train = examined.ratings.labelled["train"]
+    train = examined.data.ratings.labelled["train"]
     edges = np.linspace(*train.scale, BINS + 1)
     scores = examined.usable("train", train).scores
     cuts = None if not len(scores) else tail_cuts(scores)
@@ -49,7 +48,7 @@ def describe(examined: Examined) -> dict[str, Any]:
         "spread": train.is_spread,
         "tail_cuts": None if cuts is None else list(cuts),
         "histogram_edges": edges.tolist(),
-        "splits": {name: _split(examined, name, edges, cuts) for name in examined.ratings.all},
+        "splits": {name: _split(examined, name, edges, cuts) for name in examined.data.ratings.all},
     }
 
 
@@ -58,12 +57,12 @@ def _refusal(error: EltaTuneError) -> dict[str, Any]:
 
 
 def describe_cache(
-    found: Mapping[SplitName, Found], cached: Mapping[SplitName, CachedImages], cache: Path
+    located: Mapping[SplitName, LocatedImages], cached: Mapping[SplitName, CachedImages], cache: ImageCache
 ) -> dict[str, Any]:
     """What the cache has of each split's images, and what decoding the others takes, in bytes; what is no file."""
     return {
-        "cache": str(cache),
-        "free": free_bytes(cache),
+        "cache": str(cache.root),
+        "free": cache.free_bytes,
         "missing": sum(part.missing_bytes for part in cached.values()),
         "splits": {
             name: {
@@ -71,7 +70,7 @@ def describe_cache(
                 "edges": list(part.images),
                 "decoded": len(part.decoded),
                 "unreadable": len(part.unreadable),
-                "not_found": len(found[name].missing),
+                "not_found": len(located[name].missing),
                 "bytes": sum(edge**2 * 3 for edge in part.images) * len(part.files),
                 "missing": part.missing_bytes,
             }
@@ -83,7 +82,7 @@ def describe_cache(
 def _split(
     examined: Examined, name: SplitName, edges: NDArray[np.float64], cuts: tuple[float, float] | None
 ) -> dict[str, Any]:
-    listed = examined.ratings.all[name]
+    listed = examined.data.ratings.all[name]
     used = examined.usable(name, listed)
     ratings = used if isinstance(used, Ratings) else None
     scores = None if ratings is None else ratings.scores
@@ -104,15 +103,15 @@ def _split(
 
 def _images(examined: Examined, name: SplitName) -> dict[str, Any] | None:
     """How many images are there; `unreadable` and `used` are unknown where they were not decoded."""
-    if name not in examined.found:
+    if name not in examined.located:
         return None
-    found, cached = examined.found[name], examined.cached.get(name)
+    located, cached = examined.located[name], examined.cached.get(name)
     return {
-        "found": len(found.files),
-        "missing": len(found.missing),
+        "found": len(located.files),
+        "missing": len(located.missing),
         "unreadable": None if cached is None else len(cached.unreadable),
         "used": None if cached is None else len(cached.decoded),
-        "left_out": [{"id": _shown(image), "reason": _shown(reason)} for image, reason in left_out(found, cached)],
+        "left_out": [{"id": _shown(image), "reason": _shown(reason)} for image, reason in left_out(located, cached)],
     }
 
 

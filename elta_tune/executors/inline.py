@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import ConfigError, DamagedError, EltaTuneError, reason_of
 from elta_tune.executors import Ended, Halted, Heard, Job, Reported, Slot, Verdict
 from elta_tune.records import EpochRecord, TrialFolder, TrialResult
@@ -57,7 +58,7 @@ class InlineExecutor:
         epochs = trial_epochs(
             job.config,
             TrialFolder(job.folder),
-            cache=job.cache,
+            cache=ImageCache(job.cache),
             device=self._slot.device,
             number=job.number,
             params=job.params,

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import DamagedError, reason_of
 from elta_tune.executors import Halted, Verdict
 from elta_tune.records import EpochRecord, TrialFolder
@@ -62,8 +63,9 @@ def work(reports: Connection, life: Connection) -> None:
         started = time.time() - requested
         print(f"{time.strftime('%F %T')} process {os.getpid()} on {slot.device}, started in {started:.3f} s")
         torch.set_num_threads(slot.threads)
+        cache = ImageCache(job.cache)
         result = run_trial(
-            job.config, folder, reporter, cache=job.cache, device=slot.device, number=job.number, params=job.params
+            job.config, folder, reporter, cache=cache, device=slot.device, number=job.number, params=job.params
         )
         print(f"{time.strftime('%F %T')} {result.state} {result.reason or ''}")
     except TrialStopped:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from elta_tune.config import ColumnsConfig, DataConfig, TrialConfig
-from elta_tune.data.cache.images import Progress, no_progress
+from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import Progress, no_progress
 from elta_tune.data.dataset import Split
 from elta_tune.data.prepare import open_split
 from elta_tune.data.readers import Ratings
@@ -96,7 +97,7 @@ def evaluate_model(
     data: DataConfig,
     split: LabelledName,
     *,
-    cache: Path,
+    cache: ImageCache,
     device: str = "cpu",
     progress: Progress = no_progress,
 ) -> Evaluation:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import StudyError
 from elta_tune.files import write_atomic
 from elta_tune.method.scores import SCALE
@@ -32,7 +33,7 @@ TOLERANCE_ELSEWHERE = 1e-3
 """The same on another make of device, where sums run in another order."""
 
 
-def export(study: StudyFolder, result: TrialResult, path: Path, kind: Kind, *, cache: Path) -> float:
+def export(study: StudyFolder, result: TrialResult, path: Path, kind: Kind, *, cache: ImageCache) -> float:
     """Writes the model of a trial's best epoch, after a new process has measured it on the validation split.
 
     Returns:
@@ -50,12 +51,12 @@ def export(study: StudyFolder, result: TrialResult, path: Path, kind: Kind, *, c
     return max(difference, write_model(checkpoint, path, kind))
 
 
-def measure_trial(study: StudyFolder, result: TrialResult, split: str, *, cache: Path) -> dict[str, Any]:
+def measure_trial(study: StudyFolder, result: TrialResult, split: str, *, cache: ImageCache) -> dict[str, Any]:
     """Evaluates the weights of a trial's best epoch on a split, as `measure` does."""
     return _measured(trial_checkpoint(study, result), split, cache=cache, like=result.environment)
 
 
-def _measured(checkpoint: Checkpoint, split: str, *, cache: Path, like: Environment | None) -> dict[str, Any]:
+def _measured(checkpoint: Checkpoint, split: str, *, cache: ImageCache, like: Environment | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trial.ckpt"  # which tells where its data are, as other formats do not
         with unwritable_told(file):
@@ -72,7 +73,7 @@ def trial_checkpoint(study: StudyFolder, result: TrialResult) -> Checkpoint:
     return checkpoint_of_trial(study.trial(result.trial or 0), result, study.name)
 
 
-def measure(checkpoint: Path, split: str, *, cache: Path, like: Environment | None) -> dict[str, Any]:
+def measure(checkpoint: Path, split: str, *, cache: ImageCache, like: Environment | None) -> dict[str, Any]:
     """Evaluates a checkpoint file in a new process: `metrics`, `ids`, `scores`, `data`, `environment`.
 
     Args:
@@ -84,7 +85,7 @@ def measure(checkpoint: Path, split: str, *, cache: Path, like: Environment | No
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "measured.json"
         device, threads = ("cpu", 1) if like is None else (_device_like(like.device), like.threads)
-        arguments = (str(checkpoint), split, str(cache), device, str(threads), str(out))
+        arguments = (str(checkpoint), split, str(cache.root), device, str(threads), str(out))
         command = python_command("elta_tune.results.measure", *arguments)
         done = subprocess.run(command, env=child_environment(), capture_output=True, encoding="utf-8", check=False)
         if done.returncode != 0:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import DataError, EltaTuneError
 from elta_tune.files import write_json
@@ -23,7 +24,7 @@ from elta_tune.training.predict import evaluate, predict
 from elta_tune.trial import describe_data, out_of_memory_errors
 
 
-def measure_checkpoint(checkpoint: Path, split: str, cache: Path, device: str) -> dict[str, Any]:
+def measure_checkpoint(checkpoint: Path, split: str, cache: ImageCache, device: str) -> dict[str, Any]:
     """Predictions and metrics of a checkpoint file on a split of the data that it was trained on.
 
     Raises:
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
     checkpoint, split, cache, device, threads, out = arguments
     torch.set_num_threads(int(threads))
     try:
-        write_json(Path(out), measure_checkpoint(Path(checkpoint), split, Path(cache), device))
+        write_json(Path(out), measure_checkpoint(Path(checkpoint), split, ImageCache(Path(cache)), device))
     except EltaTuneError as error:
         print(error.message.replace("\n", "; "), file=sys.stderr)
         return 2

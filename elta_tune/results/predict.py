@@ -15,9 +15,9 @@ from elta_tune.config import DataConfig
 from elta_tune.cores import available_cores
 from elta_tune.data.batches import Index, in_order, prefetch
 from elta_tune.data.cache.builder import why_unreadable
-from elta_tune.data.cache.decoding import careful, read_content, shrink
-from elta_tune.data.cache.images import Progress, no_progress
-from elta_tune.data.images import image_file
+from elta_tune.data.cache.decoding import read_content, shrink, strict_decoding
+from elta_tune.data.cache.progress import Progress, no_progress
+from elta_tune.data.folders import ImageFolder, list_folder
 from elta_tune.data.readers import read_unlabelled
 from elta_tune.errors import ConfigError, DataError
 from elta_tune.method.scores import from_method_scale
@@ -55,8 +55,10 @@ TABLES = (".csv", ".tsv", ".txt", ".json", ".xlsx", ".xlsm", ".xls")
 NOT_FINITE = "the model's output is not finite"
 
 
-def list_images(paths: Sequence[Path], images: Path | None = None, data: DataConfig | None = None) -> list[ImageFile]:
-    """The images that some paths name.
+def list_images(
+    paths: Sequence[Path], images: Path | None = None, data: DataConfig | None = None
+) -> tuple[list[ImageFile], list[str]]:
+    """The images that some paths name, and notes about the files of folders that are not used.
 
     An image of a folder is called by its path below it, as rating files call it; if several paths are named, by its
     whole path, for there may be one of that name in each.
@@ -79,21 +81,22 @@ def list_images(paths: Sequence[Path], images: Path | None = None, data: DataCon
     if images is not None and not any(map(_is_table, paths)):
         raise ConfigError(f"`images={images}`: is for tables with image ids, and no path is one")
     found: list[ImageFile] = []
+    notes: list[str] = []
     data = data or DataConfig()
     for path in paths:
         if path.is_dir():
-            names = read_unlabelled(path, data).ids
-            found += [ImageFile(name if len(paths) == 1 else str(path / name), path / name) for name in names]
+            listing = list_folder(path)
+            found += [ImageFile(name if len(paths) == 1 else str(path / name), path / name) for name in listing.images]
+            notes += listing.notes
         elif _is_table(path):
             beside = path.parent / "images"
-            folder = images or (beside if beside.is_dir() else path.parent)
-            names = read_unlabelled(path, data).ids
-            found += [ImageFile(str(name), image_file(str(folder), str(name))) for name in names]
+            folder = ImageFolder(str(images or (beside if beside.is_dir() else path.parent)))
+            found += [ImageFile(str(name), folder.find(str(name))) for name in read_unlabelled(path, data).ids]
         else:
             found.append(ImageFile(str(path), path))
     if not found:
-        raise DataError(f"{', '.join(map(str, paths))}: there are no images")
-    return found
+        raise DataError("\n".join([f"{', '.join(map(str, paths))}: there are no images", *notes]))
+    return found, notes
 
 
 def _is_own_pipe(path: str | Path) -> bool:
@@ -156,7 +159,7 @@ def predict_images(
     target = device_of(device)
     batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
     told = out_of_memory_errors("take fewer images at a time: `batch_size=N`")
-    with careful(), ThreadPoolExecutor(available_cores()) as workers, told:
+    with strict_decoding(), ThreadPoolExecutor(available_cores()) as workers, told:
         model = place(checkpoint.model(), target)
         source = DecodedFiles(files, checkpoint.config.data.crop, workers)
         for index, batch in prefetch(source, batches, target):

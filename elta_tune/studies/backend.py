@@ -19,7 +19,7 @@ from elta_tune.studies.plan import StudyPlan, read_facts
 from elta_tune.suggestions import did_you_mean
 
 if TYPE_CHECKING:  # what a view of a study does without: they import torch
-    from elta_tune.data.cache.images import Progress
+    from elta_tune.data.cache.progress import Progress
     from elta_tune.data.dataset import Dataset
     from elta_tune.executors import Slot
 

@@ -74,10 +74,11 @@ def prepare_study(plan: StudyPlan, options: LaunchOptions) -> tuple[list[Slot], 
         EltaTuneError: a device, the data or the model.
     """
     with options.preparing as progress:
+        from elta_tune.data.cache.image_cache import ImageCache
         from elta_tune.studies.preflight import choose_slots, preflight_study  # which import torch
 
         slots = choose_slots(options.devices, options.workers)
-        return slots, preflight_study(plan, slots, options.cache, progress)
+        return slots, preflight_study(plan, slots, ImageCache(options.cache), progress)
 
 
 def stop_study(folder: StudyFolder, say: Say) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.cache.images import Progress
+from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import Progress
 from elta_tune.data.check import Examined, examine
 from elta_tune.data.dataset import Dataset
 from elta_tune.data.prepare import prepare
@@ -35,13 +35,13 @@ def choose_slots(devices: Sequence[str] | None, workers: int | None) -> list[Slo
     return plan_slots(names, workers)
 
 
-def preflight_study(plan: StudyPlan, slots: Sequence[Slot], cache: Path, progress: Progress) -> Dataset:
+def preflight_study(plan: StudyPlan, slots: Sequence[Slot], cache: ImageCache, progress: Progress) -> Dataset:
     """Does `preflight` for all that a study may train; returns its data."""
     return preflight(list(configurations(plan)), cache, progress, {slot.device for slot in slots})
 
 
 def preflight(
-    configs: Sequence[TrialConfig], cache: Path, progress: Progress, devices: Collection[str] = ()
+    configs: Sequence[TrialConfig], cache: ImageCache, progress: Progress, devices: Collection[str] = ()
 ) -> Dataset:
     """Prepares the data that the configurations share, and builds each model once.
 
@@ -63,7 +63,7 @@ def preflight(
 
 def check(
     configs: Sequence[TrialConfig],
-    cache: Path,
+    cache: ImageCache,
     progress: Progress,
     *,
     limit: int | None = None,

@@ -1,7 +1,7 @@
 """Pooled features: what a backbone that is not trained says of images, computed once.
 
 They are those of the evaluation's crops: nothing is cropped at random or mirrored, so that an image has one row. A
-frozen backbone's lie beside the cache of images, for all trials of all studies:
+frozen backbone's lie next to the cache of images, for all trials of all studies:
 
     CACHE/features-<key>/
     ├── features.npy         (N, D) float32
@@ -31,8 +31,9 @@ from torch import Tensor
 from elta_tune.config import TrialConfig
 from elta_tune.data.batches import Index, in_order, prefetch
 from elta_tune.data.cache.decoding import RULE as DECODING
-from elta_tune.data.cache.images import Progress, no_progress
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.cache.packs import Images
+from elta_tune.data.cache.progress import Progress, no_progress
 from elta_tune.data.dataset import Dataset, ImageSet
 from elta_tune.errors import DataError
 from elta_tune.files import make_once
@@ -137,14 +138,14 @@ def frozen_dataset(
     build: Callable[[], AestheticModel],
     *,
     device: torch.device,
-    cache: Path | None,
+    cache: ImageCache | None,
     progress: Progress = tell,
 ) -> Dataset:
     """A data set whose images are the features of a frozen backbone.
 
     Args:
         build: makes the model, if something is not in the cache.
-        cache: folder of the decoded images; without it nothing is kept.
+        cache: of the decoded images; without it nothing is kept.
 
     Raises:
         DataError: the cache can't be written.
@@ -163,7 +164,7 @@ def frozen_dataset(
         if cache is None or not isinstance(images, Images):
             features = compute_features(model(), split, config, progress)
             return replace(features, digest=digest_of(backbone_state(model().state_dict())))
-        folder = cache.absolute() / f"features-{_key(images, config, device)}"
+        folder = cache.root / f"features-{_key(images, config, device)}"
         return _cached(folder, model, split, config, progress)
 
     return with_features(dataset, config, compute)
@@ -201,5 +202,5 @@ def _key(images: Images, config: TrialConfig, device: torch.device) -> str:
     else:
         facts |= {"pretrained": model.pretrained, "seed": None if model.pretrained else config.seed}
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=12)
-    digest.update(images.digests().tobytes())
+    digest.update(images.digests.tobytes())
     return digest.hexdigest()

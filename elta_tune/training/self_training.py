@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from elta_tune.config import SharpeningConfig, TrialConfig
-from elta_tune.data.cache.images import Progress
+from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import Progress
 from elta_tune.data.check import reasons_to_refuse, unmeasurable
 from elta_tune.data.dataset import Dataset
 from elta_tune.method.scores import SCALE, mean_score, method_bins, to_method_scale
@@ -81,7 +81,7 @@ def _check_data(config: TrialConfig, dataset: Dataset) -> None:
         raise reason
 
 
-def compute_frozen(config: TrialConfig, dataset: Dataset, cache: Path, progress: Progress) -> None:
+def compute_frozen(config: TrialConfig, dataset: Dataset, cache: ImageCache, progress: Progress) -> None:
     """Computes what a trial with a frozen backbone looks for in the cache, on the CPU.
 
     Raises:
@@ -90,7 +90,9 @@ def compute_frozen(config: TrialConfig, dataset: Dataset, cache: Path, progress:
     _frozen(config, dataset, torch.device("cpu"), cache, progress)
 
 
-def _frozen(config: TrialConfig, dataset: Dataset, device: torch.device, cache: Path | None, told: Progress) -> Dataset:
+def _frozen(
+    config: TrialConfig, dataset: Dataset, device: torch.device, cache: ImageCache | None, told: Progress
+) -> Dataset:
     """Features in the place of images, of what a trial reads: not the test split, and the pool in rounds alone."""
     read = replace(dataset, test=None, pool=dataset.pool if config.self_training.rounds else None)
     build = partial(new_model, config, dataset, round=0)
@@ -103,7 +105,7 @@ def self_training_rounds(
     device: torch.device,
     *,
     resume: dict[str, Any] | None = None,
-    cache: Path | None = None,
+    cache: ImageCache | None = None,
 ) -> Iterator[Epoch]:
     """Trains all rounds, an epoch at a time.
 
@@ -113,7 +115,7 @@ def self_training_rounds(
     Args:
         resume: an earlier `Epoch.checkpoint` of the same configuration, with the best weights as `best_weights`;
             training goes on after it as if it had never stopped (on the CPU to the bit).
-        cache: folder where a frozen backbone's features are kept, None to keep none.
+        cache: where a frozen backbone's features are kept, None to keep none.
 
     Raises:
         ConfigError, DataError, ModelError: as `check_fits`, which also tries what the first epoch would trip over.

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from elta_tune.cli import app
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.records import TrialFolder
 from elta_tune.trial import NoReporter, run_trial
 
@@ -63,7 +64,7 @@ def test_ctrl_c_and_the_command_that_it_offers_give_the_unbroken_training(
 
     torch.set_num_threads(result["environment"]["threads"])
     config = recipe.replace({"training.epochs": 30})
-    whole = run_trial(config, TrialFolder(tmp_path / "whole"), NoReporter(), cache=cache)
+    whole = run_trial(config, TrialFolder(tmp_path / "whole"), NoReporter(), cache=ImageCache(cache))
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
     assert result["metrics"] == whole["metrics"]
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from elta_tune.data.cache.images import no_progress
 from PIL import Image
 
 from elta_tune.config import DataConfig, TrialConfig
 from elta_tune.data.cache import builder
-from elta_tune.data.cache.images import no_progress
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.check import examine
 from elta_tune.data.prepare import prepare
 from elta_tune.data.report import describe
@@ -42,7 +43,7 @@ def write_root(root: Path) -> TrialConfig:
 def told(config: TrialConfig, **options: bool) -> dict[str, Any]:
     """The description, by way of JSON."""
     cache = Path(str(config.data.root)) / "cache"
-    content = describe(examine(config.data, cache, no_progress, recipes=[config], **options))
+    content = describe(examine(config.data, ImageCache(cache), no_progress, recipes=[config], **options))
     assert json.loads(json.dumps(content)) == content
     return content
 
@@ -67,7 +68,7 @@ def test_each_number_is_the_one_that_one_counts(tmp_path: Path) -> None:
     assert pool["votes"] is pool["mos"] is pool["histogram"] is None
     assert content["ok"]
     assert content["shared"] == content["refusals"] == []
-    dataset = prepare(config.data, tmp_path / "cache")
+    dataset = prepare(config.data, ImageCache(tmp_path / "cache"))
     assert [train["hash"], val["hash"]] == [dataset.train.fingerprint, dataset.val.fingerprint]
 
 
@@ -99,7 +100,7 @@ def test_all_that_a_study_would_be_refused_for_is_told_at_once(tmp_path: Path) -
     for part in ("'train0.png' is also in", "'val0.png' is also in", "max_missing (10.00%)", "batch_size: 9"):
         assert part in " ".join(messages)
     with pytest.raises(DataError):
-        prepare(config.data, tmp_path / "cache")
+        prepare(config.data, ImageCache(tmp_path / "cache"))
 
 
 def test_nothing_is_decoded_where_the_study_is_refused_anyway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +226,7 @@ def write_own(root: Path, images: str = "images") -> TrialConfig:
 @pytest.mark.parametrize("images", ["images", ".", "pictures"])
 def test_all_problems_of_a_data_set_are_found_at_once(tmp_path: Path, images: str) -> None:
     config = write_own(tmp_path, images)
-    examined = examine(config.data, tmp_path / "cache", no_progress, recipes=[config])
+    examined = examine(config.data, ImageCache(tmp_path / "cache"), no_progress, recipes=[config])
     refusals = [f"{error.message}: {error.hint}" for error in examined.refusals]
     expected = {
         "train.csv: no such file": "`data.ratings=scores.csv`",
@@ -247,10 +248,10 @@ def test_all_problems_of_a_data_set_are_found_at_once(tmp_path: Path, images: st
 def test_the_settings_that_are_named_are_enough(tmp_path: Path) -> None:
     config = write_own(tmp_path, "pictures")
     with pytest.raises(DataError) as error:
-        prepare(config.data, tmp_path / "cache", recipes=[config])
+        prepare(config.data, ImageCache(tmp_path / "cache"), recipes=[config])
     assert error.value.message.startswith("8 problems:\n- ")
     again = config.replace({**error.value.settings, "training.batch_size": 8})
-    dataset = prepare(again.data, tmp_path / "cache", recipes=[again])
+    dataset = prepare(again.data, ImageCache(tmp_path / "cache"), recipes=[again])
     assert len(dataset.train.ids) + len(dataset.val.ids) + len(dataset.test.ids if dataset.test else ()) == 38
     assert (dataset.train.unlabelled, dataset.val.unlabelled) == (1, 1)
     assert any("1 row without a rating skipped: 'photo07.png'" in line for line in dataset.warnings)
@@ -260,6 +261,6 @@ def test_the_settings_that_are_named_are_enough(tmp_path: Path) -> None:
 def test_a_recipe_is_checked_with_each_of_its_variants(tmp_path: Path) -> None:
     config = write_root(tmp_path)
     variants = [config, *(config.replace({"training.batch_size": size}) for size in (4, 9, 9))]
-    examined = examine(config.data, tmp_path / "cache", no_progress, recipes=variants, labels_only=True)
+    examined = examine(config.data, ImageCache(tmp_path / "cache"), no_progress, recipes=variants, labels_only=True)
     (refusal,) = examined.refusals
     assert refusal.message.startswith("training.batch_size: 9 is more than the 8 images of ")

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from elta_tune.config import DataConfig, TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.dataset import Dataset, Split
 from elta_tune.data.prepare import open_dataset, prepare
 from elta_tune.errors import DataError
@@ -40,8 +41,8 @@ def config(root: Path, **fields: object) -> DataConfig:
 
 
 def test_prepare_and_open_give_the_same_splits(recipe: TrialConfig, cache: Path) -> None:
-    prepared = prepare(recipe.data, cache)
-    opened = open_dataset(recipe.data, cache, splits=("train", "val", "test", "pool"))
+    prepared = prepare(recipe.data, ImageCache(cache))
+    opened = open_dataset(recipe.data, ImageCache(cache), splits=("train", "val", "test", "pool"))
     assert opened.scale == prepared.scale == (1.0, 5.0)
     assert opened.threshold == 3.0
     assert opened.tail_cuts == prepared.tail_cuts
@@ -56,14 +57,14 @@ def test_prepare_and_open_give_the_same_splits(recipe: TrialConfig, cache: Path)
 
 
 def test_a_trial_opens_no_test_split_unless_told(recipe: TrialConfig, cache: Path) -> None:
-    assert open_dataset(recipe.data, cache).test is None
+    assert open_dataset(recipe.data, ImageCache(cache)).test is None
 
 
 def test_labels_and_images_belong_together(tmp_path: Path) -> None:
     ids = write_root(tmp_path, {"train": 5, "val": 4})
     (tmp_path / "images" / ids["train"][2]).unlink()
     (tmp_path / "images" / ids["train"][3]).write_bytes(b"broken")
-    dataset = prepare(config(tmp_path, max_missing=0.4), tmp_path / "cache")
+    dataset = prepare(config(tmp_path, max_missing=0.4), ImageCache(tmp_path / "cache"))
     train = dataset.train
     assert train.ids.tolist() == ["train0.png", "train1.png", "train4.png"]
     # Image i has i + 1 votes for 1 and one each for 2 and 3.
@@ -86,9 +87,9 @@ def test_more_missing_images_than_allowed_are_refused_before_anything_else(
     for name in ids[split][:2]:
         file = tmp_path / "images" / name
         file.unlink() if damage == "missing" else file.write_text("no image")
-    assert isinstance(prepare(config(tmp_path, max_missing=0.5), tmp_path / "cache"), Dataset)
+    assert isinstance(prepare(config(tmp_path, max_missing=0.5), ImageCache(tmp_path / "cache")), Dataset)
     with pytest.raises(DataError) as error:
-        prepare(config(tmp_path, max_missing=0.49), tmp_path / "cache")
+        prepare(config(tmp_path, max_missing=0.49), ImageCache(tmp_path / "cache"))
     message = error.value.message
     assert message.startswith(f"{tmp_path / split}.csv: 2 of 4 images are missing or unreadable")
     assert "data.max_missing" in message
@@ -100,7 +101,7 @@ def test_a_split_without_any_image_is_refused_whatever_is_allowed(tmp_path: Path
     write_root(tmp_path, {"train": 2, "val": 2})
     write_rated(tmp_path, "val", ["nowhere"])
     with pytest.raises(DataError, match="1 of 1 image is missing"):
-        prepare(config(tmp_path, max_missing=0.99), tmp_path / "cache")
+        prepare(config(tmp_path, max_missing=0.99), ImageCache(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".jpeg", ".png", ".JPG", ".PNG"])
@@ -111,7 +112,7 @@ def test_ids_are_text_and_looked_for_as_given_then_with_a_suffix(tmp_path: Path,
     Image.new("RGB", (20, 20), (40,) * 3).save(tmp_path / "images" / "full.png")
     write_rated(tmp_path, "train", ["00001", "1", "2.5"])
     write_rated(tmp_path, "val", ["full.png"])
-    dataset = prepare(config(tmp_path), tmp_path / "cache")
+    dataset = prepare(config(tmp_path), ImageCache(tmp_path / "cache"))
     assert dataset.train.ids.tolist() == ["00001", "1", "2.5"]
     greys = dataset.train.images[16].gather(np.arange(3))[:, 0, 0, 0]
     np.testing.assert_allclose(greys, [10, 20, 30], atol=2)  # JPEG
@@ -120,7 +121,7 @@ def test_ids_are_text_and_looked_for_as_given_then_with_a_suffix(tmp_path: Path,
 def test_an_exact_name_comes_before_one_with_a_suffix(tmp_path: Path) -> None:
     write_root(tmp_path, {"train": 2, "val": 2})
     Image.new("RGB", (20, 20), (200,) * 3).save(tmp_path / "images" / "train0.png.png")
-    dataset = prepare(config(tmp_path), tmp_path / "cache")
+    dataset = prepare(config(tmp_path), ImageCache(tmp_path / "cache"))
     assert dataset.train.images[16].gather(np.arange(2))[:, 0, 0, 0].tolist() == [0, 1]
 
 
@@ -128,15 +129,15 @@ def test_splits_of_other_bins_or_another_scale_are_refused(tmp_path: Path) -> No
     ids = write_root(tmp_path, {"train": 2, "val": 2})
     write_rated(tmp_path, "val", ids["val"], bins=5)
     with pytest.raises(DataError, match=r"val\.csv: its scale is 1…5, but that of .*train\.csv is 1…3"):
-        prepare(config(tmp_path), tmp_path / "cache")
+        prepare(config(tmp_path), ImageCache(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"val\.csv: has 5 bins of ratings, 1…5, but .*train\.csv has 3 bins"):
-        prepare(config(tmp_path, scale=[1, 5]), tmp_path / "cache")
+        prepare(config(tmp_path, scale=[1, 5]), ImageCache(tmp_path / "cache"))
 
 
 def test_a_model_of_distributions_may_be_judged_by_scores(tmp_path: Path) -> None:
     write_root(tmp_path, {"train": 2, "val": 2})
     (tmp_path / "val.csv").write_text("image_id,MOS\nval0.png,1.25\nval1.png,2\n")
-    dataset = prepare(config(tmp_path, scale=[1, 3]), tmp_path / "cache")
+    dataset = prepare(config(tmp_path, scale=[1, 3]), ImageCache(tmp_path / "cache"))
     assert dataset.train.distributions is not None
     assert dataset.val.distributions is None
     assert dataset.val.scores.tolist() == [1.25, 2]
@@ -155,13 +156,13 @@ def test_what_is_not_there_is_named(tmp_path: Path, spoil: object, named: str) -
     assert callable(spoil)
     spoil(tmp_path)
     with pytest.raises(DataError, match=named) as error:
-        prepare(config(tmp_path), tmp_path / "cache")
+        prepare(config(tmp_path), ImageCache(tmp_path / "cache"))
     assert error.value.hint or "\n  " in error.value.message
 
 
 def test_without_any_data_the_setting_is_named() -> None:
     with pytest.raises(DataError, match=r"data\.train") as error:
-        open_dataset(DataConfig(), Path("cache"))
+        open_dataset(DataConfig(), ImageCache(Path("cache")))
     assert "`data.root=FOLDER`" in str(error.value.hint)
 
 
@@ -173,7 +174,7 @@ def test_a_pool_may_be_a_folder_with_folders(tmp_path: Path) -> None:
             (tmp_path / "more" / name).write_text("no image, and none is expected")
         else:
             Image.new("RGB", (20, 20), (100 + 50 * grey,) * 3).save(tmp_path / "more" / name)
-    dataset = prepare(config(tmp_path, pool="more"), tmp_path / "cache")
+    dataset = prepare(config(tmp_path, pool="more"), ImageCache(tmp_path / "cache"))
     assert dataset.pool is not None
     assert dataset.pool.ids.tolist() == ["b.png", "deep/a.jpeg"]
     greys = dataset.pool.images[12].gather(np.arange(2))[:, 0, 0, 0]
@@ -182,18 +183,18 @@ def test_a_pool_may_be_a_folder_with_folders(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_ids_and_labels(tmp_path: Path) -> None:
     ids = write_root(tmp_path, {"train": 3, "val": 3})
-    first = prepare(config(tmp_path), tmp_path / "cache")
+    first = prepare(config(tmp_path), ImageCache(tmp_path / "cache"))
     assert first.train.fingerprint != first.val.fingerprint
     (tmp_path / "train.csv").rename(tmp_path / "renamed.csv")
-    renamed = prepare(config(tmp_path, train="renamed.csv"), tmp_path / "cache")
+    renamed = prepare(config(tmp_path, train="renamed.csv"), ImageCache(tmp_path / "cache"))
     assert renamed.train.fingerprint == first.train.fingerprint
     header, *rows = (tmp_path / "renamed.csv").read_text().splitlines()
     (tmp_path / "renamed.csv").write_text("\n".join([header, *rows[::-1]]) + "\n")
-    turned = prepare(config(tmp_path, train="renamed.csv"), tmp_path / "cache")
+    turned = prepare(config(tmp_path, train="renamed.csv"), ImageCache(tmp_path / "cache"))
     assert turned.train.ids.tolist() == ids["train"][::-1]
     assert turned.train.fingerprint == first.train.fingerprint
     write_rated(tmp_path, "train", ids["train"][::-1])
-    assert prepare(config(tmp_path), tmp_path / "cache").train.fingerprint != first.train.fingerprint
+    assert prepare(config(tmp_path), ImageCache(tmp_path / "cache")).train.fingerprint != first.train.fingerprint
 
 
 def test_the_demo_is_drawn_once_and_then_read_like_any_data(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 from scipy.stats import kurtosis, spearmanr
 
 from elta_tune.config import DataConfig, DemoConfig
-from elta_tune.data.cache.images import no_progress
+from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import no_progress
 from elta_tune.data.demo import Grades, photograph, true_mos, with_demo, write_demo
 from elta_tune.errors import DataError
 
@@ -123,4 +124,4 @@ def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     config = DataConfig(demo=DemoConfig(train=1, val=1, test=1, pool=0))
     with pytest.raises(DataError, match=r"cache/demo-\w+: the demo can't be written: "):
-        with_demo(config, tmp_path / "cache", no_progress)
+        with_demo(config, ImageCache(tmp_path / "cache"), no_progress)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from elta_tune.data.cache.images import no_progress
 from PIL import Image
 
 from elta_tune.config import DataConfig
 from elta_tune.data import overlap
-from elta_tune.data.cache.images import no_progress
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.check import examine
 from elta_tune.data.prepare import prepare
 from elta_tune.errors import DataError
@@ -42,7 +43,7 @@ def config(root: Path) -> DataConfig:
 
 def check(root: Path) -> tuple[str, ...]:
     """The warnings about duplicate images."""
-    return tuple(line for line in prepare(config(root), root / "cache").warnings if "is also" in line)
+    return tuple(line for line in prepare(config(root), ImageCache(root / "cache")).warnings if "is also" in line)
 
 
 def copied(root: Path, image: str, name: str) -> None:
@@ -173,7 +174,7 @@ def test_an_image_that_a_split_has_twice_is_found_and_refuses_nothing(tmp_path: 
     assert callable(save)
     save(root, "train1.png", "again.png")
     write_list(root, "train", ["train0", "train1", "again"])
-    examined = examine(config(root), root / "cache", no_progress)
+    examined = examine(config(root), ImageCache(root / "cache"), no_progress)
     assert [str(item) for item in examined.shared] == [
         f"{root}/train.csv: 'again' is also there as 'train1' (the same {'bytes' if save is copied else 'pixels'})"
     ]
@@ -184,7 +185,7 @@ def test_an_image_that_a_split_has_twice_is_found_and_refuses_nothing(tmp_path: 
 def test_a_file_that_a_split_names_twice_is_found(tmp_path: Path) -> None:
     root = write_splits(tmp_path)
     write_list(root, "pool", ["pool0", "pool0.jpg"])
-    (shared,) = examine(config(root), root / "cache", no_progress).shared
+    (shared,) = examine(config(root), ImageCache(root / "cache"), no_progress).shared
     assert (shared.ids, shared.how, shared.is_leak) == (("pool0.jpg", "pool0"), "file", False)
 
 

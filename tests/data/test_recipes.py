@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from elta_tune.config import load_recipe
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import prepare
 from elta_tune.training.self_training import check_fits
 
@@ -128,7 +129,7 @@ def test_a_recipe_takes_the_files_as_they_are_given_out(tmp_path: Path, name: st
         Image.fromarray(random.integers(0, 256, (20, 20, 3)).astype(np.uint8)).save(root / image)
     small = ["data.resize=20", "data.crop=16", "model.backbone=test_efficientnet", "model.pretrained=false"]
     config = load_recipe(TRIALS / f"{name}.yaml", [f"data.root={root}", "training.batch_size=8", *small])
-    dataset = prepare(config.data, tmp_path / "cache")
+    dataset = prepare(config.data, ImageCache(tmp_path / "cache"))
     assert dataset.test is not None
     splits = (dataset.train, dataset.val, dataset.test)
     assert tuple(len(split.ids) for split in splits) == expected.counts

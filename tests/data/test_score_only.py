@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import DataError
 from elta_tune.method.scores import from_method_scale, to_method_scale
@@ -45,7 +46,7 @@ def scores(data_root: Path, tmp_path: Path, recipe: TrialConfig) -> TrialConfig:
 
 def trained(config: TrialConfig, folder: Path, cache: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """A trial's result and its predictions."""
-    result = run_trial(config, TrialFolder(folder), NoReporter(), cache=cache)
+    result = run_trial(config, TrialFolder(folder), NoReporter(), cache=ImageCache(cache))
     with (folder / "predictions.csv").open(newline="") as file:
         return result, list(csv.DictReader(file))
 
@@ -79,7 +80,7 @@ def test_a_trial_learns_scores_and_its_weights_predict_them_again(
 
     checkpoint = checkpoint_of_trial(TrialFolder(tmp_path / "trial"), result, None)
     save_checkpoint(checkpoint, tmp_path / "best.ckpt", "ckpt")
-    measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
+    measured = measure_checkpoint(tmp_path / "best.ckpt", "val", ImageCache(cache), "cpu")
     np.testing.assert_allclose(measured["scores"], predicted, atol=1e-3)
     assert measured["data"]["val"]["split"] == "val"
     assert measured["data"]["val"]["origin"] == "val.csv"
@@ -87,7 +88,7 @@ def test_a_trial_learns_scores_and_its_weights_predict_them_again(
 
 def test_a_score_is_mapped_to_tenths_and_back(scores: TrialConfig, cache: Path) -> None:
     config = scores.replace({"model.head": "mse"})
-    dataset = open_dataset(config.data, cache)
+    dataset = open_dataset(config.data, ImageCache(cache))
     samples = _samples(config, dataset, None)
     mos = dataset.train.scores
     expected = [(1 + 9 * score / 100) / 10 for score in mos]  # 0…100 → 1…10 → .1…1
@@ -97,7 +98,7 @@ def test_a_score_is_mapped_to_tenths_and_back(scores: TrialConfig, cache: Path) 
 
 def test_a_head_of_distributions_on_scores_says_both_ways_out(scores: TrialConfig, cache: Path) -> None:
     with pytest.raises(DataError, match="these have scores only") as error:
-        check_fits(scores, open_dataset(scores.data, cache))
+        check_fits(scores, open_dataset(scores.data, ImageCache(cache)))
     assert "model.head=mse" in str(error.value.hint)
     assert "data.spread" in str(error.value.hint)
 

@@ -207,10 +207,11 @@ from elta_tune.executors.server import PRELOAD
 for name in PRELOAD:
     importlib.import_module(name)
 known = set(sys.modules)
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.records import TrialFolder
 from elta_tune.trial import NoReporter, run_trial
 job = pickle.load(open(sys.argv[1], "rb"))
-run_trial(job.config, TrialFolder(job.folder), NoReporter(), cache=job.cache)
+run_trial(job.config, TrialFolder(job.folder), NoReporter(), cache=ImageCache(job.cache))
 late = sorted(set(sys.modules) - known)
 print([name for name in late if name.partition(".")[0] in ("elta_tune", "numpy", "pandas", "scipy", "timm", "torch")])
 """

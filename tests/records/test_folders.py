@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sample_records import epoch_record, trial_result
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import StudyError
 from elta_tune.files import to_json
@@ -98,7 +99,7 @@ def save(folder: TrialFolder, epoch: Epoch, elapsed: float = 0.0) -> EpochRecord
 def two_good_epochs(recipe: TrialConfig, cache: Path, folder: TrialFolder) -> Iterator[Epoch]:
     """Epochs of which each beats the one before; the second ends its round, and selects from the pool."""
     worst = {"evaluation.metric": "mae_low", "evaluation.direction": "minimize", "self_training.rounds": 1}
-    dataset = open_dataset(recipe.data, cache)
+    dataset = open_dataset(recipe.data, ImageCache(cache))
     for direction in ("minimize", "maximize"):
         config = recipe.replace({**worst, "evaluation.direction": direction})
         epochs = list(self_training_rounds(config, dataset, torch.device("cpu")))[:2]

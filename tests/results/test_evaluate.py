@@ -16,6 +16,7 @@ from scipy import stats
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from elta_tune.config import DataConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import ConfigError, DataError, OutOfMemoryError
 from elta_tune.models.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.records import TrialFolder
@@ -49,9 +50,9 @@ def test_another_scale_of_ratings_changes_errors_in_proportion_and_no_rank(
     trial: TrialFolder, data_root: Path, cache: Path, tmp_path: Path
 ) -> None:
     checkpoint = load_model(str(trial.path), tmp_path)
-    own = evaluate_model(checkpoint, checkpoint.config.data, "test", cache=cache)
+    own = evaluate_model(checkpoint, checkpoint.config.data, "test", cache=ImageCache(cache))
     data = table_data(checkpoint, data_root / "test.csv", data_root / "images", {"data.scale": [1, 9]})
-    doubled = evaluate_model(checkpoint, data, "test", cache=cache)
+    doubled = evaluate_model(checkpoint, data, "test", cache=ImageCache(cache))
     assert doubled.metrics["srcc"] == pytest.approx(own.metrics["srcc"])
     np.testing.assert_allclose(doubled.predictions.scores - 1, 2 * (own.predictions.scores - 1), rtol=1e-6)
 
@@ -74,9 +75,9 @@ def test_a_column_of_splits_leaves_no_row_out_of_a_named_rating_file(
     table.to_csv(tmp_path / "ava.csv", index=False)
     checkpoint = load_model(str(trial.path), tmp_path)
     whole = table_data(checkpoint, tmp_path / "ava.csv", data_root / "images", {})
-    assert evaluate_model(checkpoint, whole, "test", cache=cache).data["rows"] == len(table)
+    assert evaluate_model(checkpoint, whole, "test", cache=ImageCache(cache)).data["rows"] == len(table)
     part = table_data(checkpoint, tmp_path / "ava.csv", data_root / "images", {"data.columns.split": "split"})
-    assert evaluate_model(checkpoint, part, "test", cache=cache).data["rows"] == len(table) / 2
+    assert evaluate_model(checkpoint, part, "test", cache=ImageCache(cache)).data["rows"] == len(table) / 2
 
 
 def test_a_model_that_does_not_know_its_tails_takes_those_of_a_named_training_file(
@@ -101,7 +102,7 @@ def test_a_training_file_on_another_scale_gives_the_tails_of_the_ratings_own(
 ) -> None:
     checkpoint = replace(load_model(str(trial.path), tmp_path), tail_cuts=None, scale=(0.0, 100.0))
     data = DataConfig(root=data_root, resize=36, crop=32)
-    found = evaluate_model(checkpoint, data, "test", cache=cache)
+    found = evaluate_model(checkpoint, data, "test", cache=ImageCache(cache))
     votes = pd.read_csv(data_root / "train.csv").filter(regex="^count").to_numpy()
     scores = votes @ np.arange(1, 6) / votes.sum(axis=1)
     assert found.yardstick.scale == (1, 5)
@@ -274,6 +275,6 @@ def test_a_device_without_enough_memory_is_told(trial: TrialFolder, cache: Path,
     save_checkpoint(checkpoint, tmp_path / "best.ckpt", "ckpt")
     with register_module_forward_pre_hook(full):
         with pytest.raises(OutOfMemoryError, match=r"^out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.$"):
-            evaluate_model(checkpoint, checkpoint.config.data, "val", cache=cache)
+            evaluate_model(checkpoint, checkpoint.config.data, "val", cache=ImageCache(cache))
         with pytest.raises(OutOfMemoryError):
-            measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
+            measure_checkpoint(tmp_path / "best.ckpt", "val", ImageCache(cache), "cpu")

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from elta_tune.config import TrialConfig, load_recipe
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import StudyError
 from elta_tune.models.checkpoint import load_checkpoint
 from elta_tune.records import StudyFolder, TrialResult
@@ -35,7 +36,7 @@ def test_the_file_holds_what_the_best_epoch_was(
     study: StudyFolder, result: TrialResult, cache: Path, tmp_path: Path, kind: Literal["ckpt", "safetensors"]
 ) -> None:
     path = tmp_path / "out" / f"best.{kind}"
-    assert export(study, result, path, kind, cache=cache) <= 1e-5
+    assert export(study, result, path, kind, cache=ImageCache(cache)) <= 1e-5
     assert left_in(path.parent) == (["best.md"] if kind == "safetensors" else []) + [path.name]
     loaded = load_checkpoint(path)
     weights = load_file(study.trial(0).best_file)
@@ -50,7 +51,7 @@ def test_the_file_holds_what_the_best_epoch_was(
 
 
 def test_it_predicts_what_the_trial_recorded(study: StudyFolder, result: TrialResult, cache: Path) -> None:
-    measured = measure_trial(study, result, "val", cache=cache)
+    measured = measure_trial(study, result, "val", cache=ImageCache(cache))
     with study.trial(0).predictions_file.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert measured["ids"] == [row["image_id"] for row in rows]
@@ -64,7 +65,7 @@ def test_a_changed_weight_is_found_and_nothing_is_written(
 ) -> None:
     change_weights(name, 1.0)
     with pytest.raises(StudyError, match="does not predict as trial 0 did: scores differ by up to") as refused:
-        export(study, result, tmp_path / "out" / "best.ckpt", "ckpt", cache=cache)
+        export(study, result, tmp_path / "out" / "best.ckpt", "ckpt", cache=ImageCache(cache))
     found = re.search(r"up to ([\d.e-]+), more than 4\.44e-06", refused.value.message)  # 1e-5 of 1…10, on 1…5
     assert found is not None
     assert float(found[1]) > 1e-3
@@ -77,7 +78,7 @@ def test_a_file_that_is_there_survives_a_failed_export(
     (tmp_path / "best.ckpt").write_text("an earlier one")
     change_weights("head.0.weight", 1.0)
     with pytest.raises(StudyError, match="does not predict"):
-        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache))
     assert (tmp_path / "best.ckpt").read_text() == "an earlier one"
 
 
@@ -97,10 +98,10 @@ def test_another_make_of_device_may_differ_a_little_more(
         assert result.environment is not None
         result = replace(result, environment=replace(result.environment, device_name=device))
     if fits:
-        assert 1e-5 < export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 1e-3
+        assert 1e-5 < export(study, result, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache)) < 1e-3
     else:
         with pytest.raises(StudyError, match=r"more than 4\.44e-06"):
-            export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+            export(study, result, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache))
 
 
 def test_on_any_scale_the_same_share_of_it_may_differ(
@@ -116,12 +117,12 @@ def test_on_any_scale_the_same_share_of_it_may_differ(
     million = {"data.root": str(root), "data.scale": [0, 1e6], "data.threshold": 5e5, "data.spread": 1e5}
     folder = StudyFolder(tmp_path / "other")
     config = recipe.replace({**million, "training.epochs": 1})
-    result = run_trial(config, folder.trial(0), NoReporter(), cache=cache, number=0)
+    result = run_trial(config, folder.trial(0), NoReporter(), cache=ImageCache(cache), number=0)
     change_weights("head.2.bias", 3e-6, of=folder)
-    assert 0 < export(folder, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 2
+    assert 0 < export(folder, result, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache)) < 2
     change_weights("head.2.bias", 1e-3, of=folder)
     with pytest.raises(StudyError, match=r"more than 1\.11;"):
-        export(folder, result, tmp_path / "again.ckpt", "ckpt", cache=cache)
+        export(folder, result, tmp_path / "again.ckpt", "ckpt", cache=ImageCache(cache))
 
 
 def test_a_frozen_backbone_s_features_may_be_of_a_process_with_other_threads(
@@ -130,12 +131,12 @@ def test_a_frozen_backbone_s_features_may_be_of_a_process_with_other_threads(
     """Whose sums run in another order; its weights are compared to the bit."""
     folder = StudyFolder(tmp_path / "other")
     config = recipe.replace({"model.freeze": True, "simloss.weight": 0, "training.epochs": 1})
-    result = run_trial(config, folder.trial(0), NoReporter(), cache=cache, number=0)
+    result = run_trial(config, folder.trial(0), NoReporter(), cache=ImageCache(cache), number=0)
     change_weights("head.2.bias", 3e-5, of=folder)
-    assert 4.44e-6 < export(folder, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 4.44e-5
+    assert 4.44e-6 < export(folder, result, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache)) < 4.44e-5
     change_weights("head.2.bias", 1e-3, of=folder)
     with pytest.raises(StudyError, match="does not predict as trial 0 did"):
-        export(folder, result, tmp_path / "again.ckpt", "ckpt", cache=cache)
+        export(folder, result, tmp_path / "again.ckpt", "ckpt", cache=ImageCache(cache))
 
 
 def test_the_order_of_rows_does_not_matter(
@@ -143,7 +144,7 @@ def test_the_order_of_rows_does_not_matter(
 ) -> None:
     header, *rows = (data / "val.csv").read_text().splitlines()
     (data / "val.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
-    assert export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache) < 1e-5
+    assert export(study, result, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_changed_data_are_named(
     path = data / file
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
     with pytest.raises(StudyError, match=rf"{file}: its images or ratings have changed since the trial"):
-        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache))
     assert not (tmp_path / "best.ckpt").exists()
 
 
@@ -176,13 +177,13 @@ def test_data_that_are_gone_are_named(
 ) -> None:
     (data / "val.csv").unlink()
     with pytest.raises(StudyError, match=r"can't be measured on the val split: .*val\.csv"):
-        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache))
 
 
 def test_a_split_that_never_was_is_refused(study: StudyFolder, result: TrialResult, cache: Path, data: Path) -> None:
     (data / "test.csv").unlink()
     with pytest.raises(StudyError, match="can't be measured on the test split: there is no test split"):
-        measure_trial(study, result, "test", cache=cache)
+        measure_trial(study, result, "test", cache=ImageCache(cache))
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", "predictions.csv"])
@@ -193,7 +194,7 @@ def test_damaged_files_of_a_trial_are_named(
     path = study.trial(0).path / name
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(StudyError, match=rf"{name}: the .* can't be read"):
-        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=cache)
+        export(study, result, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache))
 
 
 def test_a_place_that_cannot_be_written_is_named(
@@ -201,7 +202,7 @@ def test_a_place_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StudyError, match=r"file/best\.ckpt: can't be written"):
-        export(study, result, tmp_path / "file" / "best.ckpt", "ckpt", cache=cache)
+        export(study, result, tmp_path / "file" / "best.ckpt", "ckpt", cache=ImageCache(cache))
 
 
 def test_images_may_have_any_name(recipe: TrialConfig, data_root: Path, cache: Path, tmp_path: Path) -> None:
@@ -216,5 +217,5 @@ def test_images_may_have_any_name(recipe: TrialConfig, data_root: Path, cache: P
     (root / "val.csv").write_text(text)
     folder = StudyFolder(tmp_path / "other")
     config = recipe.replace({"data.root": str(root), "training.epochs": 1})
-    found = run_trial(config, folder.trial(0), NoReporter(), cache=cache, number=0)
-    assert export(folder, found, tmp_path / "best.ckpt", "ckpt", cache=cache) <= 1e-5
+    found = run_trial(config, folder.trial(0), NoReporter(), cache=ImageCache(cache), number=0)
+    assert export(folder, found, tmp_path / "best.ckpt", "ckpt", cache=ImageCache(cache)) <= 1e-5

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import StudyError
 from elta_tune.records import StudyFolder, TrialResult
 from elta_tune.results.export import export
@@ -26,5 +27,5 @@ def test_a_new_process_finds_a_changed_weight_whatever_lies_in_the_working_direc
     (tmp_path / "here" / "torch.py").write_text("raise SystemExit('not this one')")
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(StudyError, match="does not predict as trial 0 did: scores differ by up to"):
-        export(study, result, tmp_path / "here" / "best.ckpt", "ckpt", cache=cache)
+        export(study, result, tmp_path / "here" / "best.ckpt", "ckpt", cache=ImageCache(cache))
     assert os.listdir(tmp_path / "here") == ["torch.py"]

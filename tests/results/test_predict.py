@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import ConfigError, DataError, OutOfMemoryError
 from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.records import TrialFolder
@@ -170,7 +171,7 @@ def test_what_is_predicted_is_what_evaluation_predicts_to_the_bit(
     trial: TrialFolder, data_root: Path, cache: Path, tmp_path: Path
 ) -> None:
     checkpoint = load_model(str(trial.path), tmp_path)
-    evaluated = evaluate_model(checkpoint, checkpoint.config.data, "val", cache=cache).predictions
+    evaluated = evaluate_model(checkpoint, checkpoint.config.data, "val", cache=ImageCache(cache)).predictions
     predicted = list(predict_images(checkpoint, list_images([data_root / "val.csv"])))
     assert [one.score for one in predicted] == list(evaluated.scores)
     assert evaluated.distributions is not None

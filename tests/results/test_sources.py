@@ -13,6 +13,7 @@ import yaml
 from sample_records import trial_result
 
 from elta_tune.config import TrialConfig, load_recipe
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import StudyError
 from elta_tune.files import write_json
 from elta_tune.records import StudyFolder, TrialFolder
@@ -30,8 +31,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, labelled: TrialConfig, cache:
     study.create(yaml.safe_dump(plan))
     config = labelled.replace({"evaluation.metric": "mae", "evaluation.direction": "minimize"})
     for number, rate in enumerate((1e-9, 3e-3)):
-        run_trial(config.replace({"optim.lr": rate}), study.trial(number), NoReporter(), cache=cache, number=number)
-    run_trial(config, TrialFolder(runs / "train-own"), NoReporter(), cache=cache)
+        run_trial(
+            config.replace({"optim.lr": rate}),
+            study.trial(number),
+            NoReporter(),
+            cache=ImageCache(cache),
+            number=number,
+        )
+    run_trial(config, TrialFolder(runs / "train-own"), NoReporter(), cache=ImageCache(cache))
     return runs
 
 
@@ -109,7 +116,7 @@ def test_a_trial_that_failed_before_its_first_epoch_says_why(
         {"optim.lr": 1e30, "training.precision": "float32"}
     )
     folder = TrialFolder(tmp_path / "diverged")
-    assert run_trial(config, folder, NoReporter(), cache=cache).state == "failed"
+    assert run_trial(config, folder, NoReporter(), cache=ImageCache(cache)).state == "failed"
     with pytest.raises(StudyError, match=r"diverged: the trial failed: the loss became"):
         load_model(str(folder.path), runs)
 

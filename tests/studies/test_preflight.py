@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from elta_tune.data.cache.images import no_progress
+from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import no_progress
 from elta_tune.errors import DataError, ModelError
 from elta_tune.studies.plan import StudyPlan, configurations
 from elta_tune.studies.preflight import preflight
@@ -49,18 +50,18 @@ def test_a_backbone_that_only_a_later_trial_has_is_refused_before_any_image_is_d
         {"model.backbone": {"type": "categorical", "choices": ["test_efficientnet", "test_efficientnett"]}}
     )
     with pytest.raises(ModelError, match=r"model\.backbone: timm has no 'test_efficientnett'.*did you mean"):
-        preflight(list(configurations(plan)), tmp_path / "cache", no_progress)
+        preflight(list(configurations(plan)), ImageCache(tmp_path / "cache"), no_progress)
     assert not (tmp_path / "cache").exists()
 
 
 def test_a_batch_that_only_a_later_trial_has_is_refused(make_plan_of: MakePlan, cache: Path) -> None:
     plan = make_plan_of({"training.batch_size": {"type": "categorical", "choices": [8, 64]}})
     with pytest.raises(DataError, match=r"training\.batch_size: 64 is more than the 32 images"):
-        preflight(list(configurations(plan)), cache, no_progress)
+        preflight(list(configurations(plan)), ImageCache(cache), no_progress)
 
 
 def test_the_data_are_ready_afterwards(make_plan_of: MakePlan, cache: Path) -> None:
     plan = make_plan_of({"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1}})
-    dataset = preflight(list(configurations(plan)), cache, no_progress)
+    dataset = preflight(list(configurations(plan)), ImageCache(cache), no_progress)
     splits = (dataset.train, dataset.val, dataset.test, dataset.pool)
     assert [split and len(split.ids) for split in splits] == [32, 16, 16, 16]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.records import StudyFolder, TrialFolder, TrialResult
 from elta_tune.results import measure
@@ -44,7 +45,7 @@ def trial(tmp_path_factory: pytest.TempPathFactory, labelled: TrialConfig, cache
     """A finished trial, of two epochs. Tests only read it."""
     folder = TrialFolder(tmp_path_factory.mktemp("finished") / "trial")
     config = labelled.replace({"training.epochs": 2})
-    assert run_trial(config, folder, NoReporter(), cache=cache).state == "complete"
+    assert run_trial(config, folder, NoReporter(), cache=ImageCache(cache)).state == "complete"
     return folder
 
 
@@ -81,7 +82,9 @@ def study(recipe: TrialConfig, trained: Path, cache: Path, tmp_path: Path) -> St
         recipe = recipe.replace({"data.root": str(trained / "data")})
         plan = make_plan(SearchSpace.model_validate({"parameters": PARAMETERS}), recipe)
         record_plan(original, plan, {})
-        run_trial(plan.recipe, original.trial(0), NoReporter(), cache=cache, number=0, params={"optim.lr": 3e-3})
+        run_trial(
+            plan.recipe, original.trial(0), NoReporter(), cache=ImageCache(cache), number=0, params={"optim.lr": 3e-3}
+        )
     shutil.copytree(original.path, tmp_path / "study")
     return StudyFolder(tmp_path / "study")
 

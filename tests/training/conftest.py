@@ -35,7 +35,7 @@ class InMemory:
 def in_memory(array: np.ndarray) -> Images:
     """Images (N, S, S, 3) as trainings take them."""
     count, edge = array.shape[:2]
-    return Images(edge, [InMemory(array)], np.zeros(count, np.int64), np.arange(count))
+    return Images(edge, [InMemory(array)], np.zeros(count, np.int64), np.arange(count), np.zeros((count, 16), np.uint8))
 
 
 def make_split(name: str, count: int, bins: int, scale: tuple[float, float], *, votes: bool = True) -> Split:

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
-from elta_tune.data.cache.inventory import list_entries, remove_entry
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.dataset import Dataset
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import ModelError
@@ -44,8 +44,10 @@ def config(data_root: Path, weights_file: Path) -> TrialConfig:
 
 
 def features(config: TrialConfig, cache: Path, dataset: Dataset | None = None) -> Dataset:
-    dataset = dataset or open_dataset(config.data, cache)
-    return frozen_dataset(dataset, config, lambda: new_model(config, dataset, round=0), device=CPU, cache=cache)
+    dataset = dataset or open_dataset(config.data, ImageCache(cache))
+    return frozen_dataset(
+        dataset, config, lambda: new_model(config, dataset, round=0), device=CPU, cache=ImageCache(cache)
+    )
 
 
 def never() -> AestheticModel:
@@ -74,9 +76,11 @@ def test_features_are_what_timm_says_of_the_files(config: TrialConfig, cache: Pa
 
 
 def test_features_are_computed_once_for_all(config: TrialConfig, cache: Path) -> None:
-    dataset = open_dataset(config.data, cache)
+    dataset = open_dataset(config.data, ImageCache(cache))
     first = features(config, cache, dataset)
-    again = frozen_dataset(dataset, config.replace({"optim.lr": 0.5, "seed": 9}), never, device=CPU, cache=cache)
+    again = frozen_dataset(
+        dataset, config.replace({"optim.lr": 0.5, "seed": 9}), never, device=CPU, cache=ImageCache(cache)
+    )
     for split in ("train", "val", "pool"):
         np.testing.assert_array_equal(rows(first, split), rows(again, split))
 
@@ -98,7 +102,7 @@ def test_other_weights_crops_or_images_are_other_features(
     else:
         assert config.data.root is not None
         shutil.copytree(config.data.root, tmp_path / "root")
-        first = open_dataset(config.data, cache).val.ids[0]
+        first = open_dataset(config.data, ImageCache(cache)).val.ids[0]
         Image.new("RGB", (40, 40), (250, 10, 10)).save(tmp_path / "root" / "images" / first)
         config = config.replace({"data.root": str(tmp_path / "root")})
     after = rows(features(config, cache), "val")
@@ -113,11 +117,11 @@ def test_images_taken_more_or_fewer_at_a_time_are_other_features(config: TrialCo
 
 
 def test_a_pool_that_no_round_reads_is_left_out(config: TrialConfig, tmp_path: Path) -> None:
-    dataset = open_dataset(config.data, tmp_path / "cache")
+    dataset = open_dataset(config.data, ImageCache(tmp_path / "cache"))
     told: list[str] = []
     for rounds, splits in ((0, {"train", "val"}), (1, {"train", "val", "pool"})):
         changed = config.replace({"self_training.rounds": rounds})
-        compute_frozen(changed, dataset, tmp_path / "cache", lambda done, total, what: told.append(what))
+        compute_frozen(changed, dataset, ImageCache(tmp_path / "cache"), lambda done, total, what: told.append(what))
         assert {what.split()[-2] for what in told} == splits
 
 
@@ -126,7 +130,7 @@ def test_features_are_parts_of_the_cache_that_are_listed_and_removed(config: Tri
     dataset = features(config, cache)
     os.utime(next(cache.glob("features-*/about.json")), (1, 1))
     features(config, cache)
-    entries = [entry for entry in list_entries(cache) if entry.backbone]
+    entries = [entry for entry in ImageCache(cache).entries() if entry.backbone]
     assert {entry.key for entry in entries} == {path.name for path in cache.glob("features-*")}
     counts = [len(split.ids) for split in (dataset.train, dataset.val, dataset.pool, dataset.test) if split]
     assert sorted(entry.images for entry in entries) == sorted(counts)
@@ -134,7 +138,7 @@ def test_features_are_parts_of_the_cache_that_are_listed_and_removed(config: Tri
         assert (entry.folder, entry.edge, entry.backbone) == (None, 32, "test_resnet")
         assert entry.bytes == sum(file.stat().st_size for file in (cache / entry.key).iterdir())
         assert abs(entry.used - time.time()) < 100
-        assert remove_entry(cache, entry.key) == entry
+        assert ImageCache(cache).remove(entry.key) == entry
     assert not [path for path in cache.iterdir() if "features" in path.name]
     for split in ("train", "val"):  # they are computed again
         np.testing.assert_array_equal(rows(features(config, cache), split), rows(dataset, split))
@@ -158,7 +162,7 @@ def test_weights_that_are_gone_are_missed_even_if_features_are_there(
 
 def test_two_that_ask_at_once_compute_once(config: TrialConfig, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    dataset = open_dataset(config.data, cache)
+    dataset = open_dataset(config.data, ImageCache(cache))
     built: list[AestheticModel] = []
 
     def build() -> AestheticModel:
@@ -166,7 +170,7 @@ def test_two_that_ask_at_once_compute_once(config: TrialConfig, tmp_path: Path) 
         return built[-1]
 
     def ask(_: int) -> Dataset:
-        return frozen_dataset(dataset, config, build, device=CPU, cache=cache)
+        return frozen_dataset(dataset, config, build, device=CPU, cache=ImageCache(cache))
 
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(ask, range(4)))

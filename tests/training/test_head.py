@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from elta_tune.config import TrialConfig
 from elta_tune.data.batches import epoch_order
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.dataset import Dataset
 from elta_tune.data.prepare import open_dataset
 from elta_tune.errors import ConfigError, ModelError
@@ -184,11 +185,11 @@ def test_a_frozen_trial_keeps_its_head_alone_and_is_exported_whole(
 ) -> None:
     config = frozen.replace({"data.root": str(data_root), "model.weights": str(weights_file)})
     folder = TrialFolder(tmp_path / "trial")
-    result = run_trial(config, folder, NoReporter(), cache=cache)
+    result = run_trial(config, folder, NoReporter(), cache=ImageCache(cache))
     assert {name.partition(".")[0] for name in load_file(folder.best_file)} == {"head", "backbone_digest"}
     save_checkpoint(checkpoint_of_trial(folder, result, None), tmp_path / "best.ckpt", "ckpt")
     weights_file.write_bytes(b"the exported file needs no other")
-    measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
+    measured = measure_checkpoint(tmp_path / "best.ckpt", "val", ImageCache(cache), "cpu")
     assert measured["metrics"] == pytest.approx(result.metrics, abs=1e-5)
 
 
@@ -197,7 +198,7 @@ def test_a_frozen_trial_does_not_take_other_weights_for_its_own(
 ) -> None:
     config = frozen.replace({"data.root": str(data_root), "model.weights": str(weights_file)})
     folder = TrialFolder(tmp_path / "trial")
-    result = run_trial(config, folder, NoReporter(), cache=cache)
+    result = run_trial(config, folder, NoReporter(), cache=ImageCache(cache))
     state = load_file(weights_file)
     save_file({**state, "fc.bias": torch.zeros(3)}, weights_file)  # a classifier that is not used
     assert checkpoint_of_trial(folder, result, None).state_dict
@@ -211,9 +212,9 @@ def test_a_retrained_trial_is_exported_as_it_predicted(
 ) -> None:
     config = retrained.replace({"data.root": str(data_root)})
     folder = TrialFolder(tmp_path / "trial")
-    result = run_trial(config, folder, NoReporter(), cache=cache)
+    result = run_trial(config, folder, NoReporter(), cache=ImageCache(cache))
     assert (result.state, len(folder.epochs())) == ("complete", config.planned_epochs)
     save_checkpoint(checkpoint_of_trial(folder, result, None), tmp_path / "best.ckpt", "ckpt")
-    measured = measure_checkpoint(tmp_path / "best.ckpt", "val", cache, "cpu")
+    measured = measure_checkpoint(tmp_path / "best.ckpt", "val", ImageCache(cache), "cpu")
     assert measured["metrics"] == pytest.approx(result.metrics, abs=1e-5)
-    assert open_dataset(config.data, cache).val.file.name == "val.csv"
+    assert open_dataset(config.data, ImageCache(cache)).val.file.name == "val.csv"

@@ -1,4 +1,4 @@
-"""Decodes what a shelf does not have."""
+"""Decodes what a cache lacks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,17 +17,18 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 
 from elta_tune.cores import available_cores
-from elta_tune.data.cache.decoding import Shrunk, careful, read_content, shrink
-from elta_tune.data.cache.index import Facts, Journal, Shelf, facts_of
+from elta_tune.data.cache.decoding import Shrunk, read_content, shrink, strict_decoding
+from elta_tune.data.cache.index import CacheIndex, Facts, facts_of
 from elta_tune.data.cache.packs import DIGEST, PackWriter
+from elta_tune.files import as_utf8
 
 COMMIT_IMAGES, COMMIT_SECONDS = 256, 5.0
-"""What a kill may cost."""
+"""The most work that a kill may cost."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a file: it has no digest if it can't be read, and a `reason` if it is no image."""
+    """What became of a file: no `digest` if it can't be read, a `reason` if it can't be read or decoded."""
 
     facts: Facts
     digest: bytes = b""
@@ -34,73 +36,98 @@ class Outcome:
     reason: str | None = None
 
 
-class Writer:
-    """Appends to the packs of a folder of images, and to what the shelf knows of files."""
+class CacheWriter:
+    """Appends images of a folder at some edges, and records what files contain."""
 
-    def __init__(self, shelf: Shelf, folder: str, edges: Iterable[int]) -> None:
-        self.known = {
-            edge: {digest.tobytes() for pack in shelf.packs(edge) for digest in pack.digests()} for edge in edges
-        }
-        self._packs = {edge: PackWriter(shelf.pack_path(edge, folder), edge, folder) for edge in self.known}
-        self._journal = Journal(shelf)
-        self._pending: list[tuple[str, Outcome]] = []
+    def __init__(self, index: CacheIndex, folder: str, edges: Iterable[int]) -> None:
+        index.create()
+        self.known = {edge: index.known_digests(edge) for edge in edges}
+        self._index, self._folder = index, os.fsencode(folder)
+        self._packs: dict[int, tuple[int, PackWriter]] = {}
+        self._images: list[tuple[bytes, int, int, int]] = []
+        self._outcomes: list[tuple[str, Outcome]] = []
         self._committed = time.monotonic()
 
     def add(self, file: str, outcome: Outcome) -> None:
         """Takes what became of a file, and commits now and then."""
         if outcome.shrunk is not None:
-            for edge in outcome.shrunk.pixels:
-                if outcome.digest not in self.known[edge]:  # else another file has the same bytes
-                    self._packs[edge].append(outcome.digest, outcome.shrunk, edge)
-                    self.known[edge].add(outcome.digest)
-        self._pending.append((file, outcome))
-        if len(self._pending) == COMMIT_IMAGES or time.monotonic() - self._committed > COMMIT_SECONDS:
+            self._append(outcome.digest, outcome.shrunk)
+        self._outcomes.append((file, outcome))
+        if len(self._outcomes) == COMMIT_IMAGES or time.monotonic() - self._committed > COMMIT_SECONDS:
             self.commit()
 
+    def _append(self, digest: bytes, shrunk: Shrunk) -> None:
+        for edge in shrunk.pixels:
+            if digest not in self.known[edge]:  # else another file has the same bytes
+                number, pack = self._pack(edge)
+                self._images.append((digest, edge, number, pack.append(shrunk)))
+                self.known[edge].add(digest)
+
+    def _pack(self, edge: int) -> tuple[int, PackWriter]:
+        """The pack of the folder's images at an edge, with its number in the index."""
+        if edge not in self._packs:
+            search = "SELECT id, name, images FROM packs WHERE edge = ? AND folder = ?"
+            if not (found := self._index.query(search, edge, self._folder)):
+                row = (f"{edge}-{uuid.uuid4().hex[:8]}", edge, self._folder)
+                self._index.change(("INSERT INTO packs (name, edge, folder, images) VALUES (?, ?, ?, 0)", [row]))
+                found = self._index.query(search, edge, self._folder)
+            number, name, count = found[0]
+            self._packs[edge] = number, PackWriter(self._index.path / name, edge, count)
+        return self._packs[edge]
+
     def commit(self) -> None:
-        """Makes known what was added: images first, then the files that hold them."""
-        for pack in self._packs.values():
-            pack.commit()
-        for file, outcome in self._pending:
-            if outcome.digest:
-                self._journal.note(file, outcome.facts, outcome.digest, outcome.reason)
-        self._pending.clear()
+        """Makes known what was added: the pixels first, so that no image is known without them."""
+        for _, pack in self._packs.values():
+            pack.sync()
+        read = [(file, outcome) for file, outcome in self._outcomes if outcome.digest]
+        files = [(os.fsencode(file), *outcome.facts, outcome.digest) for file, outcome in read]
+        reasons = [(outcome.digest, as_utf8(outcome.reason)) for _, outcome in read if outcome.reason is not None]
+        counts = [(pack.count, number) for number, pack in self._packs.values()]
+        self._index.change(
+            ("INSERT INTO images VALUES (?, ?, ?, ?)", self._images),
+            ("UPDATE packs SET images = ? WHERE id = ?", counts),
+            ("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", files),
+            ("INSERT OR REPLACE INTO unreadable VALUES (?, ?)", reasons),
+        )
+        self._images.clear()
+        self._outcomes.clear()
         self._committed = time.monotonic()
 
     def close(self) -> None:
         """Ends the writing; what was not committed is lost."""
-        for pack in self._packs.values():
+        for _, pack in self._packs.values():
             pack.close()
-        self._journal.close()
 
 
-def build(shelf: Shelf, files: Sequence[str], edges: Sequence[int], progress: Callable[[int], None]) -> dict[int, str]:
-    """Reads files, and decodes them at some edges, or none. Threads suffice: Pillow holds no interpreter's lock.
+def build(
+    index: CacheIndex, files: Sequence[str], edges: Sequence[int], progress: Callable[[int], None]
+) -> dict[int, str]:
+    """Reads files, and decodes them at some edges, or at none. Threads suffice: Pillow decodes without the GIL.
 
     Args:
         progress: called with how many files are done.
 
     Returns:
-        Why files can't be read or decoded, by their index.
+        Why files can't be read or decoded, by their position.
 
     Raises:
-        OSError: the shelf can't be written.
+        OSError, sqlite3.Error: the cache can't be written.
     """
     if not files:
         return {}
     folder = os.path.commonpath([os.path.dirname(file) for file in files])
     failed: dict[int, str] = {}
     with (
-        contextlib.closing(Writer(shelf, folder, edges)) as writer,
-        careful(),
+        contextlib.closing(CacheWriter(index, folder, edges)) as writer,
+        strict_decoding(),
         ThreadPoolExecutor(available_cores()) as pool,
     ):
         outcomes = _in_order(pool, partial(_read, known=writer.known), files)
-        for index, (file, outcome) in enumerate(zip(files, outcomes, strict=True)):
+        for position, (file, outcome) in enumerate(zip(files, outcomes, strict=True)):
             writer.add(file, outcome)
             if outcome.reason is not None:
-                failed[index] = outcome.reason
-            progress(index + 1)
+                failed[position] = outcome.reason
+            progress(position + 1)
         writer.commit()
     return failed
 
@@ -121,7 +148,7 @@ def _read(file: str, known: Mapping[int, set[bytes]]) -> Outcome:
 
 
 def why_unreadable(error: Exception) -> str:
-    """What to tell of an image that can't be read or decoded."""
+    """The reason why an image can't be read or decoded."""
     if isinstance(error, UnidentifiedImageError):  # whose text names an address in memory
         return "it is no image"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

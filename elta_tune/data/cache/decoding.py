@@ -1,16 +1,16 @@
 """Files into pixels: decoded, upright, RGB, resized. What changes pixels here needs another `RULE`.
 
-grey of 16 bits            scaled to 8, 65535 being white (Pillow alone would clip it at 255)
-grey of 32 bits, floats    refused: no one says what is white
-transparency of any kind   laid on white
+16-bit greyscale           scaled to 8 bits, 65535 being white (Pillow alone would clip it at 255)
+32-bit greyscale, floats   refused: the white level is undefined
+transparency of any kind   composited on white
 CMYK, YCbCr, Lab, palette  as Pillow converts them; colour profiles are not applied
 several frames             the first
 over 89 million pixels     refused before any is decoded, as Pillow warns of such
 over MAX_BYTES             refused before it is read
-any other kind of file     refused, whatever it is called: Pillow would start Ghostscript for an EPS
+any other kind of file     refused, whatever its name: Pillow would start Ghostscript for an EPS
 
 Pillow decodes, at a fraction of the size where a JPEG is far larger than wanted (its draft mode, which leaves libjpeg
-out most of the work). Measured beside it at the same pixels, in ms per image on one core: at 640×480, whole, Pillow
+out most of the work). Measured next to it at the same pixels, in ms per image on one core: at 640×480, whole, Pillow
 1.44, simplejpeg 1.24, torchvision 0.88; at 12 megapixels, as drafts, Pillow 30.2 and the quickest of the others 29.8.
 Reading and resizing take the rest, a cache is built once, and another decoder would be one more thing to install.
 """
@@ -31,7 +31,7 @@ from PIL import ExifTags, Image, ImageChops, ImageOps, ImageStat
 
 RULE = "3: first frame, EXIF rotation, RGB on white, Pillow bilinear squash"
 """What turns a file into pixels; another rule is another cache."""
-KINDS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+KINDS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000")
 """Kinds of files that are decoded; an MPO is a JPEG with more behind it."""
 MAX_BYTES = 2**29
 """Largest file: no image of 89 million pixels needs more."""
@@ -41,8 +41,8 @@ THUMBNAIL = 8
 ROOM = 2.5
 """A JPEG is decoded at ½, ¼ or ⅛ of its size as long as this many times the wanted size remains of it."""
 DOUBT = 1.75
-"""Grey levels by which halving such an image once more may change the resized one, on average. It tells without a full
-decode how far the resized image is from that of one: at most half as far, on photographs, noise and hard edges."""
+"""Grey levels by which halving such an image once more may change the resized one, on average. It shows without a full
+decode how far the resized image is from a full decode's: at most half as far, on photographs, noise and hard edges."""
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -100,8 +100,8 @@ class Decoded:
 
 
 @contextlib.contextmanager
-def careful() -> Iterator[None]:
-    """Stands around all decoding. Filters of warnings are the process's: threads can't have their own."""
+def strict_decoding() -> Iterator[None]:
+    """Refuses decompression bombs in all decoding of the block. Threads can't have their own filters of warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", category=UserWarning)  # odd EXIF and palettes: the pixels are what counts
@@ -121,7 +121,7 @@ def read_content(path: Path) -> bytes:
 
 
 def decode(content: bytes) -> Image.Image:
-    """The whole image as one sees it: first frame, rotated as its EXIF says, RGB. Call it `careful`ly.
+    """The whole image as one sees it: first frame, rotated as its EXIF says, RGB. Call it in `strict_decoding`.
 
     Raises:
         Exception: unreadable; a hostile file may raise anything.
@@ -131,7 +131,7 @@ def decode(content: bytes) -> Image.Image:
 
 
 def shrink(content: bytes, sizes: Sequence[int]) -> Shrunk:
-    """The image squashed to squares, on average within a grey level of resizing the whole. Call it `careful`ly.
+    """The image squashed to squares, on average within a grey level of resizing it whole. Call it in `strict_decoding`.
 
     Raises:
         Exception: unreadable; a hostile file may raise anything.
@@ -163,7 +163,7 @@ def _decode(content: bytes, enough: int | None) -> Decoded:
 def _rgb(image: Image.Image) -> Image.Image:
     """The image as 8-bit RGB, on white where it is transparent."""
     if image.mode in ("I", "F"):
-        raise ValueError("grey of 32 bits, of which no one says what is white")
+        raise ValueError("32-bit greyscale is not supported: its white level is undefined")
     if image.mode.startswith("I;16"):
         image = _eight_bits(image)
     if image.has_transparency_data:
@@ -173,7 +173,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits in 8, a strip after the other: the whole in 32 bits would take ten times its size."""
+    """16-bit greyscale in 8 bits, a strip after the other: all of it in 32 bits would take ten times its size."""
     grey = Image.new("L", image.size)
     for top in range(0, image.height, STRIP):
         levels = np.asarray(image.crop((0, top, image.width, min(top + STRIP, image.height)))).astype(np.uint32)
@@ -185,3 +185,10 @@ def _difference(one: Image.Image, other: Image.Image) -> float:
     """Mean over pixels and channels, in grey levels."""
     means = ImageStat.Stat(ImageChops.difference(one, other)).mean
     return sum(means) / len(means)
+
+
+def is_image_start(start: bytes) -> bool:
+    """Whether the first 16 bytes of a file are those of an image of a kind that is decoded."""
+    Image.init()
+    accepts = (accept for _, accept in (Image.OPEN[kind] for kind in KINDS) if accept is not None)
+    return any(accept(start) for accept in accepts)

@@ -1,11 +1,14 @@
-"""The shelf: what the cache has on disk, under one rule of decoding.
+"""The index of a cache under one rule of decoding: an SQLite file that says what of the flat files is valid.
 
 CACHE/pixels-<rule>/
-├── 300-<folder>/      a pack of decoded images for each edge and folder of images
-├── files.bin          the digest of a file's bytes, by its path, length and time
-├── unreadable.txt     why the bytes of a digest are no image
-├── snapshots/         what a split was made of when its study began
-└── lock               held by the one process that appends
+├── index.sqlite       the tables of `SCHEMA`
+├── 300-<random>/      a pack of decoded images for each edge and folder of images
+├── in-use/            a lock for each snapshot, held by the processes that use it
+└── lock               held by the one process that appends images
+
+A pack is synced before a transaction names its images, and SQLite undoes a transaction that was killed. Its journal is
+the classic one: write-ahead logs don't work on network file systems. A damaged index counts as empty, and the next
+process that appends makes it again.
 """
 
 from __future__ import annotations
@@ -14,133 +17,180 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 
 from elta_tune.data.cache.decoding import RULE
-from elta_tune.data.cache.packs import DIGEST, Appender, Bytes, Index, Pack, positions, read_records
+from elta_tune.data.cache.packs import DIGEST, Bytes, Images, Index, Pack, is_whole
+from elta_tune.errors import DataError
 from elta_tune.locks import exclusive_lock
 
-FILE = 2 * DIGEST + 16
-"""Bytes of a record of `files.bin`: hash of the path, length and time of change, digest."""
+SCHEMA = """
+CREATE TABLE packs (id INTEGER PRIMARY KEY, name TEXT UNIQUE, edge INTEGER, folder BLOB, images INTEGER);
+CREATE TABLE images (digest BLOB, edge INTEGER, pack INTEGER, place INTEGER, PRIMARY KEY (digest, edge)) WITHOUT ROWID;
+CREATE TABLE files (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, digest BLOB) WITHOUT ROWID;
+CREATE TABLE unreadable (digest BLOB PRIMARY KEY, reason TEXT) WITHOUT ROWID;
+CREATE TABLE snapshots (key BLOB PRIMARY KEY, rows BLOB, digests BLOB, left_out TEXT);
+CREATE TABLE snapshot_images (key BLOB, edge INTEGER, packs TEXT, owners BLOB, places BLOB, PRIMARY KEY (key, edge));
+CREATE TABLE computed (key BLOB PRIMARY KEY, value BLOB);
+"""
+LAYOUT = "SQLite index"
+"""Another layout of folder or tables needs another text: caches of other layouts are not read, only removed."""
+WAIT = 60.0
+"""Seconds for which a process waits while another one commits."""
 Facts = tuple[int, int]
-"""Length and time of change of a file: with others, its content is another."""
+"""Size and time of change of a file: if one differs, its content may differ."""
+Statement = tuple[str, Sequence[tuple[object, ...]]]
+"""SQL, and the values of each time that it is executed."""
 
 
-TORN = (OSError, ValueError, EOFError, KeyError, BadZipFile)
-"""What NumPy makes of a file of arrays that is not there, or not whole: it is not known then."""
+@contextlib.contextmanager
+def cache_errors(path: Path, problem: str) -> Iterator[None]:
+    """Raises a DataError for what the system or SQLite reports of a cache."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise DataError(f"{path}: {problem}: {reason or error}") from error
 
 
-class Shelf:
-    """A shelf, whether it is there or not."""
+class CacheIndex:
+    """The index of the cache in a folder, whether it exists or not. All methods raise OSError and sqlite3.Error."""
 
     def __init__(self, root: Path) -> None:
-        self.path = root / f"pixels-{hashlib.blake2b(RULE.encode(), digest_size=4).hexdigest()}"
-        self._files = self.path / "files.bin"
-        self._unreadable = self.path / "unreadable.txt"
+        self.path = root / f"pixels-{hashlib.blake2b(f'{LAYOUT} {RULE}'.encode(), digest_size=4).hexdigest()}"
+        self.file = self.path / "index.sqlite"
 
     @contextlib.contextmanager
-    def lock(self, wait: Callable[[], None]) -> Iterator[None]:
-        """Holds the shelf for one writer; `wait` is called if another one holds it."""
+    def exclusive_lock(self, wait: Callable[[], None]) -> Iterator[None]:
+        """Holds the cache for one writer of images; `wait` is called if another process holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(self.path / "lock", wait):
             yield
 
-    def packs(self, edge: int) -> list[Pack]:
-        """All packs of images of an edge."""
-        paths = sorted(about.parent for about in self.path.glob(f"{edge}-*/about.json"))
-        return [pack for path in paths if (pack := open_pack(path)) is not None]
+    def create(self) -> None:
+        """Makes an empty index if there is none, or a damaged one; call it under the lock."""
+        if self.query("PRAGMA quick_check(1)") == [("ok",)] and self.query("SELECT count(*) FROM packs"):
+            self._drop_damaged_packs()
+            return
+        self.clear()
+        self.remove_unnamed_packs()
+        temporary = self.file.with_suffix(".new")
+        temporary.unlink(missing_ok=True)
+        with contextlib.closing(sqlite3.connect(temporary)) as database:
+            database.executescript(SCHEMA)
+        temporary.replace(self.file)
 
-    def pack_path(self, edge: int, folder: str) -> Path:
-        """Where the images of a folder go."""
-        return self.path / f"{edge}-{hashlib.blake2b(folder.encode(), digest_size=4).hexdigest()}"
+    def _drop_damaged_packs(self) -> None:
+        """Forgets images whose files were removed or cut by others: they are decoded again."""
+        packs = self.query("SELECT id, name, edge, images FROM packs")
+        damaged = [(number,) for number, name, *size in packs if not is_whole(self.path / name, *size)]
+        if damaged:
+            self.drop_packs(damaged)
+
+    def drop_packs(self, numbers: Sequence[tuple[int]]) -> None:
+        """Forgets packs; `remove_unnamed_packs` removes them."""
+        self.change(("DELETE FROM images WHERE pack = ?", numbers), ("DELETE FROM packs WHERE id = ?", numbers))
+        self.remove_unnamed_packs()
+
+    def clear(self) -> None:
+        """Removes the index: all that is known of files and snapshots. A journal must not be applied to the next."""
+        for suffix in (".sqlite", ".sqlite-journal", ".new", ".new-journal"):
+            self.file.with_suffix(suffix).unlink(missing_ok=True)
+
+    def remove_unnamed_packs(self) -> None:
+        """Removes packs that the index does not name; call it under the lock."""
+        named = {name for (name,) in self.query("SELECT name FROM packs")}
+        for path in self.path.glob("[0-9]*-*"):
+            if path.name not in named:
+                shutil.rmtree(path)
+
+    def query(self, sql: str, *values: object, wanted: Iterable[bytes] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query; none if there is no index, or a damaged one.
+
+        Args:
+            wanted: keys that the query may join, as table `wanted` of (position, key).
+        """
+        try:
+            with self._connection() as database:
+                database.execute("CREATE TEMP TABLE wanted (position INTEGER PRIMARY KEY, key BLOB)")
+                database.executemany("INSERT INTO wanted VALUES (?, ?)", enumerate(wanted))
+                return database.execute(sql, values).fetchall()
+        except FileNotFoundError:
+            return []
+        except sqlite3.Error as error:
+            if _is_damage(error):
+                return []
+            raise
+
+    def change(self, *statements: Statement) -> None:
+        """Executes statements in one transaction."""
+        with self._connection() as database, database:
+            for sql, values in statements:
+                database.executemany(sql, values)
+
+    @contextlib.contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection that makes no file, and reads where it may not write."""
+        self.file.stat()
+        uri = f"{self.file.absolute().as_uri()}?mode=rw"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=WAIT)) as database:
+            database.execute("PRAGMA temp_store = MEMORY")
+            yield database
 
     def digests(self, files: Sequence[str]) -> Bytes:
         """The digest of each file's bytes (N, 16), as they were when it was last read; 0 if it has changed since."""
-        log = read_records(self._files, FILE)
-        names = np.frombuffer(b"".join(map(_name, files)), np.uint8).reshape(-1, DIGEST)
-        places = positions(names, log[:, :DIGEST])
-        known: Index = np.flatnonzero(places >= 0)
-        logged = log[places[known]]
-        facts = np.array([facts_of(files[index]) for index in known.tolist()], np.int64).reshape(-1, 2)
-        same = (logged[:, DIGEST:-DIGEST] == facts.view(np.uint8)).all(axis=1)
+        rows = self.query(
+            "SELECT position, size, modified, digest FROM wanted CROSS JOIN files ON path = key",
+            wanted=map(os.fsencode, files),
+        )
+        same = [(position, digest) for position, *facts, digest in rows if facts_of(files[position]) == tuple(facts)]
         digests = np.zeros((len(files), DIGEST), np.uint8)
-        digests[known[same]] = logged[same, -DIGEST:]
+        digests[[position for position, _ in same]] = as_digests(b"".join(digest for _, digest in same))
         return digests
 
+    def images(self, digests: Bytes, edges: Sequence[int]) -> dict[int, Images]:
+        """The images, by their edge, of files with these digests (N, 16)."""
+        rows = self.query(
+            "SELECT position, edge, pack, place FROM wanted CROSS JOIN images ON digest = key", wanted=_keys(digests)
+        )
+        found = np.array(rows, np.int64).reshape(-1, 4)
+        return {edge: self._images(edge, digests, found[found[:, 1] == edge]) for edge in edges}
+
+    def _images(self, edge: int, digests: Bytes, found: Index) -> Images:
+        names: dict[int, str] = dict(self.query("SELECT id, name FROM packs WHERE edge = ?", edge))
+        owners, rows = np.full((2, len(digests)), -1)
+        packs: list[Pack] = []
+        for number in np.unique(found[:, 2]).tolist():
+            if (pack := self.open_pack(names.get(number, ""))) is not None:
+                own = found[found[:, 2] == number]
+                owners[own[:, 0]], rows[own[:, 0]] = len(packs), own[:, 3]
+                packs.append(pack)
+        return Images(edge, packs, owners, rows, digests)
+
+    def open_pack(self, name: str) -> Pack | None:
+        """A pack, or None if another process has removed it."""
+        with contextlib.suppress(FileNotFoundError):
+            return Pack(self.path / name)
+        return None
+
     def reasons(self, digests: Bytes) -> dict[int, str]:
-        """Why files with these digests (N, 16) are no images, by their index."""
-        if not self._unreadable.exists():
-            return {}
-        text = self._unreadable.read_text(encoding="utf-8", errors="replace")
-        lines = [line.split(" ", 1) for line in text.splitlines() if " " in line]
-        known = np.frombuffer(bytes.fromhex("".join(digest for digest, _ in lines)), np.uint8).reshape(-1, DIGEST)
-        places = positions(digests, known)
-        return {int(index): lines[places[index]][1] for index in np.flatnonzero(places >= 0)}
+        """Why files with these digests (N, 16) can't be decoded, by their position."""
+        joined = "SELECT position, reason FROM wanted CROSS JOIN unreadable ON digest = key"
+        return dict(self.query(joined, wanted=_keys(digests)))
 
-    def forget(self) -> None:
-        """Removes all that is known of files and splits, as is right where no image is left; the lock stays."""
-        for path in (self._files, self._unreadable):
-            path.unlink(missing_ok=True)
-        for folder in ("snapshots", "pictures"):
-            shutil.rmtree(self.path / folder, ignore_errors=True)
+    def known_digests(self, edge: int) -> set[bytes]:
+        """The digests of all images of an edge."""
+        return {digest for (digest,) in self.query("SELECT digest FROM images WHERE edge = ?", edge)}
 
-    def remembered(self, kind: str, key: bytes, find: Callable[[], Index]) -> Index:
-        """What was found for a key, or is found now: (N,)."""
-        path = self.path / kind / f"{hashlib.blake2b(key, digest_size=DIGEST).hexdigest()}.npy"
-        with contextlib.suppress(*TORN):
-            known: Index = np.load(path)
-            return known
-        found = find()
-        with contextlib.suppress(OSError), whole_file(path) as file:  # else it is found again the next time
-            np.save(file, found)
-        return found
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which is there when it is written as a whole, and would survive a loss of power."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def open_pack(path: Path) -> Pack | None:
-    """A pack, or None where it is not there any more."""
-    with contextlib.suppress(FileNotFoundError):
-        return Pack(path)
-    return None
-
-
-class Journal:
-    """Appends to what a shelf knows of files."""
-
-    def __init__(self, shelf: Shelf) -> None:
-        files = shelf.path / "files.bin"
-        self._files = Appender(files, len(read_records(files, FILE)) * FILE)
-        self._unreadable = Appender(shelf.path / "unreadable.txt")
-
-    def note(self, file: str, facts: Facts, digest: bytes, reason: str | None) -> None:
-        """Notes what a file holds, and why that is no image if it is none."""
-        if reason is not None:
-            self._unreadable.append(f"\n{digest.hex()} {reason}".encode(errors="backslashreplace"))
-        self._files.append(_name(file) + np.array(facts, np.int64).tobytes() + digest)
-
-    def close(self) -> None:
-        """Ends the noting."""
-        self._files.close()
-        self._unreadable.close()
+    def bytes_at(self, edges: Iterable[int]) -> int:
+        """What all images of some edges take on disk."""
+        counts: Mapping[int, int] = dict(self.query("SELECT edge, sum(images) FROM packs GROUP BY edge"))
+        return sum(counts.get(edge, 0) * edge**2 * 3 for edge in {*edges})
 
 
 def facts_of(file: str) -> Facts:
@@ -152,5 +202,17 @@ def facts_of(file: str) -> Facts:
     return facts.st_size, facts.st_mtime_ns
 
 
-def _name(file: str) -> bytes:
-    return hashlib.blake2b(os.fsencode(file), digest_size=DIGEST).digest()
+def as_digests(content: bytes) -> Bytes:
+    """Digests one after the other as an array (N, 16)."""
+    return np.frombuffer(content, np.uint8).reshape(-1, DIGEST)
+
+
+def _keys(digests: Bytes) -> Iterator[bytes]:
+    return (digest.tobytes() for digest in digests)
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether a file is not a database, or not all of one."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    parts = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return code & 0xFF in parts or code == sqlite3.SQLITE_IOERR_SHORT_READ or "no such table" in str(error)

@@ -1,19 +1,16 @@
-"""Packs: decoded images of one edge, one after the other in files that only grow.
+"""Packs: decoded images of one edge, one after the other in two files that only grow.
 
     300-1f2e3d4c/
-    ├── about.json       its name, the images' folder and edge, the rule that decoded them
     ├── pixels.bin       (S, S, 3) uint8 per image
-    ├── previews.bin     width, height and thumbnail (8, 8, 3) per image
-    └── digests.bin      hash of the file's bytes per image, written last: what has none is not there
+    └── previews.bin     width, height and thumbnail (8, 8, 3) per image
 
-Images are read where they are asked for, not memory-mapped: a process holds its batch and nothing else.
+The index says which images a pack has; what a killed writer left after them does not count. Images are read where they
+are needed, not memory-mapped: a process holds its batch and nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import uuid
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from elta_tune.data.cache.decoding import RULE, THUMBNAIL, Shrunk
+from elta_tune.data.cache.decoding import THUMBNAIL, Shrunk
 
 DIGEST = 16
 """Bytes of the hash of a file's content."""
@@ -33,65 +30,26 @@ Index = NDArray[np.int64]
 Previews = NDArray[np.void]
 
 
-def positions(wanted: Bytes, known: Bytes) -> Index:
-    """Where each key of `wanted` (N, B) stands in `known` (M, B), the last of several places; -1 is nowhere: (N,)."""
-    if not len(wanted) or not len(known):
-        return np.full(len(wanted), -1)
-    wanted, known = (np.ascontiguousarray(keys).view(f"S{keys.shape[1]}")[:, 0] for keys in (wanted, known))
-    order = np.argsort(known, kind="stable")
-    last = order[np.maximum(np.searchsorted(known, wanted, side="right", sorter=order) - 1, 0)]
-    return np.where(known[last] == wanted, last, -1)
-
-
-def read_records(path: Path, size: int) -> Bytes:
-    """All whole records (N, size) of a file, which may not be there; one that was torn by a kill does not count."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        content = b""
-    return np.frombuffer(content, np.uint8, len(content) // size * size).reshape(-1, size)
-
-
-class Appender:
-    """Appends to a file, which is made if it is not there and cut to `length` bytes if that is given."""
-
-    def __init__(self, path: Path, length: int | None = None) -> None:
-        self._file = FileIO(path, "a")
-        if length is not None:
-            self._file.truncate(length)
-
-    def append(self, content: bytes | memoryview) -> None:
-        """Writes through to the system; `sync` makes it durable."""
-        rest = memoryview(content).cast("B")
-        while rest:
-            rest = rest[self._file.write(rest) :]
-
-    def sync(self) -> None:
-        """Waits until what was appended would survive a loss of power."""
-        os.fsync(self._file)
-
-    def close(self) -> None:
-        """Ends the appending."""
-        self._file.close()
-
-
 class Pack:
-    """A pack to read from."""
+    """A pack to read from. It stays readable after its folder was removed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        about = json.loads((path / "about.json").read_text(encoding="utf-8"))
-        self.name, self.edge = str(about["name"]), int(about["edge"])
-        self._pixels = os.open(path / "pixels.bin", os.O_RDONLY)
-        weakref.finalize(self, os.close, self._pixels)
+        self._pixels = self._open("pixels.bin")
+        self._previews = self._open("previews.bin")
 
-    def digests(self) -> Bytes:
-        """(N, 16)."""
-        return read_records(self.path / "digests.bin", DIGEST)
+    def _open(self, name: str) -> int:
+        descriptor = os.open(self.path / name, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        return descriptor
 
-    def previews(self) -> Previews:
+    def previews(self, rows: Index) -> Previews:
         """(N,) of `size` (2,), upright width and height of the whole image, and `thumbnail` (8, 8, 3)."""
-        return read_records(self.path / "previews.bin", PREVIEW.itemsize).view(PREVIEW)[:, 0]
+        count = int(rows.max(initial=-1)) + 1
+        previews = np.empty(count, PREVIEW)
+        if os.preadv(self._previews, [previews.view(np.uint8).data], 0) != previews.nbytes:
+            raise OSError(f"{self.path / 'previews.bin'}: is damaged: it ends before image {count - 1}")
+        return previews[rows]
 
     def read_into(self, row: int, image: Bytes) -> None:
         """Reads an image into an array (S, S, 3).
@@ -100,55 +58,65 @@ class Pack:
             OSError: the file is damaged.
         """
         if os.preadv(self._pixels, [image.data], row * image.nbytes) != image.nbytes:
-            raise OSError(f"{self.path / 'pixels.bin'}: image {row} is not there")
+            raise OSError(f"{self.path / 'pixels.bin'}: is damaged: it ends before image {row}")
+
+
+def is_whole(path: Path, edge: int, count: int) -> bool:
+    """Whether the files of a pack have so many images."""
+    sizes = {"pixels.bin": edge * edge * 3, "previews.bin": PREVIEW.itemsize}
+    try:
+        return all((path / name).stat().st_size >= count * size for name, size in sizes.items())
+    except OSError:
+        return False
 
 
 class PackWriter:
-    """Appends to a pack, which is made if it is not there. One writer at a time; readers see what was committed."""
+    """Appends to a pack that has `count` images, or makes it. One writer at a time."""
 
-    def __init__(self, path: Path, edge: int, folder: str) -> None:
+    def __init__(self, path: Path, edge: int, count: int) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        digests = read_records(path / "digests.bin", DIGEST)
-        # What a kill has left without a digest is written anew.
-        self._pixels = Appender(path / "pixels.bin", len(digests) * edge * edge * 3)
-        self._previews = Appender(path / "previews.bin", len(digests) * PREVIEW.itemsize)
-        self._digests = Appender(path / "digests.bin", len(digests) * DIGEST)
-        self._pending: list[bytes] = []
-        about = path / "about.json"
-        if not about.exists():  # what has none is not read
-            facts = {"name": uuid.uuid4().hex, "folder": folder, "edge": edge, "rule": RULE}
-            aside = about.with_suffix(".tmp")
-            aside.write_text(json.dumps(facts), encoding="utf-8")
-            aside.replace(about)
+        self._edge = edge
+        self._pixels = FileIO(path / "pixels.bin", "a")
+        self._previews = FileIO(path / "previews.bin", "a")
+        self._pixels.truncate(count * edge * edge * 3)
+        self._previews.truncate(count * PREVIEW.itemsize)
+        self.count = count
 
-    def append(self, digest: bytes, shrunk: Shrunk, edge: int) -> None:
-        """Adds an image; `commit` makes it known."""
-        self._pixels.append(shrunk.pixels[edge].data)
-        self._previews.append(np.array((shrunk.size, shrunk.thumbnail), PREVIEW).tobytes())
-        self._pending.append(digest)
+    def append(self, shrunk: Shrunk) -> int:
+        """Adds an image; returns its row."""
+        _write(self._pixels, shrunk.pixels[self._edge].data.cast("B"))
+        _write(self._previews, memoryview(np.array((shrunk.size, shrunk.thumbnail), PREVIEW).tobytes()))
+        self.count += 1
+        return self.count - 1
 
-    def commit(self) -> None:
-        """Makes known what was added: pixels first, so that a digest never stands without them."""
-        self._pixels.sync()
-        self._previews.sync()
-        self._digests.append(b"".join(self._pending))
-        self._digests.sync()
-        self._pending.clear()
+    def sync(self) -> None:
+        """Waits until all images would survive a loss of power."""
+        os.fsync(self._pixels)
+        os.fsync(self._previews)
 
     def close(self) -> None:
-        """Ends the writing; what was not committed is lost."""
-        for appender in (self._pixels, self._previews, self._digests):
-            appender.close()
+        """Ends the writing."""
+        self._pixels.close()
+        self._previews.close()
+
+
+def _write(file: FileIO, content: memoryview) -> None:
+    while content:
+        content = content[file.write(content) :]
 
 
 @dataclass(frozen=True)
 class Images:
-    """N images of one edge: image i is number `rows[i]` of `packs[owners[i]]`, or nowhere if that is -1."""
+    """N images of one edge: image i is number `rows[i]` of `packs[owners[i]]`, or in no pack if that is -1.
+
+    `digests` (N, 16) of the bytes of their files.
+    """
 
     edge: int
     packs: Sequence[Pack]
     owners: Index
     rows: Index
+    digests: Bytes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -160,41 +128,23 @@ class Images:
             self.packs[owner].read_into(int(row), image)
         return images
 
-    def digests(self) -> Bytes:
-        """(N, 16): hash of each file's bytes."""
-        digests = np.empty((len(self), DIGEST), np.uint8)
-        for number, pack in enumerate(self.packs):
-            own = self.owners == number
-            digests[own] = pack.digests()[self.rows[own]]
-        return digests
-
     def previews(self) -> Previews:
         """(N,) of `size` (2,), upright width and height of the whole image, and `thumbnail` (8, 8, 3)."""
         previews = np.empty(len(self), PREVIEW)
         for number, pack in enumerate(self.packs):
             own = self.owners == number
-            previews[own] = pack.previews()[self.rows[own]]
+            previews[own] = pack.previews(self.rows[own])
         return previews
 
     def subset(self, index: Index) -> Images:
-        """Only the images at these positions."""
-        return Images(self.edge, self.packs, self.owners[index], self.rows[index])
-
-    def compact(self) -> Images:
-        """The same, without packs that have none of them."""
-        used, owners = np.unique(self.owners, return_inverse=True)
-        return Images(self.edge, [self.packs[owner] for owner in used], owners, self.rows)
+        """Only the images at these positions, and only their packs."""
+        used, owners = np.unique(self.owners[index], return_inverse=True)
+        return Images(self.edge, [self.packs[owner] for owner in used], owners, self.rows[index], self.digests[index])
 
     def joined(self, other: Images) -> Images:
         """These images, and those of another after them."""
         owners = np.concatenate([self.owners, other.owners + len(self.packs)])
-        return Images(self.edge, [*self.packs, *other.packs], owners, np.concatenate([self.rows, other.rows]))
-
-
-def find_images(edge: int, packs: Sequence[Pack], digests: Bytes) -> Images:
-    """The images of one edge whose files have these digests (N, 16)."""
-    known = [pack.digests() for pack in packs]
-    starts = np.cumsum([0, *(len(digests) for digests in known)])
-    places = positions(digests, np.concatenate([*known, np.empty((0, DIGEST), np.uint8)]))
-    owners = np.searchsorted(starts, places, side="right") - 1
-    return Images(edge, packs, owners, np.where(places < 0, -1, places - starts[owners]))
+        rows = np.concatenate([self.rows, other.rows])
+        return Images(
+            self.edge, [*self.packs, *other.packs], owners, rows, np.concatenate([self.digests, other.digests])
+        )

@@ -1,76 +1,76 @@
-"""What a split was made of when its study began: its trials take that, without a look at each file."""
+"""What a split was made of when its study began: its trials use that, without a look at each file."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from elta_tune.data.cache.index import TORN, Shelf, open_pack, whole_file
-from elta_tune.data.cache.packs import DIGEST, Bytes, Images, Index
-from elta_tune.data.readers import id_bytes
+from elta_tune.data.cache.index import CacheIndex, as_digests
+from elta_tune.data.cache.packs import Images, Index
 from elta_tune.errors import DataError
+
+LeftOut = tuple[tuple[str, str], ...]
+"""Ids of images, and why each can't be used."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The images of a split: `rows` (M,) of its ratings have `images` (M); `left_out` is why others have none."""
+    """The images of a split: `rows` (M,) of its list have `images` (M); `left_out` is why others have none."""
 
     rows: Index
     images: Mapping[int, Images]
-    left_out: tuple[tuple[str, str], ...]
+    left_out: LeftOut
 
 
 _in_use: dict[Path, int] = {}
-"""Locks (open files) of the snapshots that this process has written: held, shared, until it ends."""
+"""Locks (open files) of the snapshots that this process has recorded: held, shared, until it ends."""
 
 
-def write_snapshot(shelf: Shelf, folder: str, ids: NDArray[np.object_], digests: Bytes, snapshot: Snapshot) -> None:
-    """Keeps what was found of some ids in a folder of images; a cache that can't be written keeps nothing.
+def record_snapshot(index: CacheIndex, key: bytes, snapshot: Snapshot, folder: str) -> None:
+    """Records the images of a split; a cache that can't be written records nothing.
 
-    While this process lives, no other one can keep other images for them: the trials of a study see the same ones.
+    While this process lives, no other one can record other images under the key: the trials of a study see the same.
 
     Args:
-        digests: (M, 16) of the bytes of the images.
+        folder: of the images, for the message.
 
     Raises:
         DataError: another run, which still goes on, began with other images.
     """
-    file = _file(shelf, folder, ids, list(snapshot.images))
-    left_out = json.dumps(snapshot.left_out)
-    parts = (snapshot.rows.tobytes(), digests.tobytes(), left_out.encode())
-    content = hashlib.blake2b(b"".join(parts), digest_size=DIGEST).hexdigest()
-    with contextlib.suppress(OSError):
-        if not _may_write(file) and _read_facts(file).get("content") != content:
+    digests = next(iter(snapshot.images.values())).digests.tobytes()
+    content = (snapshot.rows.tobytes(), digests, json.dumps(snapshot.left_out))
+    lock = index.path / "in-use" / f"{key.hex()}.lock"
+    with contextlib.suppress(OSError, sqlite3.Error):
+        if not _lock_for_writing(lock) and _recorded(index, key) != content:
             raise DataError(
                 f"{folder}: images have changed since a run that still goes on began with them",
                 "wait until it has ended, or give this one a cache of its own: `cache=FOLDER`",
             )
-        names = {edge: [[pack.path.name, pack.name] for pack in part.packs] for edge, part in snapshot.images.items()}
-        facts = json.dumps({"left_out": snapshot.left_out, "packs": names, "content": content})
-        arrays: dict[str, Any] = {"rows": snapshot.rows, "facts": np.frombuffer(facts.encode(), np.uint8)}
-        for edge, part in snapshot.images.items():
-            arrays |= {f"owners_{edge}": part.owners, f"rows_{edge}": part.rows}
-        with whole_file(file) as stream:
-            np.savez(stream, **arrays)
-        fcntl.flock(_in_use[file], fcntl.LOCK_SH)
+        images = [
+            (key, edge, json.dumps([pack.path.name for pack in part.packs]), part.owners.tobytes(), part.rows.tobytes())
+            for edge, part in snapshot.images.items()
+        ]
+        index.change(
+            ("INSERT OR REPLACE INTO snapshots VALUES (?, ?, ?, ?)", [(key, *content)]),
+            ("INSERT OR REPLACE INTO snapshot_images VALUES (?, ?, ?, ?, ?)", images),
+        )
+        fcntl.flock(_in_use[lock], fcntl.LOCK_SH)
 
 
-def _may_write(file: Path) -> bool:
-    """Locks a snapshot: for this process alone or, where others have it in use, together with them."""
+def _lock_for_writing(file: Path) -> bool:
+    """Locks a snapshot: for this process alone or, where others use it, together with them."""
     if (earlier := _in_use.pop(file, None)) is not None:
         os.close(earlier)
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = _in_use[file] = os.open(file.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o666)
+    lock = _in_use[file] = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -79,28 +79,28 @@ def _may_write(file: Path) -> bool:
     return True
 
 
-def _read_facts(file: Path) -> dict[str, Any]:
-    with contextlib.suppress(*TORN), file.open("rb") as stream, np.load(stream) as arrays:
-        facts: dict[str, Any] = json.loads(arrays["facts"].tobytes())
-        return facts
-    return {}
+def _recorded(index: CacheIndex, key: bytes) -> tuple[bytes, bytes, str] | None:
+    """Rows, digests and what is left out of a snapshot."""
+    found = index.query("SELECT rows, digests, left_out FROM snapshots WHERE key = ?", key)
+    return found[0] if found else None
 
 
-def read_snapshot(shelf: Shelf, folder: str, ids: NDArray[np.object_], edges: Sequence[int]) -> Snapshot | None:
-    """What was found of some ids in a folder of images, or None where nothing was, or images were removed since."""
-    file = _file(shelf, folder, ids, edges)
-    with contextlib.suppress(*TORN), file.open("rb") as stream, np.load(stream) as arrays:
-        facts = json.loads(arrays["facts"].tobytes())
-        images = {}
-        for edge, names in ((int(edge), names) for edge, names in facts["packs"].items()):
-            packs = [pack for path, name in names if (pack := open_pack(shelf.path / path)) and pack.name == name]
-            if len(packs) < len(names):
-                return None
-            images[edge] = Images(edge, packs, arrays[f"owners_{edge}"], arrays[f"rows_{edge}"])
-        return Snapshot(arrays["rows"], images, tuple((name, reason) for name, reason in facts["left_out"]))
-    return None
+def read_snapshot(index: CacheIndex, key: bytes) -> Snapshot | None:
+    """A recorded snapshot, or None if there is none, or some of its images were removed since."""
+    columns = "rows, digests, left_out, edge, packs, owners, places"
+    parts = index.query(f"SELECT {columns} FROM snapshots JOIN snapshot_images USING (key) WHERE key = ?", key)
+    images = {}
+    for _, digests, _, edge, names, owners, places in parts:
+        packs = [index.open_pack(name) for name in json.loads(names)]
+        present = [pack for pack in packs if pack is not None]
+        if len(present) < len(packs):
+            return None
+        images[edge] = Images(edge, present, _numbers(owners), _numbers(places), as_digests(digests))
+    if not parts:
+        return None
+    rows, _, left_out, *_ = parts[0]
+    return Snapshot(_numbers(rows), images, tuple((name, reason) for name, reason in json.loads(left_out)))
 
 
-def _file(shelf: Shelf, folder: str, ids: NDArray[np.object_], edges: Sequence[int]) -> Path:
-    key = "\0".join([folder, *map(str, sorted(set(edges))), "", *ids])
-    return shelf.path / "snapshots" / f"{hashlib.blake2b(id_bytes(key), digest_size=DIGEST).hexdigest()}.npz"
+def _numbers(content: bytes) -> Index:
+    return np.frombuffer(content, np.int64)

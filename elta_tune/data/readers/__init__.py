@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -11,12 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig
+from elta_tune.data.folders import list_folder
 from elta_tune.data.readers.choice import Choice, choose, choose_ids
 from elta_tune.data.readers.columns import simplified
 from elta_tune.data.readers.formats import Scores, Votes
 from elta_tune.data.readers.spread import spread_scores
 from elta_tune.data.readers.tables import Formula, RowsError, Table, load, open_sheet
-from elta_tune.data.readers.text import IMAGE_SUFFIXES
 from elta_tune.errors import DataError
 
 SPLIT_WORDS = {
@@ -43,12 +43,14 @@ class ImageList:
         origin: which rows of it these are, in words.
         format: the name of its format.
         ids: (N,) text.
+        notes: what the user should know of them.
     """
 
     file: Path
     origin: str
     format: str
     ids: NDArray[np.object_]
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def take(self, rows: NDArray[np.bool_], origin: str) -> Self:
         """The rows that are marked, (N,)."""
@@ -71,7 +73,6 @@ class Ratings(ImageList):
         splits: (N,) train, val or test, where a column says so.
         higher_is_better: whether a high rating is a good one.
         unlabelled: ids of the rows of the file that were skipped because they have no rating.
-        note: what the user should know of the file.
     """
 
     scores: NDArray[np.float64]
@@ -84,7 +85,6 @@ class Ratings(ImageList):
     splits: NDArray[np.object_] | None = None
     higher_is_better: bool = True
     unlabelled: tuple[str, ...] = ()
-    note: str | None = None
 
 
 def id_bytes(text: str) -> bytes:
@@ -143,13 +143,8 @@ def read_unlabelled(path: Path, config: DataConfig) -> ImageList:
         DataError: the file can't be read or names no column of ids.
     """
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        relative = [file.relative_to(path) for file in files]
-        # what file managers and archives leave there: thumbnails, trash, __MACOSX/._a.jpg
-        names = [
-            file.as_posix() for file in relative if not any(part.startswith((".", "__MACOSX")) for part in file.parts)
-        ]
-        return ImageList(path, path.name, "folder", np.array(names, dtype=object))
+        listing = list_folder(path)
+        return ImageList(path, path.name, "folder", np.array(listing.images, dtype=object), notes=listing.notes)
     sheet = open_sheet(path, config.columns.id)
     choice = choose_ids(sheet, config)
     table = load(sheet, choice.columns, text=choice.columns)
@@ -228,12 +223,11 @@ def _with_scores(listed: ImageList, choice: Choice, table: Table, labels: Scores
     hint = "if the scale is another one, set the lowest and highest possible rating: `data.scale=[LOWEST,HIGHEST]`"
     table.refuse((scores < low) | (scores > high), column, f"is outside the scale {_span(scale)}", hint=hint)
     ratings = Ratings(
-        **vars(listed),
+        **vars(replace(listed, notes=_direction_notes(listed.file, column, config))),
         scores=scores,
         scale=scale,
         threshold=_threshold(choice, scale, config),
         higher_is_better=config.high_is_good,
-        note=_direction_note(listed.file, column, config),
     )
     if config.spread is None:
         return ratings
@@ -259,12 +253,12 @@ def _unknown_scale(file: Path, labels: Scores) -> DataError:
     )
 
 
-def _direction_note(file: Path, column: str, config: DataConfig) -> str | None:
+def _direction_notes(file: Path, column: str, config: DataConfig) -> tuple[str, ...]:
     if config.higher_is_better is not None or "dmos" not in simplified(column):
-        return None
+        return ()
     return (
         f"{file}: {column}: a high rating counts as a good one; if this is a DMOS, where low is good: "
-        "`data.higher_is_better=false`"
+        "`data.higher_is_better=false`",
     )
 
 

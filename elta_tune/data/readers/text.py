@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from elta_tune.data.folders import IMAGE_SUFFIXES
 from elta_tune.data.readers.columns import ID_NAMES, simplified
 from elta_tune.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 SPACES = " "
 """As a separator: any run of spaces or tabs."""
 SEPARATORS = (",", "\t", ";", "|", "=", SPACES)

@@ -209,6 +209,7 @@ def _train(
     """
     import torch
 
+    from elta_tune.data.cache.image_cache import ImageCache
     from elta_tune.studies.nni.slots import take_slot
     from elta_tune.trial import TrialPruned, TrialStopped, run_trial
 
@@ -221,7 +222,7 @@ def _train(
             config,
             nni.study.trial(number),
             reporter,
-            cache=workers.cache,
+            cache=ImageCache(workers.cache),
             device=device,
             number=number,
             params=params,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from elta_tune.data.cache.decoding import careful, decode, shrink
+from elta_tune.data.cache.decoding import decode, shrink, strict_decoding
 from elta_tune.data.demo import Grades, photograph
 from elta_tune.data.overlap import NEAR
 
@@ -68,9 +68,9 @@ def jpeg(picture: Picture, **options: object) -> bytes:
 
 
 @pytest.fixture
-def careful_decoding() -> Iterator[None]:
+def strictly() -> Iterator[None]:
     """Tests decode as the cache does."""
-    with careful():
+    with strict_decoding():
         yield
 
 
@@ -80,7 +80,7 @@ def full(content: bytes, size: int) -> NDArray[np.int64]:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
 
 
-@pytest.mark.usefixtures("careful_decoding")
+@pytest.mark.usefixtures("strictly")
 @pytest.mark.parametrize("subsampling", [0, 2])
 @pytest.mark.parametrize("name", PICTURES)
 def test_each_image_is_within_a_grey_level_of_a_full_decode(name: str, subsampling: int) -> None:
@@ -96,7 +96,7 @@ def test_each_image_is_within_a_grey_level_of_a_full_decode(name: str, subsampli
         assert abs(pixels - full(content, size)).mean() <= 1
 
 
-@pytest.mark.usefixtures("careful_decoding")
+@pytest.mark.usefixtures("strictly")
 @pytest.mark.parametrize(("size", "divisor"), [(300, 1), (180, 2), (176, 2), (90, 4), (64, 4), (45, 8), (20, 8)])
 def test_a_photograph_is_decoded_at_the_smallest_size_that_leaves_enough(
     size: int, divisor: int, monkeypatch: pytest.MonkeyPatch
@@ -108,7 +108,7 @@ def test_a_photograph_is_decoded_at_the_smallest_size_that_leaves_enough(
     assert set(loaded) == {(-(-WIDTH // divisor), -(-HEIGHT // divisor))}
 
 
-@pytest.mark.usefixtures("careful_decoding")
+@pytest.mark.usefixtures("strictly")
 def test_what_is_not_a_large_jpeg_is_pillow_s_to_the_bit() -> None:
     picture = scene(1)
     buffer = io.BytesIO()
@@ -117,7 +117,7 @@ def test_what_is_not_a_large_jpeg_is_pillow_s_to_the_bit() -> None:
         np.testing.assert_array_equal(shrink(content, [size]).pixels[size], full(content, size))
 
 
-@pytest.mark.usefixtures("careful_decoding")
+@pytest.mark.usefixtures("strictly")
 @pytest.mark.parametrize("size", [20, 100])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_images_stand_as_their_exif_says(orientation: int, size: int) -> None:
@@ -144,7 +144,7 @@ def test_images_stand_as_their_exif_says(orientation: int, size: int) -> None:
     assert abs(shrunk.pixels[size].astype(int) - np.asarray(straight)).mean() < 1
 
 
-@pytest.mark.usefixtures("careful_decoding")
+@pytest.mark.usefixtures("strictly")
 def test_grey_of_16_bits_is_scaled_in_little_memory() -> None:
     levels = np.random.default_rng(2).integers(0, 65536, (1500, 1000)).astype(np.uint16)
     buffer = io.BytesIO()

@@ -17,6 +17,7 @@ from PIL import Image
 
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import decoding
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import prepare
 from elta_tune.errors import DataError
 
@@ -145,9 +146,13 @@ UNREADABLE = {
     "grey of 32 bits": (
         "a.tif",
         lambda: encoded(Image.fromarray(RAMP.astype(np.int32)), "TIFF"),
-        "no one says what is white",
+        "its white level is undefined",
     ),
-    "floats": ("a.tif", lambda: encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), "no one says what is white"),
+    "floats": (
+        "a.tif",
+        lambda: encoded(Image.fromarray(RAMP.astype(np.float32)), "TIFF"),
+        "its white level is undefined",
+    ),
 }
 
 
@@ -167,7 +172,7 @@ def test_it_is_read_as_stated(tmp_path: Path, name: str) -> None:
     case = READ[name]
     config = write_root(tmp_path, [case.name])
     (tmp_path / "images" / case.name).write_bytes(case.content())
-    train = prepare(config, tmp_path / "cache").train
+    train = prepare(config, ImageCache(tmp_path / "cache")).train
     assert train.left_out == ()
     got = train.images[SIZE].gather(np.array([1]))[0].astype(int)
     expected = np.asarray(Image.fromarray(case.picture).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
@@ -179,7 +184,7 @@ def test_it_is_left_out_with_its_reason_and_the_others_are_there(tmp_path: Path,
     file, content, reason = UNREADABLE[name]
     config = write_root(tmp_path, [file])
     (tmp_path / "images" / file).write_bytes(content())
-    train = prepare(config, tmp_path / "cache").train
+    train = prepare(config, ImageCache(tmp_path / "cache")).train
     ((left_out, told),) = train.left_out
     assert left_out == file
     assert told
@@ -187,7 +192,7 @@ def test_it_is_left_out_with_its_reason_and_the_others_are_there(tmp_path: Path,
     assert train.ids.tolist() == ["good.png"]
     assert train.images[SIZE].gather(np.array([0]))[0, 0, 0].tolist() == [0, 90, 90]
     with pytest.raises(DataError, match="1 of 2 images are missing or unreadable"):
-        prepare(config.model_copy(update={"max_missing": 0.4}), tmp_path / "cache")
+        prepare(config.model_copy(update={"max_missing": 0.4}), ImageCache(tmp_path / "cache"))
 
 
 def test_bombs_do_not_allocate(tmp_path: Path, watched: Callable[..., list[int]]) -> None:
@@ -198,10 +203,11 @@ def test_bombs_do_not_allocate(tmp_path: Path, watched: Callable[..., list[int]]
 import sys
 from pathlib import Path
 from elta_tune.config import DataConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import prepare
 before = peak()
 root = Path(sys.argv[1])
-train = prepare(DataConfig(root=root, resize=16, crop=16, max_missing=0.9), root / "cache").train
+train = prepare(DataConfig(root=root, resize=16, crop=16, max_missing=0.9), ImageCache(root / "cache")).train
 print(len(train.left_out), peak() - before)
 """
     left_out, grown = watched(script, tmp_path)
@@ -214,7 +220,7 @@ def test_many_bombs_at_once_are_all_refused(tmp_path: Path) -> None:
     config = write_root(tmp_path, names)
     for name in names:
         (tmp_path / "images" / name).write_bytes(png_bomb(9_600, 0))
-    dataset = prepare(config.model_copy(update={"max_missing": 0.95}), tmp_path / "cache")
+    dataset = prepare(config.model_copy(update={"max_missing": 0.95}), ImageCache(tmp_path / "cache"))
     assert {name for name, _ in dataset.train.left_out} == set(names)
 
 
@@ -224,7 +230,7 @@ def test_a_file_of_absurd_size_is_not_read(tmp_path: Path, monkeypatch: pytest.M
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3)).astype(np.uint8)).save(
         tmp_path / "images" / "large.png"
     )
-    ((name, reason),) = prepare(config, tmp_path / "cache").train.left_out
+    ((name, reason),) = prepare(config, ImageCache(tmp_path / "cache")).train.left_out
     assert name == "large.png"
     assert "MiB" in reason
 
@@ -235,7 +241,7 @@ def test_an_id_that_leads_out_of_the_images_is_left_out(tmp_path: Path, name: st
     config = write_root(tmp_path, [name])
     (tmp_path / "images" / "deep").mkdir()
     Image.new("RGB", (30, 30)).save(tmp_path / "secret.png")
-    ((left_out, reason),) = prepare(config, tmp_path / "cache").train.left_out
+    ((left_out, reason),) = prepare(config, ImageCache(tmp_path / "cache")).train.left_out
     assert left_out == name
     assert "leads out of" in reason
 
@@ -246,7 +252,7 @@ def test_an_id_that_only_looks_like_it_leads_out_is_read(tmp_path: Path) -> None
     (tmp_path / "images" / "deep").mkdir()
     for grey, name in enumerate(("a..b.png", "..c.png")):
         Image.new("RGB", (30, 30), (50 + grey, 0, 0)).save(tmp_path / "images" / name)
-    train = prepare(config, tmp_path / "cache").train
+    train = prepare(config, ImageCache(tmp_path / "cache")).train
     assert train.ids.tolist() == ["good.png", *names]
     assert train.images[SIZE].gather(np.array([1, 2]))[:, 0, 0, 0].tolist() == [50, 51]
 
@@ -259,7 +265,7 @@ def test_links_are_followed_out_of_the_root_and_dead_ones_are_missing(tmp_path: 
     (images / "dead.png").symlink_to(tmp_path / "nowhere.png")
     (images / "device.png").symlink_to("/dev/zero")
     os.mkfifo(images / "pipe.png")
-    train = prepare(config, tmp_path / "cache").train
+    train = prepare(config, ImageCache(tmp_path / "cache")).train
     assert train.ids.tolist() == ["good.png", "link.png"]
     assert train.images[SIZE].gather(np.array([1]))[0, 0, 0].tolist() == [77, 0, 0]
     assert train.left_out == (("dead.png", "there is no such file"), ("device.png", "there is no such file"))
@@ -269,5 +275,5 @@ def test_links_are_followed_out_of_the_root_and_dead_ones_are_missing(tmp_path: 
 def test_an_id_that_no_file_can_have_is_missing(tmp_path: Path, name: str) -> None:
     config = write_root(tmp_path, [name])
     (tmp_path / "images" / "folder").mkdir()
-    ((_, reason),) = prepare(config, tmp_path / "cache").train.left_out
+    ((_, reason),) = prepare(config, ImageCache(tmp_path / "cache")).train.left_out
     assert reason == "there is no such file"

@@ -1,4 +1,4 @@
-"""Keys are found where they stand last, images by their pack and row."""
+"""Images are read from their pack and row; a pack that is cut is an error."""
 
 from __future__ import annotations
 
@@ -8,80 +8,69 @@ import numpy as np
 import pytest
 
 from elta_tune.data.cache.decoding import Shrunk
-from elta_tune.data.cache.packs import Images, Pack, PackWriter, find_images, positions
+from elta_tune.data.cache.packs import Images, Pack, PackWriter, is_whole
 
 
-def keys(numbers: list[int]) -> np.ndarray:
-    """(N, 16), many with zeros at both ends."""
-    return np.array([[0, number // 3, number % 3, *[0] * 13] for number in numbers], np.uint8).reshape(-1, 16)
-
-
-def write_pack(path: Path, numbers: list[int], edge: int = 3) -> dict[int, np.ndarray]:
-    """A pack with an image for each number."""
-    writer = PackWriter(path, edge, "folder")
+def write_pack(path: Path, numbers: list[int], edge: int = 3, count: int = 0) -> dict[int, np.ndarray]:
+    """Appends an image for each number to a pack that has `count` images."""
+    writer = PackWriter(path, edge, count)
     written = {}
     for number in numbers:
         written[number] = np.random.default_rng(number).integers(0, 256, (edge, edge, 3), np.uint8)
         thumbnail = np.full((8, 8, 3), number, np.uint8)
-        writer.append(keys([number]).tobytes(), Shrunk({edge: written[number]}, thumbnail, (number, 1)), edge)
-    writer.commit()
+        assert writer.append(Shrunk({edge: written[number]}, thumbnail, (number, 1))) == count + len(written) - 1
+    writer.sync()
     writer.close()
     return written
 
 
-@pytest.mark.parametrize("counts", [(0, 5), (5, 0), (0, 0), (1, 1), (200, 90), (50, 300)])
-def test_a_key_is_found_where_it_stands_last(counts: tuple[int, int]) -> None:
-    random = np.random.default_rng(sum(counts))
-    wanted, known = (random.integers(0, 256, count).tolist() for count in counts)
-    found = positions(keys(wanted), keys(known)).tolist()
-    assert found == [len(known) - 1 - known[::-1].index(number) if number in known else -1 for number in wanted]
+def images_at(packs: list[Pack], owners: list[int], rows: list[int]) -> Images:
+    """Images of 3 px, whose digests are their positions."""
+    digests = np.repeat(np.arange(len(rows), dtype=np.uint8)[:, None], 16, axis=1)
+    return Images(3, packs, np.array(owners), np.array(rows), digests)
 
 
-def test_images_come_from_all_packs_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
+def test_images_come_in_the_order_asked_for(tmp_path: Path) -> None:
     written = (
         write_pack(tmp_path / "a", [5, 1, 4]) | write_pack(tmp_path / "b", []) | write_pack(tmp_path / "c", [9, 2])
     )
-    packs = [Pack(tmp_path / name) for name in "abc"]
-    wanted = [2, 7, 4, 5, 9, 2]
-    images = find_images(3, packs, keys(wanted))
-    there = np.flatnonzero(images.rows >= 0)
-    assert there.tolist() == [0, 2, 3, 4, 5]
-    present = images.subset(there).compact()
+    images = images_at([Pack(tmp_path / name) for name in "abc"], [2, -1, 0, 0, 2], [1, -1, 2, 0, 0])
+    present = images.subset(np.flatnonzero(images.rows >= 0))
     assert [pack.path.name for pack in present.packs] == ["a", "c"]
-    for index in ([0, 1, 2, 3, 4], [4, 0, 0], []):
-        expected = [written[[2, 4, 5, 9, 2][position]] for position in index]
+    assert present.digests[:, 0].tolist() == [0, 2, 3, 4]
+    for index in ([0, 1, 2, 3], [3, 0, 0], []):
+        expected = [written[[2, 4, 5, 9][position]] for position in index]
         np.testing.assert_array_equal(present.gather(np.array(index, int)), np.reshape(expected, (-1, 3, 3, 3)))
-    assert present.previews()["size"][:, 0].tolist() == [2, 4, 5, 9, 2]
-    assert present.previews()["thumbnail"][:, 0, 0, 0].tolist() == [2, 4, 5, 9, 2]
+    assert present.previews()["size"][:, 0].tolist() == [2, 4, 5, 9]
+    assert present.previews()["thumbnail"][:, 0, 0, 0].tolist() == [2, 4, 5, 9]
 
 
-def test_joined_images_are_the_ones_after_the_others(tmp_path: Path) -> None:
+def test_joined_images_follow_one_another(tmp_path: Path) -> None:
     one, other = write_pack(tmp_path / "a", [5, 1, 4]), write_pack(tmp_path / "b", [9, 2])
-    first = find_images(3, [Pack(tmp_path / "a")], keys([1, 5]))
-    second = find_images(3, [Pack(tmp_path / "b"), Pack(tmp_path / "a")], keys([4, 2]))
-    joined = first.joined(second)
+    first = images_at([Pack(tmp_path / "a")], [0, 0], [1, 0])
+    joined = first.joined(images_at([Pack(tmp_path / "b"), Pack(tmp_path / "a")], [1, 0], [2, 1]))
     assert len(joined) == 4
+    assert joined.digests[:, 0].tolist() == [0, 1, 0, 1]
     np.testing.assert_array_equal(joined.gather(np.array([3, 2, 1, 0])), [other[2], one[4], one[5], one[1]])
 
 
-def test_what_was_not_committed_is_not_there_and_is_written_anew(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
     write_pack(tmp_path / "a", [5, 1])
-    writer = PackWriter(tmp_path / "a", 3, "folder")
-    writer.append(
-        keys([7]).tobytes(), Shrunk({3: np.ones((3, 3, 3), np.uint8)}, np.zeros((8, 8, 3), np.uint8), (1, 1)), 3
-    )
-    writer.close()
-    assert len(Pack(tmp_path / "a").digests()) == 2
-    written = write_pack(tmp_path / "a", [8])
-    images = find_images(3, [Pack(tmp_path / "a")], keys([8, 7]))
-    assert images.rows.tolist() == [2, -1]
-    np.testing.assert_array_equal(images.gather(np.array([0])), [written[8]])
+    write_pack(tmp_path / "a", [7], count=2)  # which the index never named
+    written = write_pack(tmp_path / "a", [8], count=2)
+    np.testing.assert_array_equal(images_at([Pack(tmp_path / "a")], [0], [2]).gather(np.array([0])), [written[8]])
+    assert (tmp_path / "a" / "pixels.bin").stat().st_size == 3 * 27
 
 
-def test_a_damaged_pack_is_an_error_not_pixels(tmp_path: Path) -> None:
+def test_a_cut_pack_is_an_error_not_pixels(tmp_path: Path) -> None:
     write_pack(tmp_path / "a", [5, 1])
-    with (tmp_path / "a" / "pixels.bin").open("r+b") as file:
-        file.truncate(40)
-    images = Images(3, [Pack(tmp_path / "a")], np.zeros(2, int), np.arange(2))
-    with pytest.raises(OSError, match=r"pixels.bin: image 1 is not there"):
+    assert is_whole(tmp_path / "a", 3, 2)
+    for name in ("pixels.bin", "previews.bin"):
+        with (tmp_path / "a" / name).open("r+b") as file:
+            file.truncate(40)
+        assert not is_whole(tmp_path / "a", 3, 2)
+    images = images_at([Pack(tmp_path / "a")], [0, 0], [0, 1])
+    with pytest.raises(OSError, match=r"pixels.bin: is damaged: it ends before image 1"):
         images.gather(np.array([0, 1]))
+    with pytest.raises(OSError, match=r"previews.bin: is damaged"):
+        images.previews()

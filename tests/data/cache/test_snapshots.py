@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 
 from elta_tune.config import DataConfig
 from elta_tune.data.cache import builder
-from elta_tune.data.cache.inventory import list_entries, remove_entry
+from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.index import CacheIndex
 from elta_tune.data.dataset import Dataset, Split
 from elta_tune.data.prepare import open_dataset, prepare
 from elta_tune.errors import DataError
@@ -56,27 +58,28 @@ def assert_as_begun(dataset: Dataset) -> None:
 
 def test_a_trial_needs_no_file_of_an_image(tmp_path: Path) -> None:
     config = write_root(tmp_path)
-    assert_as_begun(prepare(config, tmp_path / "cache"))
+    assert_as_begun(prepare(config, ImageCache(tmp_path / "cache")))
     for file in (tmp_path / "images").iterdir():
         file.unlink()
-    assert_as_begun(open_dataset(config, tmp_path / "cache"))
+    assert_as_begun(open_dataset(config, ImageCache(tmp_path / "cache")))
 
 
 def test_a_trial_sees_no_image_that_changed_after_its_study_began(tmp_path: Path) -> None:
     config = write_root(tmp_path)
-    prepare(config, tmp_path / "cache")
+    prepare(config, ImageCache(tmp_path / "cache"))
     redden(tmp_path / "images" / "val0.png")
-    assert_as_begun(open_dataset(config, tmp_path / "cache"))
-    assert reds(prepare(config, tmp_path / "cache").val)[0] == 250
-    assert reds(open_dataset(config, tmp_path / "cache").val)[0] == 250
+    assert_as_begun(open_dataset(config, ImageCache(tmp_path / "cache")))
+    assert reds(prepare(config, ImageCache(tmp_path / "cache")).val)[0] == 250
+    assert reds(open_dataset(config, ImageCache(tmp_path / "cache")).val)[0] == 250
 
 
 STUDY = """
 import sys
 from pathlib import Path
 from elta_tune.config import DataConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.data.prepare import prepare
-prepare(DataConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
+prepare(DataConfig.model_validate_json(sys.argv[1]), ImageCache(Path(sys.argv[2])))
 print("goes on", flush=True)
 sys.stdin.read()
 """
@@ -88,36 +91,35 @@ def test_no_other_study_changes_the_images_of_one_that_goes_on(tmp_path: Path) -
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "goes on\n"
-        assert_as_begun(prepare(config, tmp_path / "cache"))  # the same images may be shared
+        assert_as_begun(prepare(config, ImageCache(tmp_path / "cache")))  # the same images may be shared
         redden(tmp_path / "images" / "val0.png")
         with pytest.raises(DataError, match="have changed since a run that still goes on") as refused:
-            prepare(config, tmp_path / "cache")
+            prepare(config, ImageCache(tmp_path / "cache"))
         assert "`cache=FOLDER`" in str(refused.value.hint)
-        assert_as_begun(open_dataset(config, tmp_path / "cache"))
+        assert_as_begun(open_dataset(config, ImageCache(tmp_path / "cache")))
         running.communicate("")
-    assert reds(prepare(config, tmp_path / "cache").val)[0] == 250
+    assert reds(prepare(config, ImageCache(tmp_path / "cache")).val)[0] == 250
 
 
 def test_a_study_that_allows_less_to_be_missing_does_not_take_anothers_snapshot(tmp_path: Path) -> None:
     config = write_root(tmp_path)
-    prepare(config, tmp_path / "cache")
+    prepare(config, ImageCache(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"2 of 6 images are missing .* data\.max_missing"):
-        open_dataset(config.model_copy(update={"max_missing": 0.1}), tmp_path / "cache")
+        open_dataset(config.model_copy(update={"max_missing": 0.1}), ImageCache(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("kept", [0, 1, 100, -1], ids=["empty", "a byte", "the start", "all but a byte"])
-@pytest.mark.parametrize("kind", ["snapshots/*.npz", "pictures/*.npy"])
-def test_what_was_torn_by_a_loss_of_power_is_found_again(tmp_path: Path, kind: str, kept: int) -> None:
-    config = write_root(tmp_path)
-    prepare(config, tmp_path / "cache")
-    files = list((tmp_path / "cache").glob(f"pixels-*/{kind}"))
-    assert files
-    for file in files:
-        file.write_bytes(file.read_bytes()[:kept])
-    assert_as_begun(open_dataset(config, tmp_path / "cache"))
-    assert_as_begun(prepare(config, tmp_path / "cache"))
-    for file in files:
-        np.load(file)
+@pytest.mark.parametrize("kept", [0, 1, 100, 5000, -1])
+def test_a_torn_index_is_made_again(tmp_path: Path, kept: int) -> None:
+    config, cache = write_root(tmp_path), ImageCache(tmp_path / "cache")
+    prepare(config, ImageCache(cache))
+    (index,) = (tmp_path / "cache").glob("pixels-*/index.sqlite")
+    index.write_bytes(index.read_bytes()[:kept])
+    assert_as_begun(open_dataset(config, ImageCache(cache)))
+    assert_as_begun(prepare(config, ImageCache(cache)))
+    for file in (tmp_path / "images").iterdir():
+        file.unlink()
+    assert_as_begun(open_dataset(config, ImageCache(cache)))  # out of the snapshot
+    assert len({path.parent for path in (tmp_path / "cache").glob("pixels-*/*/pixels.bin")}) == 2  # one for each size
 
 
 def test_names_of_images_need_not_be_utf8(tmp_path: Path) -> None:
@@ -127,8 +129,8 @@ def test_names_of_images_need_not_be_utf8(tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), (200, 5, 5)).save(tmp_path / "pool" / name)
     (tmp_path / "pool" / os.fsdecode(b"tom\xe9.jpg")).write_bytes(b"none")
     config = config.model_copy(update={"pool": tmp_path / "pool"})
-    prepare(config, tmp_path / "cache")
-    pool = open_dataset(config, tmp_path / "cache").pool
+    prepare(config, ImageCache(tmp_path / "cache"))
+    pool = open_dataset(config, ImageCache(tmp_path / "cache")).pool
     assert pool is not None
     assert pool.ids.tolist() == [name]
     assert reds(pool) == [200]
@@ -137,37 +139,49 @@ def test_names_of_images_need_not_be_utf8(tmp_path: Path) -> None:
 
 def test_other_ids_or_sizes_are_another_snapshot(tmp_path: Path) -> None:
     config = write_root(tmp_path)
-    prepare(config, tmp_path / "cache")
+    prepare(config, ImageCache(tmp_path / "cache"))
     larger = config.model_copy(update={"crop": 14})
-    assert reds(open_dataset(larger, tmp_path / "cache").val, 14) == [100, 101, 102, 103, 104, 105]
+    assert reds(open_dataset(larger, ImageCache(tmp_path / "cache")).val, 14) == [100, 101, 102, 103, 104, 105]
     lines = (tmp_path / "val.csv").read_text().splitlines()
     (tmp_path / "val.csv").write_text("\n".join([lines[0], *lines[:3:-1]]) + "\n")
-    assert reds(open_dataset(config, tmp_path / "cache").val) == [105, 104, 103]
+    assert reds(open_dataset(config, ImageCache(tmp_path / "cache")).val) == [105, 104, 103]
 
 
 def test_images_that_were_removed_are_decoded_again(tmp_path: Path) -> None:
     config = write_root(tmp_path)
-    prepare(config, tmp_path / "cache")
-    opened = open_dataset(config, tmp_path / "cache")
-    for entry in list_entries(tmp_path / "cache"):
-        remove_entry(tmp_path / "cache", entry.key)
+    prepare(config, ImageCache(tmp_path / "cache"))
+    opened = open_dataset(config, ImageCache(tmp_path / "cache"))
+    for entry in ImageCache(tmp_path / "cache").entries():
+        ImageCache(tmp_path / "cache").remove(entry.key)
     assert_as_begun(opened)  # what is open stays
     # Another order of images under the same name: the snapshot must not take rows of the removed pack for it.
     rows = (tmp_path / "train.csv").read_text().splitlines()
     (tmp_path / "other.csv").write_text("\n".join([rows[0], *rows[:0:-1]]) + "\n")
-    open_dataset(config.model_copy(update={"train": tmp_path / "other.csv"}), tmp_path / "cache")
-    assert_as_begun(open_dataset(config, tmp_path / "cache"))
+    open_dataset(config.model_copy(update={"train": tmp_path / "other.csv"}), ImageCache(tmp_path / "cache"))
+    assert_as_begun(open_dataset(config, ImageCache(tmp_path / "cache")))
 
 
-def test_a_cache_that_is_complete_need_not_be_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = write_root(tmp_path)
-    prepare(config, tmp_path / "cache")
-    shutil.rmtree(next((tmp_path / "cache").glob("*/snapshots")))
-    (next((tmp_path / "cache").glob("pixels-*")) / "snapshots").write_text("no folder")
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Iterator[Path]:
+    """A folder of which this process, as a user without rights, can only read what is written before `seteuid`."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+        os.seteuid(os.getuid())
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            path.chmod(0o755)
 
-    def refuse(content: bytes, sizes: object) -> None:
-        raise AssertionError("nothing is left to decode")
 
-    monkeypatch.setattr(builder, "shrink", refuse)
-    assert_as_begun(prepare(config, tmp_path / "cache"))
-    assert_as_begun(open_dataset(config, tmp_path / "cache"))
+def test_a_complete_cache_may_be_read_only(unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cache = write_root(unprivileged), ImageCache(unprivileged / "cache")
+    prepare(config, ImageCache(cache))
+    CacheIndex(cache.root).change(("DELETE FROM snapshots WHERE key IS NOT ?", [(None,)]))
+    monkeypatch.setattr(builder, "shrink", lambda content, sizes: pytest.fail("nothing is left to decode"))
+    for path in (unprivileged, *unprivileged.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+    with pytest.raises(PermissionError):
+        (cache.root / "file").write_text("")
+    assert_as_begun(prepare(config, ImageCache(cache)))
+    assert_as_begun(open_dataset(config, ImageCache(cache)))

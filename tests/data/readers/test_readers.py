@@ -380,7 +380,7 @@ def test_all_wrong_rows_are_collected(tmp_path: Path) -> None:
 def test_a_dmos_without_a_direction_has_a_note(tmp_path: Path, column: str) -> None:
     file = written(tmp_path, f"name,{column}", "a,4", "b,2")
     fields = {"scale": (1, 5), "columns": {"score": column}}
-    assert "`data.higher_is_better=false`" in str(read_ratings(file, DataConfig.model_validate(fields)).note)
+    assert "`data.higher_is_better=false`" in str(read_ratings(file, DataConfig.model_validate(fields)).notes)
     for direction in (True, False):
         ratings = read_ratings(file, DataConfig.model_validate({**fields, "higher_is_better": direction}))
-        assert (ratings.note, ratings.higher_is_better) == (None, direction)
+        assert (ratings.notes, ratings.higher_is_better) == ((), direction)

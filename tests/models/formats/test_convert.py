@@ -15,6 +15,7 @@ import timm
 import torch
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import ConfigError, StudyError
 from elta_tune.models.checkpoint import Checkpoint
 from elta_tune.models.formats.convert import write_model
@@ -242,11 +243,11 @@ def test_a_trial_is_measured_before_it_is_converted(
     measured_here: None,
 ) -> None:
     path = tmp_path / "out" / DEFAULT_NAMES[kind]
-    assert export(study, result, path, kind, cache=cache) <= 1e-4
+    assert export(study, result, path, kind, cache=ImageCache(cache)) <= 1e-4
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     change_weights("head.0.weight", 1.0)
     with pytest.raises(StudyError, match="nothing was written"):
-        export(study, result, path.with_name("again"), kind, cache=cache)
+        export(study, result, path.with_name("again"), kind, cache=ImageCache(cache))
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 

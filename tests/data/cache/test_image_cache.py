@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from elta_tune.data.cache import builder, decoding
-from elta_tune.data.cache.images import CachedImages, complete, find_room, look_up
+from elta_tune.data.cache.image_cache import CachedImages, ImageCache
 from elta_tune.data.cache.packs import Images, PackWriter
+from elta_tune.data.cache.progress import no_progress
 from elta_tune.errors import DataError
 
 SIZES = (24, 16)
@@ -24,7 +25,7 @@ BUILD = """
 import resource, sys, time
 from pathlib import Path
 from elta_tune.data.cache import builder
-from elta_tune.data.cache.images import complete, look_up
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import DataError
 
 builder.COMMIT_SECONDS = float("inf")  # it commits by the number of images alone
@@ -38,15 +39,12 @@ sys.stdin.readline()
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 files = sorted(map(str, Path(sys.argv[1]).iterdir()))
 try:
-    complete(Path(sys.argv[2]), look_up(Path(sys.argv[2]), files, (24, 16)), told, "decoding")
+    cache = ImageCache(Path(sys.argv[2]))
+    cache.complete(cache.look_up(files, (24, 16)), told, "decoding")
 except DataError as error:
     print("refused:", error.message, flush=True)
 """
 """A process that builds a cache when told to, and prints how far it is."""
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """Shows nothing."""
 
 
 def write_images(folder: Path, count: int = 60, edge: int = 50) -> list[str]:
@@ -62,7 +60,8 @@ def write_images(folder: Path, count: int = 60, edge: int = 50) -> list[str]:
 
 def opened(root: Path, files: Sequence[str], sizes: Sequence[int] = SIZES) -> CachedImages:
     """The complete cache of some files."""
-    return complete(root, look_up(root, files, sizes), silent, "decoding")
+    cache = ImageCache(root)
+    return cache.complete(cache.look_up(files, sizes), no_progress, "decoding")
 
 
 def pixels(images: Images) -> np.ndarray:
@@ -179,13 +178,13 @@ def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path: Path, decoded: l
         pass
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    for file in tmp_path.glob("cache/*/*/*.bin"):  # and its last writes were torn
+    for file in tmp_path.glob("cache/*/*/*.bin"):  # and its last writes are torn
         with file.open("ab") as stream:
             stream.write(b"torn")
     told: list[int] = []
-    known = look_up(tmp_path / "cache", files, SIZES)
+    known = ImageCache(tmp_path / "cache").look_up(files, SIZES)
     assert len(known.decoded) >= builder.COMMIT_IMAGES
-    cached = complete(tmp_path / "cache", known, lambda done, total, what: told.append(done), "decoding")
+    cached = ImageCache(tmp_path / "cache").complete(known, lambda done, total, what: told.append(done), "decoding")
     assert told == list(range(len(known.decoded) + 1, count + 1))
     assert len(decoded) == len(told)
     assert_right(cached, files)
@@ -197,8 +196,9 @@ def test_a_build_that_is_interrupted_can_go_on(tmp_path: Path) -> None:
     def interrupt(done: int, total: int, what: str) -> None:
         raise KeyboardInterrupt
 
+    cache = ImageCache(tmp_path / "cache")
     with pytest.raises(KeyboardInterrupt):
-        complete(tmp_path / "cache", look_up(tmp_path / "cache", files, SIZES), interrupt, "decoding")
+        cache.complete(cache.look_up(files, SIZES), interrupt, "decoding")
     assert_right(opened(tmp_path / "cache", files), files)
 
 
@@ -211,12 +211,12 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0]
     counted = sorted(int(line) for output in lines for line in output if line != "0")  # 0: it waits for the other
     assert counted == list(range(1, len(files) + 1))
-    assert_right(look_up(tmp_path / "cache", files, SIZES), files)
+    assert_right(ImageCache(tmp_path / "cache").look_up(files, SIZES), files)
 
 
 def test_a_disk_that_is_full_is_told_and_spoils_nothing(tmp_path: Path) -> None:
     files = write_images(tmp_path / "images")
-    process = start_build(tmp_path / "images", tmp_path / "cache", largest=30_000)
+    process = start_build(tmp_path / "images", tmp_path / "cache", largest=50_000)
     go(process)
     lines = process.communicate(timeout=240)[0].splitlines()
     assert "the image cache can't be written: File too large" in lines[-1]
@@ -246,14 +246,14 @@ def test_what_can_not_be_decoded_is_named_and_looked_at_again_when_it_changes(
 def test_more_than_there_is_room_for_is_refused(tmp_path: Path, decoded: list[tuple[int, ...]]) -> None:
     files = write_images(tmp_path / "images", 10)
     size = 10 * 3 * (24**2 + 16**2)
-    root = tmp_path / "cache"
-    parts = [look_up(root, files[:4], SIZES), look_up(root, files[4:], SIZES)]
+    cache = ImageCache(tmp_path / "cache")
+    parts = [cache.look_up(files[:4], SIZES), cache.look_up(files[4:], SIZES)]
     assert sum(part.missing_bytes for part in parts) == size
     with pytest.raises(DataError, match=r"decoding takes 25 kB on disk, more than the 24.9 kB allowed"):
-        find_room(root, parts, size - 51, silent)
-    assert find_room(root, parts, size, silent) == parts
+        cache.refuse_too_large(parts, size - 51, no_progress)
+    assert cache.refuse_too_large(parts, size, no_progress) == parts
     with pytest.raises(DataError, match=r"takes [\d,.]+ GB on disk, more than the [\d.]+ GB that are free in"):
-        find_room(root, [look_up(root, files, [100_000])] * 1000, None, silent)
+        cache.refuse_too_large([cache.look_up(files, [100_000])] * 1000, None, no_progress)
     assert not decoded
 
 
@@ -261,9 +261,10 @@ def test_what_is_there_under_another_path_needs_no_room(tmp_path: Path, decoded:
     opened(tmp_path / "cache", write_images(tmp_path / "images", 10))
     decoded.clear()
     moved = sorted(map(str, (tmp_path / "images").rename(tmp_path / "moved").iterdir()))
-    known = look_up(tmp_path / "cache", moved, SIZES)
+    cache = ImageCache(tmp_path / "cache")
+    known = cache.look_up(moved, SIZES)
     assert known.missing_bytes > 0
-    (part,) = find_room(tmp_path / "cache", [known], 0, silent)
+    (part,) = cache.refuse_too_large([known], 0, no_progress)
     assert part.missing_bytes == 0
     assert_right(part, moved)
     assert not decoded
@@ -272,20 +273,20 @@ def test_what_is_there_under_another_path_needs_no_room(tmp_path: Path, decoded:
 def test_what_can_not_be_there_is_refused_without_a_look_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(tmp_path / "cache", write_images(tmp_path / "images", 2))
     files = write_images(tmp_path / "other", 10, edge=40)
-    known = look_up(tmp_path / "cache", files, SIZES)
+    known = ImageCache(tmp_path / "cache").look_up(files, SIZES)
     monkeypatch.setattr(builder, "read_content", lambda path: pytest.fail(f"{path} is read"))
     with pytest.raises(DataError, match="more than the 10 kB allowed"):
-        find_room(tmp_path / "cache", [known], 10_000, silent)
+        ImageCache(tmp_path / "cache").refuse_too_large([known], 10_000, no_progress)
 
 
 def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     files = write_images(tmp_path / "images", 2)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match="file: the image cache can't be read: Not a directory"):
-        look_up(tmp_path / "file", files, SIZES)
+        ImageCache(tmp_path / "file").look_up(files, SIZES)
     for root in (Path("/proc/nowhere"), Path("/dev/null/cache")):
         with pytest.raises(DataError, match=r"the image cache can't be (read|written)"):
-            complete(root, look_up(root, files, SIZES), silent, "decoding")
+            opened(root, files)
 
 
 MEMORY = """
@@ -294,9 +295,9 @@ from pathlib import Path
 import numpy as np
 from elta_tune.data.cache.packs import Images, Pack
 
-pack = Pack(Path(sys.argv[1]))
-count = len(pack.digests())
-images = Images(pack.edge, [pack], np.zeros(count, np.int64), np.arange(count))
+count = 5000
+rows = np.arange(count)
+images = Images(64, [Pack(Path(sys.argv[1]))], np.zeros_like(rows), rows, np.zeros((count, 16), np.uint8))
 images.gather(np.arange(48))
 before = peak()
 for start in range(0, count, 48):
@@ -306,12 +307,11 @@ print(peak() - before)
 
 
 def test_reading_all_images_takes_the_memory_of_a_batch(tmp_path: Path, watched: Callable[..., list[int]]) -> None:
-    writer = PackWriter(tmp_path / "pack", 64, "images")
+    writer = PackWriter(tmp_path / "pack", 64, 0)
     thumbnail, random = np.zeros((8, 8, 3), np.uint8), np.random.default_rng(0)
-    for number in range(5000):
+    for _ in range(5000):
         shrunk = decoding.Shrunk({64: random.integers(0, 256, (64, 64, 3), np.uint8)}, thumbnail, (64, 64))
-        writer.append(number.to_bytes(16, "big"), shrunk, 64)
-    writer.commit()
+        writer.append(shrunk)
     writer.close()
     (grown,) = watched(MEMORY, tmp_path / "pack")
     assert grown < 6e6  # the images are 61 MB, a batch .6
