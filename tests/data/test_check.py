@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from elta_tune.data.cache.images import no_progress
 from PIL import Image
 
 from elta_tune.config import DataConfig, TrialConfig
 from elta_tune.data.cache import builder
 from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import no_progress
 from elta_tune.data.check import examine
 from elta_tune.data.prepare import prepare
 from elta_tune.data.report import describe
@@ -196,7 +196,13 @@ def test_ava_is_checked_whole(shared: Path, tmp_path: Path) -> None:
     file = shared / "data" / "ava" / "ava_labels.csv"
     data = {"ratings": str(file), "split": {"val": 0.05, "test": 0.05}}
     content = describe(
-        examine(DataConfig.model_validate(data), tmp_path, no_progress, recipes=[TrialConfig()], labels_only=True)
+        examine(
+            DataConfig.model_validate(data),
+            ImageCache(tmp_path),
+            no_progress,
+            recipes=[TrialConfig()],
+            labels_only=True,
+        )
     )
     assert sum(split["rows"] for split in content["splits"].values()) == 255_502
     assert content["splits"]["train"]["votes"]["min"] == 78

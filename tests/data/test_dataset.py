@@ -201,7 +201,7 @@ def test_the_demo_is_drawn_once_and_then_read_like_any_data(tmp_path: Path) -> N
     demo = {"train": 6, "val": 4, "test": 3, "pool": 2, "size": 20}
     settings = DataConfig.model_validate({"demo": demo, "resize": 20, "crop": 16})
     told: list[str] = []
-    dataset = prepare(settings, tmp_path, lambda done, total, what: told.append(what))
+    dataset = prepare(settings, ImageCache(tmp_path), lambda done, total, what: told.append(what))
     assert [len(dataset.train.ids), len(dataset.val.ids)] == [6, 4]
     assert dataset.test is not None
     assert dataset.pool is not None
@@ -210,6 +210,6 @@ def test_the_demo_is_drawn_once_and_then_read_like_any_data(tmp_path: Path) -> N
     assert dataset.threshold == 5.0
     assert any("demo" in what for what in told)
     told.clear()
-    again = prepare(settings, tmp_path, lambda done, total, what: told.append(what))
+    again = prepare(settings, ImageCache(tmp_path), lambda done, total, what: told.append(what))
     assert not told
     assert again.train.fingerprint == dataset.train.fingerprint

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from elta_tune.data.cache.images import no_progress
 from PIL import Image
 
 from elta_tune.config import DataConfig
 from elta_tune.data import overlap
 from elta_tune.data.cache.image_cache import ImageCache
+from elta_tune.data.cache.progress import no_progress
 from elta_tune.data.check import examine
 from elta_tune.data.prepare import prepare
 from elta_tune.errors import DataError

@@ -191,7 +191,7 @@ def test_it_is_left_out_with_its_reason_and_the_others_are_there(tmp_path: Path,
     assert reason in told
     assert train.ids.tolist() == ["good.png"]
     assert train.images[SIZE].gather(np.array([0]))[0, 0, 0].tolist() == [0, 90, 90]
-    with pytest.raises(DataError, match="1 of 2 images are missing or unreadable"):
+    with pytest.raises(DataError, match="1 of 2 images is missing or unreadable"):
         prepare(config.model_copy(update={"max_missing": 0.4}), ImageCache(tmp_path / "cache"))
 
 

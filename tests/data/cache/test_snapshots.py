@@ -111,14 +111,14 @@ def test_a_study_that_allows_less_to_be_missing_does_not_take_anothers_snapshot(
 @pytest.mark.parametrize("kept", [0, 1, 100, 5000, -1])
 def test_a_torn_index_is_made_again(tmp_path: Path, kept: int) -> None:
     config, cache = write_root(tmp_path), ImageCache(tmp_path / "cache")
-    prepare(config, ImageCache(cache))
+    prepare(config, cache)
     (index,) = (tmp_path / "cache").glob("pixels-*/index.sqlite")
     index.write_bytes(index.read_bytes()[:kept])
-    assert_as_begun(open_dataset(config, ImageCache(cache)))
-    assert_as_begun(prepare(config, ImageCache(cache)))
+    assert_as_begun(open_dataset(config, cache))
+    assert_as_begun(prepare(config, cache))
     for file in (tmp_path / "images").iterdir():
         file.unlink()
-    assert_as_begun(open_dataset(config, ImageCache(cache)))  # out of the snapshot
+    assert_as_begun(open_dataset(config, cache))  # out of the snapshot
     assert len({path.parent for path in (tmp_path / "cache").glob("pixels-*/*/pixels.bin")}) == 2  # one for each size
 
 
@@ -174,7 +174,7 @@ def unprivileged(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_complete_cache_may_be_read_only(unprivileged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, cache = write_root(unprivileged), ImageCache(unprivileged / "cache")
-    prepare(config, ImageCache(cache))
+    prepare(config, cache)
     CacheIndex(cache.root).change(("DELETE FROM snapshots WHERE key IS NOT ?", [(None,)]))
     monkeypatch.setattr(builder, "shrink", lambda content, sizes: pytest.fail("nothing is left to decode"))
     for path in (unprivileged, *unprivileged.rglob("*")):
@@ -183,5 +183,5 @@ def test_a_complete_cache_may_be_read_only(unprivileged: Path, monkeypatch: pyte
         os.seteuid(65534)
     with pytest.raises(PermissionError):
         (cache.root / "file").write_text("")
-    assert_as_begun(prepare(config, ImageCache(cache)))
-    assert_as_begun(open_dataset(config, ImageCache(cache)))
+    assert_as_begun(prepare(config, cache))
+    assert_as_begun(open_dataset(config, cache))
