@@ -120,7 +120,7 @@ def trial_epochs(
     config: TrialConfig,
     folder: TrialFolder,
     *,
-    cache: Path,
+    cache: ImageCache,
     device: str = "cpu",
     number: int | None = None,
     params: Mapping[str, Any] | None = None,

@@ -130,7 +130,7 @@ def test_a_model_of_dmos_is_measured_from_its_good_end(
     in_order = [one.score for one in best_first(found, loaded.higher_is_better)]
     assert in_order == sorted(in_order)
 
-    own = evaluate_model(loaded, config.data, "val", cache=cache)
+    own = evaluate_model(loaded, config.data, "val", cache=ImageCache(cache))
     file = evaluate_predictions(tmp_path / "trial" / "predictions.csv", predictions_data({}))
     for name in ("srcc", "accuracy", "mae_low", "mae_high"):
         assert own.metrics[name] == pytest.approx(result.metrics[name], abs=1e-3)
@@ -140,6 +140,6 @@ def test_a_model_of_dmos_is_measured_from_its_good_end(
     (tmp_path / "mos.csv").write_text("\n".join(["name,MOS", *mos]) + "\n")
     overrides = {"data.scale": [0, 100], "data.higher_is_better": True}
     data = table_data(loaded, tmp_path / "mos.csv", root / "images", overrides)
-    other = evaluate_model(loaded, data, "test", cache=cache)
+    other = evaluate_model(loaded, data, "test", cache=ImageCache(cache))
     for name in ("srcc", "accuracy", "mae", "mae_low", "mae_high", "n_low"):
         assert other.metrics[name] == pytest.approx(own.metrics[name], abs=1e-3), name

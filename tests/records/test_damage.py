@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import DamagedError, StudyError, UnreadableError
 from elta_tune.records import EpochRecord, StudyFolder, TrialFolder
 from elta_tune.trial import NoReporter, TrialStopped, record_failure, run_trial
@@ -48,8 +49,8 @@ def trials(rounds: TrialConfig, cache: Path, tmp_path_factory: pytest.TempPathFa
     """`stopped`, a trial after its second epoch, and `whole`, the same one to its end. Tests only read them."""
     folder = tmp_path_factory.mktemp("trials")
     with pytest.raises(TrialStopped):
-        run_trial(rounds, TrialFolder(folder / "stopped"), StopAt(2), cache=cache)
-    run_trial(rounds, TrialFolder(folder / "whole"), NoReporter(), cache=cache)
+        run_trial(rounds, TrialFolder(folder / "stopped"), StopAt(2), cache=ImageCache(cache))
+    run_trial(rounds, TrialFolder(folder / "whole"), NoReporter(), cache=ImageCache(cache))
     return folder
 
 
@@ -103,7 +104,7 @@ def test_a_damaged_trial_ends_as_an_undisturbed_one(
     stopped: TrialFolder, trials: Path, rounds: TrialConfig, cache: Path, name: str, damage: str
 ) -> None:
     damage_file(stopped.path / name, damage)
-    run_trial(rounds, stopped, NoReporter(), cache=cache)
+    run_trial(rounds, stopped, NoReporter(), cache=ImageCache(cache))
     results: list[dict[str, Any]] = []
     for path in (stopped.path, trials / "whole"):
         content = json.loads((path / "result.json").read_text())
@@ -123,7 +124,7 @@ def test_an_unreadable_file_stops_the_trial_untouched(
     make(file)
     before = {path for path in stopped.path.rglob("*") if path.is_file()}
     with pytest.raises(UnreadableError, match=f"/{name}: (not a regular file|Is a directory)"):
-        run_trial(rounds, stopped, NoReporter(), cache=cache)
+        run_trial(rounds, stopped, NoReporter(), cache=ImageCache(cache))
     assert {path for path in stopped.path.rglob("*") if path.is_file()} == before
 
 
@@ -155,7 +156,7 @@ class TestIdentity:
         stopped.config_file.write_text(text.replace(old, new))
         before = {path: path.read_bytes() for path in stopped.path.rglob("*") if path.is_file()}
         with pytest.raises(StudyError, match=rf"config\.yaml.*{named}"):
-            run_trial(rounds, stopped, NoReporter(), cache=cache)
+            run_trial(rounds, stopped, NoReporter(), cache=ImageCache(cache))
         assert {path: path.read_bytes() for path in stopped.path.rglob("*") if path.is_file()} == before
 
 
