@@ -62,6 +62,7 @@ def _rebuilt(plan: StudyPlan, number: int, trial: TrialFolder, cache: Path) -> T
     Raises:
         EltaTuneError: one of them is damaged or gone.
     """
+    from elta_tune.data.cache.image_cache import ImageCache
     from elta_tune.data.prepare import open_dataset
     from elta_tune.provenance import environment
     from elta_tune.trial import describe_data, model_facts, rounds_of
@@ -72,7 +73,7 @@ def _rebuilt(plan: StudyPlan, number: int, trial: TrialFolder, cache: Path) -> T
         raise DamagedError(f"{trial.best_file}: is not of the best epoch in {trial.metrics_file.name}")
     with damage_errors(trial.result_file):
         text = read_regular(trial.result_file).decode("utf-8", "replace")
-    dataset = open_dataset(config.data, cache)
+    dataset = open_dataset(config.data, ImageCache(cache))
     is_whole = epochs[-1].step >= config.planned_epochs or trial.selected_nothing(epochs[-1].round + 1)
     state = re.search(r'"state": "(complete|pruned|failed)"', text)
     reason = re.search(r'"reason": "([^"\\]*)"', text)
