@@ -673,7 +673,7 @@ def check_space(
     from elta_tune.studies.plan import configurations
 
     recipes = list(configurations(plan))
-    examined = examine(data, _cache(cache), progress or _no_progress, recipes=recipes, labels_only=True)
+    examined = examine(data, _image_cache(cache), progress or no_progress, recipes=recipes, labels_only=True)
     return SpaceCheck(plan, examined.refusals, has_data=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import StudyError
 from elta_tune.records import EpochRecord, StudyFolder
 from elta_tune.space.space import SearchSpace
@@ -50,7 +51,7 @@ def trained(data_root: Path, cache: Path, tmp_path_factory: pytest.TempPathFacto
     record_plan(study, plan, {"backend": "optuna"})
     for number, reporter in enumerate((NoReporter(), PruneAt(1))):
         params = {"optim.lr": plan.recipe.optim.lr}
-        run_trial(plan.recipe, study.trial(number), reporter, cache=cache, number=number, params=params)
+        run_trial(plan.recipe, study.trial(number), reporter, cache=ImageCache(cache), number=number, params=params)
     sqlite3.connect(study.database).execute("create table trials (id)").connection.close()
     return study.path
 
