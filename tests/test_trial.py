@@ -282,7 +282,9 @@ def test_ratings_of_the_pool_choose_nothing_and_tell_afterwards_how_good_its_lab
 # Save, then record, then report
 
 
-def test_each_epoch_is_saved_then_recorded_then_reported(rounds: TrialConfig, run: Run, tmp_path: Path) -> None:
+def test_each_epoch_is_saved_then_recorded_then_reported(
+    rounds: TrialConfig, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = TrialFolder(tmp_path / "trial")
 
     def look(step: int) -> None:
@@ -297,9 +299,13 @@ def test_each_epoch_is_saved_then_recorded_then_reported(rounds: TrialConfig, ru
     assert reporter.steps == [1, 2, 3, 4]
 
     blocked = TrialFolder(tmp_path / "blocked")
-    blocked.metrics_file.mkdir(parents=True)
     reporter = Watching()
-    with pytest.raises(IsADirectoryError):
+
+    def fail(folder: TrialFolder, record: EpochRecord) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(TrialFolder, "append", fail)
+    with pytest.raises(OSError, match="the disk is full"):
         run(rounds, "blocked", reporter)
     assert blocked.last_file.exists() and reporter.steps == []
 
