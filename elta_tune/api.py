@@ -275,10 +275,12 @@ def train(
 
     device, images = choose_device(device), _image_cache(cache)
     from elta_tune.records import TrialFolder
+    from elta_tune.records.owner import refuse_owned_trial
     from elta_tune.studies.preflight import preflight
     from elta_tune.trial import run_trial
 
     folder = TrialFolder((Path(runs) / f"train-{name}" if out is None else Path(out)).absolute())
+    refuse_owned_trial(folder.path)
     preflight([config], images, progress or no_progress, [device])
     if on_ready is not None:
         on_ready()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from elta_tune.errors import StudyError
+from elta_tune.records.owner import owner_of
 
 
 @contextmanager
@@ -21,15 +22,19 @@ def unwritable_told(path: Path) -> Iterator[None]:
 
 
 def refuse_existing(path: Path, force: bool, argument: str, *, what: str = "") -> None:
-    """Refuses what would replace something.
+    """Refuses what would replace something, or go into a folder that something else owns.
 
     Args:
         argument: of the API, which names the path.
         what: is told of the path.
 
     Raises:
-        StudyError: it is there already, and is not to be replaced by force.
+        StudyError: it already exists or its place is owned, and it is not to be written by force.
     """
+    if not force and (owner := owner_of(path)) is not None:
+        raise StudyError(
+            f"{path}: belongs to {owner}", f"choose another `{argument}`, or write it all the same: `force=True`"
+        )
     if path.exists() and not force:
         raise StudyError(f"{path}: is there already{what}", f"replace it: `force=True`, or choose another `{argument}`")
 
