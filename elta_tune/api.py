@@ -403,10 +403,7 @@ def predict(
         raise ConfigError(f"`batch_size={batch_size}`: should be 1 or more")
     named = [paths] if isinstance(paths, str | os.PathLike) else paths
     data = data_with(TrialConfig(), overrides or {}, only=["data.columns.id"])
-    files, notes = list_images([Path(path) for path in named], None if images is None else Path(images), data)
-    if on_note is not None:
-        for note in notes:
-            on_note(note)
+    files = list_images([Path(path) for path in named], None if images is None else Path(images), data, on_note)
     checkpoint, device = _checkpoint(model, runs, head), choose_device(device)
     predictions = predict_images(
         checkpoint, files, device=device, batch_size=batch_size, progress=progress or no_progress

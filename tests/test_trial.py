@@ -367,7 +367,7 @@ def start_process(config: TrialConfig, folder: Path, cache: Path) -> Any:
     """The trial in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     process = context.Process(
-        target=run_trial, args=(config, TrialFolder(folder), NoReporter()), kwargs={"cache": cache}
+        target=run_trial, args=(config, TrialFolder(folder), NoReporter()), kwargs={"cache": ImageCache(cache)}
     )
     process.start()
     return process

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,9 +56,12 @@ NOT_FINITE = "the model's output is not finite"
 
 
 def list_images(
-    paths: Sequence[Path], images: Path | None = None, data: DataConfig | None = None
-) -> tuple[list[ImageFile], list[str]]:
-    """The images that some paths name, and notes about the files of folders that are not used.
+    paths: Sequence[Path],
+    images: Path | None = None,
+    data: DataConfig | None = None,
+    on_note: Callable[[str], object] | None = None,
+) -> list[ImageFile]:
+    """The images that some paths name.
 
     An image of a folder is called by its path below it, as rating files call it; if several paths are named, by its
     whole path, for there may be one of that name in each.
@@ -67,6 +70,7 @@ def list_images(
         paths: images, folders (with all below them), or tables with a column of ids (CSV, text, JSON, Excel).
         images: folder of the images of tables; left out, `images/` beside each, or else the table's own folder.
         data: how to read tables, where their columns do not tell it.
+        on_note: called with a line about the files of a folder that are not used.
 
     Raises:
         ConfigError: there are no paths, or there is a folder of tables' images, but no table.
@@ -88,6 +92,8 @@ def list_images(
             listing = list_folder(path)
             found += [ImageFile(name if len(paths) == 1 else str(path / name), path / name) for name in listing.images]
             notes += listing.notes
+            if on_note is not None and listing.notes:
+                on_note("\n".join(listing.notes))
         elif _is_table(path):
             beside = path.parent / "images"
             folder = ImageFolder(str(images or (beside if beside.is_dir() else path.parent)))
@@ -96,7 +102,7 @@ def list_images(
             found.append(ImageFile(str(path), path))
     if not found:
         raise DataError("\n".join([f"{', '.join(map(str, paths))}: there are no images", *notes]))
-    return found, notes
+    return found
 
 
 def _is_own_pipe(path: str | Path) -> bool:
