@@ -198,6 +198,14 @@ class Backend(Protocol):
         """
         ...
 
+    def check_storage(self, folder: StudyFolder, plan: StudyPlan) -> None:
+        """Reads what it keeps of a study next to the folders of the trials, and makes it agree with them.
+
+        Raises:
+            StudyError: it can't be read; DamagedError: it is damaged.
+        """
+        ...
+
     def is_exhausted(self, folder: StudyFolder, plan: StudyPlan) -> bool:
         """Whether the study has nothing left to propose."""
         ...

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import cast
 
 from elta_tune.errors import DamagedError, EltaTuneError, UnreadableError
 from elta_tune.files import damage_errors, read_regular
 from elta_tune.records import State, StudyFolder, TrialFolder, TrialResult
+from elta_tune.studies.backend import backend_of
 from elta_tune.studies.launch import study_lock
 from elta_tune.studies.plan import StudyPlan, read_plan
 
@@ -38,9 +37,15 @@ def repair_study(folder: StudyFolder, cache: Path) -> Iterator[str]:
                 raise
             except DamagedError as damage:
                 yield f"trial {number}: {damage.message}; {_repair_result(plan, number, trial, cache)}"
-        if folder.database.exists() and (problem := _database_problem(folder.database)):
+        backend = backend_of(folder)
+        try:
+            backend.check_storage(folder, plan)
+        except DamagedError as damage:
+            if not damage.message.startswith(f"{folder.database}:"):
+                return  # a trial's file, which is named above
             kept = _set_aside(folder.database)
-            yield f"{folder.database}: {problem}; kept as {kept.name}: `elta-tune run` makes it again from the folders"
+            backend.check_storage(folder, plan)
+            yield f"{damage.message}; kept as {kept.name}, and made again from the folders"
 
 
 def _repair_result(plan: StudyPlan, number: int, trial: TrialFolder, cache: Path) -> str:
@@ -109,17 +114,6 @@ def _sound_results(trial: TrialFolder) -> Iterator[TrialResult]:
             continue
         if result is not None:
             yield result
-
-
-def _database_problem(database: Path) -> str | None:
-    """What SQLite finds wrong with a file."""
-    try:
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=rw", uri=True)) as connection:
-            found = connection.execute("pragma quick_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
-        is_damage = not isinstance(error, sqlite3.OperationalError)  # which is a lock, or the system's refusal
-        return f"is damaged: {error}" if is_damage else None
-    return None if found == ("ok",) else f"is damaged: {str(found[0]).splitlines()[0]}"
 
 
 def _set_aside(file: Path) -> Path:

@@ -16,6 +16,7 @@ from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import StudyError
 from elta_tune.records import EpochRecord, StudyFolder
 from elta_tune.space.space import SearchSpace
+from elta_tune.studies.optuna.study import OptunaStudy
 from elta_tune.studies.plan import make_plan, record_plan
 from elta_tune.studies.repair import repair_study
 from elta_tune.trial import NoReporter, TrialPruned, run_trial
@@ -52,7 +53,7 @@ def trained(data_root: Path, cache: Path, tmp_path_factory: pytest.TempPathFacto
     for number, reporter in enumerate((NoReporter(), PruneAt(1))):
         params = {"optim.lr": plan.recipe.optim.lr}
         run_trial(plan.recipe, study.trial(number), reporter, cache=ImageCache(cache), number=number, params=params)
-    sqlite3.connect(study.database).execute("create table trials (id)").connection.close()
+    OptunaStudy(study, plan, cache).unfinished()
     return study.path
 
 
@@ -135,7 +136,10 @@ def test_a_damaged_database_is_set_aside(study: StudyFolder, cache: Path) -> Non
     study.database.write_bytes(b"garbage " * 1000)
     (line,) = repair_study(study, cache)
     assert line.startswith(f"{study.database}: is damaged: ") and "study.db.damaged" in line
-    assert not study.database.exists()
+    assert list(repair_study(study, cache)) == []  # it was made again
+    with sqlite3.connect(study.database) as connection:
+        assert connection.execute("select state from trials order by number").fetchall() == [("COMPLETE",), ("PRUNED",)]
+    connection.close()
 
 
 def test_a_running_study_is_not_repaired(study: StudyFolder, cache: Path) -> None:

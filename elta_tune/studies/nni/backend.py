@@ -114,6 +114,9 @@ class NniBackend:
         reconcile(folder, read_plan(folder))
         return watched or left
 
+    def check_storage(self, folder: StudyFolder, plan: StudyPlan) -> None:
+        """Nothing: a study whose database is lost goes on from its folders."""
+
     def is_exhausted(self, folder: StudyFolder, plan: StudyPlan) -> bool:
         """Whether NNI's tuner had nothing left to propose: it repeats no point of a space."""
         ending = NniFolder(folder).ended()

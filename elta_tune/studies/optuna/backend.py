@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elta_tune.errors import StudyError
@@ -113,6 +114,12 @@ class OptunaBackend:
     def stop(self, folder: StudyFolder, say: Say) -> bool:
         """Ends the command that runs the study."""
         return stop_holder(folder, folder.lock_file, say)
+
+    def check_storage(self, folder: StudyFolder, plan: StudyPlan) -> None:
+        """Opens `study.db`, which restores what it lacks from the folders."""
+        from elta_tune.studies.optuna.study import OptunaStudy
+
+        OptunaStudy(folder, plan, Path()).unfinished()
 
     def is_exhausted(self, folder: StudyFolder, plan: StudyPlan) -> bool:
         """Whether each point of the space has its result."""

@@ -60,7 +60,9 @@ def _agrees(row: FrozenTrial | None, params: dict[str, Any], trial: TrialFolder,
     if plan.space.point_key(row.params) != plan.space.point_key(params):
         return False
     result = trial.result()
-    return not row.state.is_finished() if result is None else row.state in (TrialState.RUNNING, STATES[result.state])
+    if result is None or row.state == TrialState.RUNNING:
+        return not row.state.is_finished()
+    return row.state == STATES[result.state] and (result.state != "complete" or row.values == [result.value])
 
 
 def _running(trial: TrialFolder, params: dict[str, Any], plan: StudyPlan) -> FrozenTrial:

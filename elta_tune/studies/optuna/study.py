@@ -143,7 +143,8 @@ class OptunaStudy:
 
     @seconds_run.setter
     def seconds_run(self, seconds: float) -> None:
-        self._study.set_user_attr("seconds_run", seconds)
+        with database_errors(self.folder):
+            self._study.set_user_attr("seconds_run", seconds)
 
     def _opened(self, trial: Trial, reported: set[int]) -> OpenTrial:
         params = self.plan.space.suggest(trial, self.plan.recipe)

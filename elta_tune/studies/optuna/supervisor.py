@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from elta_tune.errors import StudyError
-from elta_tune.executors import Ended, Executor, Halted, Heard, Job, Reported
+from elta_tune.executors import Ended, Executor, Halted, Heard, Job, Reported, Verdict
 from elta_tune.records import TrialFolder, TrialResult
 from elta_tune.studies.events import (
     ANY_FAILURES_IN_A_ROW,
@@ -71,14 +71,14 @@ class Supervisor:
                     yield Stopping(reason)
                 yield from self._fill()
                 if not self.executor.running:
-                    self.study.seconds_run = seconds()
                     if self._fault is not None:
                         raise self._fault
+                    self.study.seconds_run = seconds()
                     return
                 heard = self.executor.wait(TICK)
                 for event in heard:
                     yield from self._answer(event)
-                if any(isinstance(event, Ended) for event in heard):
+                if self._fault is None and any(isinstance(event, Ended) for event in heard):
                     self.study.seconds_run = seconds()  # a kill then loses the time of the running trials alone
                 if not heard:
                     yield Tick()
@@ -96,7 +96,11 @@ class Supervisor:
     def _fill(self) -> Iterator[Event]:
         while self.executor.has_room and not self.stopped:
             resumed = bool(self._queue)
-            job = self._queue.popleft() if resumed else self._ask()
+            try:
+                job = self._queue.popleft() if resumed else self._ask()
+            except StudyError as error:
+                yield from self._halt(error)
+                return
             if job is None:
                 return
             self.executor.start(job)
@@ -113,7 +117,11 @@ class Supervisor:
             yield Paused(event.number)
             return
         if isinstance(event, Reported):
-            verdict = self.study.observe(event.number, event.record)
+            verdict: Verdict = "go on"
+            try:
+                verdict = self.study.observe(event.number, event.record)
+            except StudyError as error:  # the folder has the epoch: the next start reports it
+                yield from self._halt(error)
             has_more = event.record.step < self.study.job(event.number).config.planned_epochs
             self.executor.answer(event.number, "stop" if self.stopped and verdict == "go on" and has_more else verdict)
             yield event
@@ -133,7 +141,11 @@ class Supervisor:
 
             reason, params = f"{fault}, {RETRIES + 1} times", self.study.job(event.number).params
             record_failure(folder, reason, event.number, params)
-        result = self.study.tell(event.number)
+        try:
+            result = self.study.tell(event.number)
+        except StudyError as error:  # the folder has the result: the next start tells it
+            yield from self._halt(error)
+            return
         yield Finished(result)
         yield from self._watch_failures(result)
 

@@ -508,6 +508,24 @@ def test_a_database_that_can_not_be_read_is_named(half: tuple[StudyFolder, Study
     assert "elta-tune repair one" in (caught.value.hint or "")
 
 
+@pytest.mark.parametrize("table_name", ["trial_params", "trial_intermediate_values", "trial_values"])
+def test_a_lost_table_halts_and_the_study_goes_on(
+    half: tuple[StudyFolder, StudyPlan, StudyPlan], tmp_path: Path, table: Table, table_name: str
+) -> None:
+    folder, _, longer = half
+    broken = StudyFolder(tmp_path / "broken")
+    shutil.copytree(folder.path, broken.path)
+    study = OptunaStudy(broken, longer, Path("cache"))
+    with sqlite3.connect(broken.database) as connection:
+        connection.execute(f"drop table {table_name}")
+    connection.close()
+    with pytest.raises(StudyError, match=r"study\.db: is damaged: no such table"):
+        list(Supervisor(study, CurveExecutor(rising)).events())
+    run(folder, longer)
+    run(broken, longer)
+    assert table(broken) == table(folder)
+
+
 def test_a_damaged_database_is_refused(make_plan_of: MakePlan, study_folder: StudyFolder) -> None:
     study_folder.database.write_bytes(b"not a database at all" * 100)
     with pytest.raises(StudyError, match=r"study\.db: is damaged: file is not a database"):
