@@ -13,7 +13,8 @@ from elta_tune.locks import owner
 from elta_tune.records import StudyFolder
 from elta_tune.studies.backend import LaunchOptions, RunningStudy, Say, StudyRequest, backend_of, load_backend
 from elta_tune.studies.completion import is_finished
-from elta_tune.studies.plan import StudyPlan
+from elta_tune.studies.moved import moved_fields, settle_move
+from elta_tune.studies.plan import StudyPlan, read_plan, record_plan
 from elta_tune.studies.request import resolve_plan
 from elta_tune.training.devices import check_names
 
@@ -67,8 +68,8 @@ def study_lock(folder: StudyFolder) -> Iterator[int]:
                     folder.path.rmdir()
 
 
-def prepare_study(plan: StudyPlan, options: LaunchOptions) -> tuple[list[Slot], Dataset]:
-    """Where a study's trials run and what on, checked before any of them starts.
+def prepare_study(folder: StudyFolder, plan: StudyPlan, options: LaunchOptions) -> tuple[list[Slot], Dataset]:
+    """The slots and the data of a study, checked before a trial starts. Trials whose data were moved get the new paths.
 
     Raises:
         EltaTuneError: a device, the data or the model.
@@ -78,7 +79,17 @@ def prepare_study(plan: StudyPlan, options: LaunchOptions) -> tuple[list[Slot], 
         from elta_tune.studies.preflight import choose_slots, preflight_study  # which import torch
 
         slots = choose_slots(options.devices, options.workers)
-        return slots, preflight_study(plan, slots, ImageCache(options.cache), progress)
+        dataset = preflight_study(plan, slots, ImageCache(options.cache), progress)
+        if folder.exists():
+            settle_move(folder, plan, dataset)
+        return slots, dataset
+
+
+def settle_finished(folder: StudyFolder, plan: StudyPlan, options: LaunchOptions) -> None:
+    """Gives a finished study the new paths of its data, if they were moved."""
+    if moved_fields(read_plan(folder).recipe, plan.recipe):
+        prepare_study(folder, plan, options)
+        record_plan(folder, plan, {})
 
 
 def stop_study(folder: StudyFolder, say: Say) -> bool:

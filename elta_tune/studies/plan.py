@@ -120,7 +120,7 @@ def read_facts(folder: StudyFolder) -> dict[str, Any]:
 
 
 def refuse_changes(folder: StudyFolder, own: StudyPlan, asked: StudyPlan) -> None:
-    """A study goes on as it began, budget apart.
+    """A study continues as it was started, apart from its budget.
 
     Raises:
         StudyError: names each field that differs.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from elta_tune.config import load_recipe
 from elta_tune.documents import find_document
@@ -14,7 +15,11 @@ from elta_tune.records import StudyFolder
 from elta_tune.space.check import load_space
 from elta_tune.space.space import Budget
 from elta_tune.studies.backend import DEFAULT, StudyRequest, check_plan, choose_backend, load_backend
+from elta_tune.studies.moved import content_of, moved_fields
 from elta_tune.studies.plan import StudyPlan, make_plan, raise_budget, read_plan, record_plan, refuse_changes
+
+if TYPE_CHECKING:
+    from elta_tune.data.dataset import Dataset
 
 
 def request_study(
@@ -93,6 +98,8 @@ def resolve_plan(request: StudyRequest) -> StudyPlan:
     folder, plan, own = request.folder, request.plan, request.plan.budget
     if folder.exists():
         plan = read_plan(folder)
+        moved = moved_fields(plan.recipe, request.plan.recipe)  # compared by content once the data are prepared
+        plan = replace(plan, recipe=plan.recipe.replace(moved))
         refuse_changes(folder, plan, request.plan)
         budget = raise_budget(plan.budget, request.trials, request.timeout)
     else:
@@ -102,9 +109,10 @@ def resolve_plan(request: StudyRequest) -> StudyPlan:
     return plan
 
 
-def record_request(request: StudyRequest, plan: StudyPlan) -> None:
+def record_request(request: StudyRequest, plan: StudyPlan, dataset: Dataset) -> None:
     """Writes `study.yaml` with what is known of the run that starts it; of a study that goes on, its raised budget."""
     from elta_tune.provenance import commit, versions
 
-    facts = {"study": request.folder.name, "backend": request.backend, **request.files}
-    record_plan(request.folder, plan, {**facts, "packages": versions(), "commit": commit()})
+    facts: dict[str, Any] = {"study": request.folder.name, "backend": request.backend, **request.files}
+    facts |= {"packages": versions(), "commit": commit(), "content": content_of(plan, dataset)}
+    record_plan(request.folder, plan, facts)

@@ -12,7 +12,8 @@ from elta_tune.errors import ConfigError, StudyError
 from elta_tune.records import StudyFolder, locked
 from elta_tune.studies.backend import LaunchOptions, RunningStudy, Say, StudyRequest, WebUI
 from elta_tune.studies.completion import is_finished
-from elta_tune.studies.launch import prepare_study, stop_holder, study_lock
+from elta_tune.studies.launch import prepare_study, settle_finished, stop_holder, study_lock
+from elta_tune.studies.moved import moved_fields
 from elta_tune.studies.nni.experiment import start, view
 from elta_tune.studies.nni.folder import NniFolder, Workers
 from elta_tune.studies.nni.node import Node, end, find_node, kill, members, require_nni, status
@@ -153,6 +154,9 @@ def running_node(nni: NniFolder) -> Node | None:
 def join(request: StudyRequest, options: LaunchOptions, node: Node) -> NniRun:
     """A study that runs already, its budget raised to what is requested."""
     folder, workers = request.folder, NniFolder(request.folder).workers()
+    if moved := moved_fields(read_plan(folder).recipe, request.plan.recipe):
+        problem = f"study {folder.name} is running, and its data can't be moved: {', '.join(moved)}"
+        raise StudyError(problem, f"stop it first: elta-tune stop {folder.name}")
     running = NniRun(folder, read_plan(folder), node, workers, ignored=ignored_options(options, workers, node))
     running.raise_budget(resolve_plan(request))
     return running
@@ -181,10 +185,11 @@ def start_study(request: StudyRequest, options: LaunchOptions, lock: int) -> Ite
     before, notes = fault(nni) if nni.ended() else None, folder.restart_damaged()
     reconcile(folder, plan)
     if is_finished(folder, plan):
+        settle_finished(folder, plan, options)
         yield None
         return
-    slots, dataset = prepare_study(plan, options)
-    record_request(request, plan)
+    slots, dataset = prepare_study(folder, plan, options)
+    record_request(request, plan, dataset)
     workers = Workers(slots=tuple(slots), cache=options.cache.absolute())
     notes += [] if before is None else [f"it had ended: {before.message}"]
     try:

@@ -13,7 +13,7 @@ from elta_tune.records import StudyFolder
 from elta_tune.studies.backend import LaunchOptions, RunningStudy, Say, StudyRequest, WebUI
 from elta_tune.studies.completion import is_finished, is_space_used_up
 from elta_tune.studies.events import Event, StopReason
-from elta_tune.studies.launch import prepare_study, stop_holder, study_lock
+from elta_tune.studies.launch import prepare_study, settle_finished, stop_holder, study_lock
 from elta_tune.studies.plan import StudyPlan, record_plan
 from elta_tune.studies.request import record_request, resolve_plan
 
@@ -85,6 +85,7 @@ class OptunaBackend:
         with study_lock(folder):
             plan, resumed, notes = resolve_plan(request), folder.exists(), folder.restart_damaged()
             if is_finished(folder, plan):
+                settle_finished(folder, plan, options)
                 from elta_tune.studies.optuna.study import OptunaStudy
 
                 OptunaStudy(folder, plan, cache).unfinished()  # tells its database what a kill kept from it
@@ -94,11 +95,11 @@ class OptunaBackend:
 
             executor = load_executor(options.executor)
             executor.prepare()  # which imports what trials need while this process does
-            slots, dataset = prepare_study(plan, options)
+            slots, dataset = prepare_study(folder, plan, options)
             from elta_tune.studies.optuna.study import OptunaStudy
             from elta_tune.studies.optuna.supervisor import Supervisor
 
-            record_request(request, plan)
+            record_request(request, plan, dataset)
             supervisor = Supervisor(OptunaStudy(folder, plan, cache), executor(slots))
             before = supervisor.study.seconds_run
             yield OptunaRun(supervisor, folder, plan, resumed, dataset, slots, before, notes=notes)
