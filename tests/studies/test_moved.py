@@ -13,7 +13,7 @@ import yaml
 from elta_tune.records import StudyFolder
 
 SPACE = {
-    "parameters": {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1, "log": True}},
+    "parameters": {"optim.lr": {"type": "float", "low": 2e-3, "high": 4e-3, "log": True}},
     "pruner": {"name": "none"},
 }
 
@@ -38,7 +38,7 @@ def test_study_continues_with_a_moved_data_folder(started: StudyFolder, command:
     before = started.trial(0).result_file.read_bytes()
     assert run(command, tmp_path / "new", 2).returncode == 0
     assert started.trial(0).result_file.read_bytes() == before
-    assert [result.state for result in started.results()] == ["complete", "complete"]
+    assert [(result.state, result.reason) for result in started.results()] == [("complete", None)] * 2
     for number, trial in started.trials():
         assert trial.config().data.root == tmp_path / "new", number
     measured = command("evaluate", "mine:0", "--split", "val", "--json")
