@@ -31,7 +31,7 @@ from elta_tune.documents import (
     shown,
     takes_text,
 )
-from elta_tune.errors import ConfigError
+from elta_tune.errors import ConfigError, Settings
 from elta_tune.method.metrics import DIRECTIONS
 
 
@@ -411,7 +411,7 @@ class TrialConfig(Section):
             value = None if value is None else getattr(value, part)
         return str(value) if isinstance(value, Path) else value
 
-    def replace(self, values: Mapping[str, Any], *, source: str = "recipe") -> TrialConfig:
+    def replace(self, values: Settings, *, source: str = "recipe") -> TrialConfig:
         """The recipe with other values of dotted fields, validated; errors name `source`.
 
         Raises:
@@ -486,7 +486,7 @@ def switch_of(name: str) -> Switch | None:
     return next((switch for switch in SWITCHES if name in switch.fields), None)
 
 
-def load_recipe(path: Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> TrialConfig:
+def load_recipe(path: Path, overrides: Iterable[str] | Settings = ()) -> TrialConfig:
     """Reads a recipe and applies overrides: dotted fields with their values, or typed `key=value` texts.
 
     Raises:
@@ -500,7 +500,7 @@ def load_recipe(path: Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -
     return parse(TrialConfig, replace(document, content=content, texts=own, overridden=frozenset(values)))
 
 
-def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
+def read_overrides(texts: Iterable[str]) -> Settings:
     """Dotted fields and their values, of `key=value` texts whose values are YAML.
 
     Raises:
@@ -535,7 +535,7 @@ def _typed_text(name: str, text: str) -> str | None:
     return text
 
 
-def _with(content: Mapping[str, Any], values: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _with(content: Mapping[str, Any], values: Settings, source: str) -> dict[str, Any]:
     """The content with other values of dotted keys, of which `source` is named in errors."""
     result: dict[str, Any] = dict(content)
     for name, value in values.items():

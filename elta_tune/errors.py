@@ -23,6 +23,12 @@ same way.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+Setting = bool | int | float | str | Path | None | Sequence["Setting"] | Mapping[str, "Setting"]
+"""The value of a field, as Python or YAML has it."""
+Settings = Mapping[str, Setting]
+"""Values of a recipe's fields by their dotted names."""
 
 
 class EltaTuneError(Exception):
@@ -58,7 +64,7 @@ class DataError(EltaTuneError):
         settings: values of the recipe's fields with which a check can go on, to find what else is wrong.
     """
 
-    def __init__(self, message: str, hint: str | None = None, settings: Mapping[str, object] | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, settings: Settings | None = None) -> None:
         super().__init__(message, hint)
         self.settings = settings or {}
 
@@ -97,7 +103,7 @@ class OutOfMemoryError(TrialError):
     """The device has no memory left."""
 
 
-def typed(settings: Mapping[str, object]) -> str:
+def typed(settings: Settings) -> str:
     """Settings of a recipe's fields, as a hint shows them."""
     return " ".join(f"`{name}={_value(value)}`" for name, value in settings.items())
 
@@ -112,7 +118,7 @@ def combined(errors: Sequence[EltaTuneError]) -> EltaTuneError:
     if not others:
         return first
     lines = [f"{len(errors)} problems:"]
-    settings: dict[str, object] = {}
+    settings: dict[str, Setting] = {}
     for error in errors:
         lines += [f"- {error.message}", *([f"  {error.hint}"] if error.hint else [])]
         settings |= error.settings if isinstance(error, DataError) else {}

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -30,6 +30,7 @@ from elta_tune.records import (
     TrialFolder,
     TrialResult,
 )
+from elta_tune.space.parameters import Value
 from elta_tune.training.devices import device_of
 from elta_tune.training.predict import Predictions
 from elta_tune.training.self_training import Epoch, self_training_rounds
@@ -78,7 +79,7 @@ def run_trial(
     cache: ImageCache,
     device: str = "cpu",
     number: int | None = None,
-    params: Mapping[str, Any] | None = None,
+    params: Mapping[str, Value] | None = None,
     nni_trial_id: str | None = None,
 ) -> TrialResult:
     """Trains a recipe to its end, or goes on from the checkpoint in the folder.
@@ -123,7 +124,7 @@ def trial_epochs(
     cache: ImageCache,
     device: str = "cpu",
     number: int | None = None,
-    params: Mapping[str, Any] | None = None,
+    params: Mapping[str, Value] | None = None,
     nni_trial_id: str | None = None,
 ) -> Generator[EpochRecord, None, TrialResult]:
     """`run_trial` without a reporter: yields each epoch to a caller, who throws in `TrialPruned` or `TrialStopped`."""
@@ -187,7 +188,7 @@ def _train(
 
 
 def record_failure(
-    folder: TrialFolder, reason: str, number: int, params: Mapping[str, Any], *, nni_trial_id: str | None = None
+    folder: TrialFolder, reason: str, number: int, params: Mapping[str, Value], *, nni_trial_id: str | None = None
 ) -> None:
     """Writes the `result.json` of a trial that could not write its own, with what its checkpoint has.
 

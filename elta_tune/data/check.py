@@ -24,7 +24,7 @@ from elta_tune.data.overlap import Member, Shared, find_shared, leak
 from elta_tune.data.readers import ImageList, Ratings
 from elta_tune.data.resolve import ResolvedData
 from elta_tune.data.splits import SPLITS, LabelledName, SplitName, SplitRatings, ignored_split_files, read_splits
-from elta_tune.errors import ConfigError, DataError, EltaTuneError, plural, typed
+from elta_tune.errors import ConfigError, DataError, EltaTuneError, Settings, plural, typed
 from elta_tune.method import metrics
 from elta_tune.method.scores import RatingScale
 
@@ -171,7 +171,7 @@ def _locate(data: ResolvedData) -> tuple[ResolvedData, dict[SplitName, LocatedIm
         nearby = next(_folders_with(config, train), None)
         where = f"{folder}: none of the first images is in this folder" if is_folder else f"{folder}: no such folder"
         if nearby is not None:
-            settings: dict[str, object] = {"data.images": nearby}
+            settings: Settings = {"data.images": nearby}
             hint = f"name the folder that has them: {typed(settings)}"
             problems = [DataError(f"data.images: {where}", hint, settings)]
             config = TrialConfig(data=config).replace(settings).data

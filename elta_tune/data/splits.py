@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from elta_tune.config import DataConfig, SplitConfig
 from elta_tune.data.readers import ImageList, Ratings, id_bytes, read_ratings, read_unlabelled
-from elta_tune.errors import DataError, typed
+from elta_tune.errors import DataError, Settings, typed
 from elta_tune.suggestions import did_you_mean
 
 LabelledName = Literal["train", "val", "test"]
@@ -154,7 +154,7 @@ def _no_default(file: Path, name: LabelledName) -> DataError:
     problem = f"{file}: no such file"
     if len(named) == 1 or (name == "train" and len(tables) == 1):
         field, table = (name, named[0]) if len(named) == 1 else ("ratings", tables[0])
-        settings: dict[str, object] = {f"data.{field}": table.name}
+        settings: Settings = {f"data.{field}": table.name}
         return DataError(problem, f"name the file that is there: {typed(settings)}", settings)
     if name == "val":
         settings = {"data.split.val": 0.1}

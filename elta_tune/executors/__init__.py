@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from elta_tune.config import TrialConfig
 from elta_tune.cores import available_cores
 from elta_tune.errors import ConfigError
 from elta_tune.records import EpochRecord
+from elta_tune.space.parameters import Params
 from elta_tune.suggestions import did_you_mean
 
 Verdict = Literal["go on", "prune", "stop"]
@@ -33,7 +34,7 @@ class Job:
 
     number: int
     config: TrialConfig
-    params: dict[str, Any]
+    params: Params
     folder: Path
     cache: Path
 

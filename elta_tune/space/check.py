@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from elta_tune.config import FIELDS, TrialConfig, switch_of
 from elta_tune.documents import Document, parse, read_document, shown
 from elta_tune.errors import ConfigError
-from elta_tune.space.parameters import CategoricalParameter, Condition, Parameter
+from elta_tune.space.parameters import CategoricalParameter, Condition, Parameter, Params
 from elta_tune.space.space import SearchSpace, hold_without_pool
 from elta_tune.suggestions import suggest_field
 
@@ -289,7 +289,7 @@ def _bad_combinations(space: SearchSpace, recipe: TrialConfig) -> Iterator[tuple
             yield f"enqueue.{number}", text
 
 
-def _clash(recipe: TrialConfig, point: Mapping[str, Any]) -> str | None:
+def _clash(recipe: TrialConfig, point: Params) -> str | None:
     try:
         recipe.replace(point)
     except ConfigError as error:

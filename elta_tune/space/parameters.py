@@ -38,7 +38,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
-Choice = Annotated[bool | int | float | str | None, BeforeValidator(_plain)]
+Value = bool | int | float | str | None
+"""The value of a parameter."""
+Params = dict[str, Value]
+"""The parameters of a trial, by the dotted names of their fields and in the order of the space."""
+Choice = Annotated[Value, BeforeValidator(_plain)]
 
 
 class Suggester(Protocol):

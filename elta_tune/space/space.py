@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model
 from elta_tune.config import Objective, TrialConfig
 from elta_tune.documents import Section, field_error
 from elta_tune.errors import ConfigError
-from elta_tune.space.parameters import Choice, Parameter, Suggester
+from elta_tune.space.parameters import Choice, Parameter, Params, Suggester, Value
 
 
 def _seconds(value: Any) -> Any:
@@ -81,6 +81,10 @@ class PrunerConfig(Section):
         return self
 
 
+Point = tuple[tuple[str, Value], ...]
+"""Parameters that can be compared."""
+
+
 class SearchSpace(Section):
     """The content of `search_spaces/*.yaml`."""
 
@@ -110,20 +114,20 @@ class SearchSpace(Section):
             {"evaluation.metric": objective.metric, "evaluation.direction": objective.resolved_direction}
         )
 
-    def suggest(self, trial: Suggester, recipe: TrialConfig) -> dict[str, Any]:
+    def suggest(self, trial: Suggester, recipe: TrialConfig) -> Params:
         """Asks a trial for a value of each parameter that exists in it, in the order of the file."""
-        values: dict[str, Any] = {}
+        values: Params = {}
         for name, parameter in self.parameters.items():
             if parameter.is_active(lambda field: values.get(field, recipe.get(field))):
                 values[name] = parameter.suggest(trial, name)
         return values
 
-    def guesses(self, recipe: TrialConfig) -> list[dict[str, Any]]:
+    def guesses(self, recipe: TrialConfig) -> list[Params]:
         """The parameters of the first trials: the recipe as it is, then the guesses of `enqueue`."""
         own = {name: recipe.get(name) for name in self.parameters}
         return [self.choose({**own, **guess}, recipe) for guess in ({}, *self.enqueue)]
 
-    def choose(self, values: Mapping[str, Any], recipe: TrialConfig) -> dict[str, Any]:
+    def choose(self, values: Mapping[str, Value], recipe: TrialConfig) -> Params:
         """The parameters that exist in a trial, taken from `values`."""
         return self.suggest(_Fixed(values), recipe)
 
@@ -132,13 +136,11 @@ class SearchSpace(Section):
         """Whether its points can be counted. Each parameter exists in some trial, or the space were refused."""
         return all(parameter.count is not None for parameter in self.parameters.values())
 
-    def points(self, recipe: TrialConfig) -> Iterator[dict[str, Any]]:
+    def points(self, recipe: TrialConfig) -> Iterator[Params]:
         """Every point of a finite space once, without parameters that do not exist in it; the last varies fastest."""
         return self._completed({}, list(self.parameters.items()), recipe)
 
-    def _completed(
-        self, values: dict[str, Any], rest: list[tuple[str, Parameter]], recipe: TrialConfig
-    ) -> Iterator[dict[str, Any]]:
+    def _completed(self, values: Params, rest: list[tuple[str, Parameter]], recipe: TrialConfig) -> Iterator[Params]:
         if not rest:
             yield values
             return
@@ -149,11 +151,11 @@ class SearchSpace(Section):
         for value in parameter.grid():
             yield from self._completed({**values, name: value}, rest, recipe)
 
-    def grid(self, recipe: TrialConfig) -> list[dict[str, Any]]:
+    def grid(self, recipe: TrialConfig) -> list[Params]:
         """All `points`."""
         return list(self.points(recipe))
 
-    def point_key(self, values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    def point_key(self, values: Mapping[str, Value]) -> Point:
         """What two trials share if they have the same parameters, however their numbers were rounded."""
         return tuple((name, each.key(values[name])) for name, each in self.parameters.items() if name in values)
 
@@ -167,8 +169,8 @@ class SearchSpace(Section):
 class _Fixed:
     """A suggester with given values."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
+    def __init__(self, values: Mapping[str, Value]) -> None:
+        self.values: Mapping[str, Any] = values  # of the type that is asked for
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
-from typing import Any
 
 from elta_tune.records import StudyFolder, TrialResult
+from elta_tune.space.parameters import Params
 from elta_tune.studies.backend import choose_backend
 from elta_tune.studies.plan import StudyPlan
 
 
-def given_points(plan: StudyPlan) -> list[dict[str, Any]]:
+def given_points(plan: StudyPlan) -> list[Params]:
     """The parameters of the trials that no sampler proposes, in order and each once: the recipe as it stands, the
     space's `enqueue:`, and all of a grid.
     """
@@ -19,12 +19,12 @@ def given_points(plan: StudyPlan) -> list[dict[str, Any]]:
     return _each_once([*plan.space.guesses(plan.recipe), *grid])
 
 
-def first_guesses(plan: StudyPlan) -> list[dict[str, Any]]:
+def first_guesses(plan: StudyPlan) -> list[Params]:
     """The recipe as it stands and the space's `enqueue:`, in order and each once."""
     return _each_once(plan.space.guesses(plan.recipe))
 
 
-def _each_once(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def _each_once(points: Iterable[Params]) -> list[Params]:
     return list({tuple(point.items()): point for point in points}.values())
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from elta_tune.config import load_recipe
 from elta_tune.documents import find_document
-from elta_tune.errors import ConfigError
+from elta_tune.errors import ConfigError, Settings
 from elta_tune.records import StudyFolder
 from elta_tune.space.check import load_space
 from elta_tune.space.space import Budget
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def request_study(
     space: str,
     recipe: str,
-    overrides: Mapping[str, Any],
+    overrides: Settings,
     *,
     seed: int | None,
     name: str | None,

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from elta_tune.files import parse_json
 from elta_tune.records.reader import Count, read_record
+from elta_tune.space.parameters import Params
 
 T = TypeVar("T")
 HOST = "127.0.0.1"
@@ -70,7 +71,7 @@ class Proposal:
     """Parameters that NNI's tuner proposed, in its JSON, and their number."""
 
     parameter_id: Count
-    parameters: dict[str, Any]
+    parameters: Params
 
     @classmethod
     def read(cls, text: str, place: str) -> Proposal:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from elta_tune.config import load_recipe
 from elta_tune.errors import ConfigError, DamagedError
 from elta_tune.records import StudyFolder, TrialFolder
+from elta_tune.space.parameters import Params
 from elta_tune.studies.completion import given_points
 from elta_tune.studies.optuna.sampling import Drawing
 from elta_tune.studies.plan import StudyPlan
@@ -43,7 +43,7 @@ def restored_trials(folder: StudyFolder, plan: StudyPlan, recorded: Sequence[Fro
     return None if unchanged else trials
 
 
-def _params(trial: TrialFolder, plan: StudyPlan) -> dict[str, Any] | None:
+def _params(trial: TrialFolder, plan: StudyPlan) -> Params | None:
     """The parameters of a trial by its own record; None where it has no readable one, and begins again."""
     if (result := trial.result()) is not None:
         return dict(result.params)
@@ -54,7 +54,7 @@ def _params(trial: TrialFolder, plan: StudyPlan) -> dict[str, Any] | None:
     return plan.space.choose({name: config.get(name) for name in plan.space.parameters}, plan.recipe)
 
 
-def _agrees(row: FrozenTrial | None, params: dict[str, Any], trial: TrialFolder, plan: StudyPlan) -> bool:
+def _agrees(row: FrozenTrial | None, params: Params, trial: TrialFolder, plan: StudyPlan) -> bool:
     if row is None or row.state == TrialState.WAITING:
         return False
     if plan.space.point_key(row.params) != plan.space.point_key(params):
@@ -65,7 +65,7 @@ def _agrees(row: FrozenTrial | None, params: dict[str, Any], trial: TrialFolder,
     return row.state == STATES[result.state] and (result.state != "complete" or row.values == [result.value])
 
 
-def _running(trial: TrialFolder, params: dict[str, Any], plan: StudyPlan) -> FrozenTrial:
+def _running(trial: TrialFolder, params: Params, plan: StudyPlan) -> FrozenTrial:
     drawing = Drawing(lambda name, _: params[name])
     try:
         values = plan.space.suggest(drawing, plan.recipe)

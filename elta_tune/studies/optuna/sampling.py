@@ -19,6 +19,7 @@ from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, T
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from elta_tune.space.parameters import Params
 from elta_tune.studies.plan import StudyPlan
 
 SAMPLER_DRAWS = 4
@@ -72,9 +73,7 @@ class ReplayableSampler(BaseSampler):
             parameter.suggest(drawing, name)
         return drawing.distributions
 
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Params:
         """Draws a point that is new."""
         for attempt in range(SAMPLER_DRAWS + RANDOM_DRAWS):
             point = self._point(study, trial, attempt)
@@ -88,7 +87,7 @@ class ReplayableSampler(BaseSampler):
         """Is not called: each parameter is drawn with its point."""
         raise AssertionError(f"{param_name} was not drawn")
 
-    def _point(self, study: Study, trial: FrozenTrial, attempt: int) -> dict[str, Any]:
+    def _point(self, study: Study, trial: FrozenTrial, attempt: int) -> Params:
         """The sampler's point, as Optuna's `Trial` draws one; in later attempts a random one."""
         together = self._sampler(trial, "together", attempt).infer_relative_search_space(study, trial)
         relative = self._sampler(trial, "together", attempt).sample_relative(study, trial, together)
@@ -113,7 +112,7 @@ class ReplayableSampler(BaseSampler):
 
         return stage_seed(self._plan.recipe.seed, "sampler", trial.number, *draw) % 2**32
 
-    def _last_resort(self, trial: FrozenTrial) -> dict[str, Any] | None:
+    def _last_resort(self, trial: FrozenTrial) -> Params | None:
         """One of the points that are left of a finite space."""
         space, recipe = self._plan.space, self._plan.recipe
         if not space.is_finite:

@@ -18,6 +18,7 @@ from elta_tune.errors import DamagedError, StudyError
 from elta_tune.executors import Job, Verdict
 from elta_tune.files import atomic_path
 from elta_tune.records import EpochRecord, StudyFolder, TrialResult
+from elta_tune.space.parameters import Params
 from elta_tune.studies.completion import given_points
 from elta_tune.studies.optuna.restore import restored_trials
 from elta_tune.studies.optuna.sampling import ReplayableSampler, build_pruner
@@ -53,7 +54,7 @@ class OptunaStudy:
         self._given = given_points(plan)
         self._tried = {space.point_key(point) for point in self._given}
         self._left = space.points(plan.recipe) if space.is_finite else None
-        self._next: dict[str, object] | None = {}
+        self._next: Params | None = {}
         with database_errors(folder, UNREADABLE):
             self._study = open_study(folder, plan, ReplayableSampler(plan, self._tried))
             trials = self._study.get_trials(deepcopy=False)
