@@ -99,7 +99,7 @@ def test_best_is_what_the_command_prints(command_here: Run) -> None:
     assert elta_tune.best() == elta_tune.best("space-tiny") == json.loads(command_here("best", "--json"))
 
 
-def test_a_study_goes_on_as_a_larger_budget_says_and_the_command_agrees(here: Path, command_here: Run) -> None:
+def test_study_continues_with_a_larger_budget_as_in_the_cli(here: Path, command_here: Run) -> None:
     """On a copy under another name: three trials from here, of which the command finds none left to do."""
     heard: list[Any] = []
     asked: dict[str, Any] = {"overrides": {"self_training.rounds": 0}, "name": "other", "devices": ["cpu"]}
@@ -122,9 +122,7 @@ def test_a_study_goes_on_as_a_larger_budget_says_and_the_command_agrees(here: Pa
         elta_tune.run("space.yaml", "tiny.yaml", **asked, seed=7)
 
 
-def test_an_exported_best_trial_evaluates_and_predicts_as_the_command_says(
-    here: Path, command_here: Run, data_root: Path
-) -> None:
+def test_exported_best_trial_evaluates_as_with_the_command(here: Path, command_here: Run, data_root: Path) -> None:
     study = elta_tune.api.Study.open("space-tiny")
     assert study.export("ckpt", "best.ckpt", force=True) <= 1e-5
     with pytest.raises(StudyError, match="is there already"):
@@ -146,7 +144,7 @@ def test_an_exported_best_trial_evaluates_and_predicts_as_the_command_says(
     assert "torn.jpg" in lines[-1]
 
 
-def test_training_alone_gives_the_commands_result(here: Path, command_here: Run) -> None:
+def test_training_matches_the_command(here: Path, command_here: Run) -> None:
     epochs: list[Any] = []
     result = elta_tune.train(
         "tiny.yaml", overrides={"training.epochs": 3}, out="mine", device="cpu", on_epoch=epochs.append
@@ -164,7 +162,7 @@ def test_training_alone_gives_the_commands_result(here: Path, command_here: Run)
     assert result.metrics["srcc"] == pytest.approx(typed["metrics"]["srcc"])
 
 
-def test_a_trial_is_trained_again_and_its_predictions_are_measured(here: Path) -> None:
+def test_trial_is_trained_again_and_its_predictions_measured(here: Path) -> None:
     ready: list[bool] = []
     again = elta_tune.train(
         source="space-tiny:0", overrides={"seed": 5}, device="cpu", on_ready=lambda: ready.append(True)
@@ -188,7 +186,7 @@ def test_a_trial_is_trained_again_and_its_predictions_are_measured(here: Path) -
         ({"overrides": {"data.format": "ava"}}, r"^`overrides`: data\.format: has no effect here"),
     ],
 )
-def test_what_can_not_be_predicted_is_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_input_that_cannot_be_predicted_is_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         elta_tune.predict(**{"model": "no-model", "paths": tmp_path, **wrong})
 
@@ -204,7 +202,7 @@ def test_what_can_not_be_predicted_is_refused(wrong: dict[str, Any], message: st
         ({"space": "spac.yaml"}, "did you mean 'space.yaml'"),
     ],
 )
-def test_what_can_not_run_is_refused_and_leaves_nothing(here: Path, wrong: dict[str, Any], message: str) -> None:
+def test_study_that_cannot_run_is_refused_and_leaves_no_file(here: Path, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         elta_tune.run(**{"space": "space.yaml", "recipe": "tiny.yaml", "name": "refused", **wrong})
     assert not (here / "runs" / "refused").exists()

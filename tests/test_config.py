@@ -103,14 +103,14 @@ def test_the_defaults_are_the_released_codes():
     assert (config.sharpening.temperature, config.sharpening.threshold, config.sharpening.target) == (1.25, 0.75, "raw")
 
 
-def test_text_that_is_a_number_is_one_and_text_that_is_none_is_refused(write):
+def test_numeric_text_is_a_number_and_other_text_is_refused(write):
     recipe = load_recipe(write("optim: {lr: '1e-5'}\nsimloss: {weight: 1E0}\nmixup: {pairs: '0.5'}\nseed: '3'\n"))
     assert (recipe.optim.lr, recipe.simloss.weight, recipe.mixup.pairs, recipe.seed) == (1e-5, 1.0, 0.5, 3)
     assert isinstance(load_recipe(write("mixup: {pairs: 2}\n")).mixup.pairs, int)
     assert refusal(load_recipe, write("optim: {lr: fast}\n")).endswith(":1: optim.lr: should be a number, not 'fast'")
 
 
-def test_set_mends_the_file_and_what_it_breaks_is_put_on_it(write):
+def test_set_fixes_the_file_and_its_own_errors_name_it(write):
     file = write("optim:\n  lr: -1\n  name: sgdd\n")
     assert load_recipe(file, ["optim.lr=1e-4", "optim.name=sgd"]).optim.lr == 1e-4
     assert refusal(load_recipe, file, ["optim.lr=-2", "mixup.tau_3=1", "mixup.tau_1=x"]).splitlines() == [
@@ -193,7 +193,7 @@ def test_set_does_not_hide_that_a_section_is_none(write):
     assert message == "`overrides`: optim.lr: there are no fields below optim, which is 3"
 
 
-def test_paths_are_absolute_and_rating_files_stand_below_the_root(tmp_path, monkeypatch, write):
+def test_paths_are_absolute_and_rating_files_are_below_the_root(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     data = load_recipe(write("data: {root: set, train: a/t.csv, val: /b/v.csv, pool: ~/p.csv}\n")).data
@@ -247,7 +247,7 @@ def test_fields_that_do_not_go_together_are_refused(values, message):
 @pytest.mark.parametrize(
     ("metric", "direction"), [("srcc", "maximize"), ("accuracy", "maximize"), ("mae", "minimize"), ("bmae", "minimize")]
 )
-def test_the_best_epoch_is_the_metrics_own_better_side_unless_said(metric, direction, write):
+def test_best_epoch_uses_the_direction_of_the_metric_by_default(metric, direction, write):
     assert load_recipe(write(f"evaluation: {{metric: {metric}}}")).evaluation.direction == direction
     other = "minimize" if direction == "maximize" else "maximize"
     said = load_recipe(write(f"evaluation: {{metric: {metric}, direction: {other}}}"))
@@ -289,7 +289,7 @@ def test_a_written_recipe_is_complete_and_reads_as_itself(write, recipe, tmp_pat
         assert leaf in section or not section, name
 
 
-def test_replace_changes_what_is_named_and_leaves_the_recipe(recipe):
+def test_replace_changes_named_fields_and_keeps_the_recipe(recipe):
     before = recipe.to_yaml()
     changed = recipe.replace({"optim.lr": "1e-4", "mixup.alpha": 1})
     assert (changed.optim.lr, changed.mixup.alpha) == (1e-4, 1.0)
@@ -387,7 +387,7 @@ def test_a_field_without_a_switch_always_acts(field, trained):
 
 
 @pytest.mark.parametrize("field", SWITCHED)
-def test_a_field_acts_while_its_switch_is_on_and_never_while_it_is_off(field, trained, tmp_path):
+def test_field_is_live_only_while_its_switch_is_on(field, trained, tmp_path):
     value, on, off = SWITCHED[field]
     if field == "model.pretrained":
         import timm

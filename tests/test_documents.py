@@ -105,7 +105,7 @@ def test_an_empty_recipe_is_all_defaults(text, write):
     assert load_recipe(write(text)) == TrialConfig()
 
 
-def test_a_missing_file_a_folder_and_a_name_that_is_too_long_are_refused(tmp_path):
+def test_missing_file_folder_and_overlong_name_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         read_document(tmp_path / "absent.yaml")
     with pytest.raises(ConfigError, match="directory"):
@@ -115,7 +115,7 @@ def test_a_missing_file_a_folder_and_a_name_that_is_too_long_are_refused(tmp_pat
             find_document(name, "trials")
 
 
-def test_every_key_that_stands_twice_is_told_with_both_lines(write):
+def test_every_duplicate_key_is_reported_with_both_lines(write):
     file = write("seed: 1\noptim:\n  lr: 1\n  name: adam\n  lr: 2\nmixup: {pairs: 1, pairs: 1}\nseed: 2\n")
     assert refusal(read_document, file).splitlines() == [
         f"{file}:5: optim.lr is a duplicate of line 3",
@@ -124,7 +124,7 @@ def test_every_key_that_stands_twice_is_told_with_both_lines(write):
     ]
 
 
-def test_every_error_of_a_file_is_told_at_once_each_with_its_line(write):
+def test_all_errors_of_a_file_are_reported_with_lines(write):
     file = write(
         "sed: 1\noptim:\n  lr: -1\n  nam: adam\nmixup: {tau_1: 0}\ndata:\n  crop: 40\n  resize: 30\n"
         "training:\n  epochs: 2.5\nmodel:\n  head: emdd\n"
@@ -142,7 +142,7 @@ def test_every_error_of_a_file_is_told_at_once_each_with_its_line(write):
     )
 
 
-def test_values_mean_what_they_look_like(write):
+def test_values_have_the_type_they_look_like(write):
     numbers = "[1e-5, 1E3, -2e+4, .5e1, 1.0e-5, '1e-5', 1e, e5, 1e-5x, 2]"
     content = read_document(write(f"a: {numbers}\non: yes\n1: no\n")).content
     assert content == {"a": [1e-5, 1e3, -2e4, 5.0, 1e-5, "1e-5", "1e", "e5", "1e-5x", 2], "on": True, "1": False}
@@ -185,7 +185,7 @@ def test_suggest_field_knows_spelling_and_synonyms(key, suggestion):
     assert suggest_field(key, FIELDS) == expected
 
 
-def test_a_bare_name_is_looked_for_here_then_in_the_folder_then_among_the_shipped(tmp_path, monkeypatch):
+def test_bare_name_is_searched_here_in_the_folder_then_shipped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_document("demo.yaml", "trials").resolve() == DEMO
     (tmp_path / "trials").mkdir()

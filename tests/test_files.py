@@ -190,7 +190,7 @@ def test_only_regular_files_are_read(make: Callable[[Path], object], reason: str
 
 
 class TestJson:
-    def test_what_is_not_finite_is_null(self) -> None:
+    def test_non_finite_values_are_null(self) -> None:
         value = {"a": math.nan, "b": [1.5, -math.inf, (math.inf, 2)], "c": {"d": np.float64("nan")}, "e": Path("x/ü")}
         assert parse_json(to_json(value).encode(), "x") == {
             "a": None,

@@ -32,7 +32,7 @@ def other(tmp_path):
     process.stdout.close()
 
 
-def test_who_holds_a_lock_is_known_until_he_is_killed(tmp_path, other):
+def test_holder_of_a_lock_is_known_until_it_is_killed(tmp_path, other):
     lock = tmp_path / "lock"
     assert (is_held(lock), owner(lock)) == (True, Owner(other.pid, platform.node()))
     with pytest.raises(Held) as caught, hold(lock):
@@ -59,7 +59,7 @@ def test_a_child_that_inherits_a_lock_holds_it_for_its_own_life(tmp_path):
     assert not is_held(lock)
 
 
-def test_who_waits_for_a_lock_that_its_holder_removes_takes_the_next_one(tmp_path):
+def test_waiter_takes_the_next_lock_if_the_holder_removes_one(tmp_path):
     lock, order = tmp_path / "lock", []
 
     def other(name):

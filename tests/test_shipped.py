@@ -90,7 +90,7 @@ def test_a_space_fits_the_recipes_that_it_claims(space, recipe):
         config.replace(guess)
 
 
-def test_the_default_space_varies_what_users_come_for():
+def test_default_space_varies_the_main_fields():
     config = load_recipe(ROOT / "trials" / "demo.yaml")
     space = load_space(ROOT / "search_spaces" / "default.yaml", config)
     four = {"mixup.alpha", "simloss.weight", "sharpening.temperature", "self_training.rounds"}
@@ -100,7 +100,7 @@ def test_the_default_space_varies_what_users_come_for():
     assert make_plan(space, config).note is None  # the demo has a pool
 
 
-def test_a_space_for_each_head_varies_what_is_alive_there():
+def test_space_of_each_head_varies_its_live_fields():
     ava = ROOT / "trials" / "ava.yaml"
     files = {head: ROOT / "search_spaces" / name for head, name in (("emd", "head.yaml"), ("mse", "head_mse.yaml"))}
     spaces = {head: load_space(file, recipe_for(file, ava)) for head, file in files.items()}
@@ -158,7 +158,7 @@ def test_ava_is_the_released_readmes_training():
     assert config.replace({"simloss.weight": 0.0}) == TrialConfig()  # whose defaults are the released ones
 
 
-def test_own_says_the_released_value_beside_each_that_differs():
+def test_own_recipe_names_released_values_that_differ():
     own, released = load_recipe(ROOT / "trials" / "own.yaml"), load_recipe(ROOT / "trials" / "ava.yaml")
     said, section = {}, ""
     for line in (ROOT / "trials" / "own.yaml").read_text().splitlines():
@@ -198,7 +198,7 @@ def space(request):
 
 @pytest.mark.parametrize("size", [1, 2, 48])
 @pytest.mark.parametrize("scores", SCORES)
-def test_the_losses_and_their_gradients_are_finite_at_the_corners_of_a_space(space, scores, size):
+def test_losses_and_gradients_are_finite_at_space_corners(space, scores, size):
     generator = torch.Generator().manual_seed(0)
     found = list(corners(space, "mixup"))
     assert any(corner["tau_2"] == 10 for corner in found)
@@ -216,7 +216,7 @@ def test_the_losses_and_their_gradients_are_finite_at_the_corners_of_a_space(spa
         assert torch.isfinite(gradient).all()
 
 
-def test_sharpened_labels_are_distributions_at_the_corners_of_the_default_space():
+def test_sharpened_labels_are_distributions_at_space_corners():
     space = load_space(ROOT / "search_spaces" / "default.yaml", load_recipe(ROOT / "trials" / "ava.yaml"))
     logits = 20 * torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
     for scores, corner in product((score(48) for score in SCORES.values()), corners(space, "sharpening")):

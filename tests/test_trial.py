@@ -233,7 +233,7 @@ def test_pseudo_labels_are_a_table(rounds: TrialConfig, run: Run, data_root: Pat
     np.testing.assert_allclose(table["score"], raw @ np.arange(1, 6), atol=1e-4)
 
 
-def test_where_nothing_is_selected_the_result_says_so(rounds: TrialConfig, run: Run, tmp_path: Path) -> None:
+def test_result_reports_an_empty_selection(rounds: TrialConfig, run: Run, tmp_path: Path) -> None:
     result = run(rounds.replace({"sharpening.threshold": 0.999, "sharpening.temperature": 0.0}))
     assert (result["state"], len(lines_of(tmp_path / "trial"))) == ("complete", 2)
     skipped = {"round": 1, "pseudo_labels": 0, "skipped": "nothing of the pool was selected"}
@@ -254,7 +254,7 @@ def test_the_pool_s_own_ratings_may_be_nonsense(rounds: TrialConfig, run: Run, d
     assert_same_trial(tmp_path / "plain", tmp_path / "rated")
 
 
-def test_ratings_of_the_pool_choose_nothing_and_tell_afterwards_how_good_its_labels_were(
+def test_pool_ratings_only_measure_the_pseudo_labels(
     rounds: TrialConfig, run: Run, unbroken: Unbroken, data_root: Path, tmp_path: Path
 ) -> None:
     ids = (data_root / "pool.csv").read_text().split()[1:]
@@ -318,7 +318,7 @@ def test_each_epoch_is_saved_then_recorded_then_reported(
         (2, RuntimeError("a fault of the program")),
     ],
 )
-def test_a_trial_that_is_stopped_at_an_epoch_goes_on_to_the_bit(
+def test_trial_stopped_at_an_epoch_resumes_bit_exactly(
     at: int, error: BaseException, rounds: TrialConfig, run: Run, unbroken: Unbroken, tmp_path: Path
 ) -> None:
     with pytest.raises(type(error)) as caught:
@@ -335,7 +335,7 @@ def test_a_trial_that_is_stopped_at_an_epoch_goes_on_to_the_bit(
     {"model.head": "mse", "self_training.rounds": 0, "training.epochs": 3, "optim.name": "sgd"},
     {"model.backbone": "test_vit_relpos", "optim.name": "adamw", "self_training.init": "restart"},
 ])  # fmt: skip
-def test_a_trial_that_is_stopped_at_every_epoch_goes_on_to_the_bit(
+def test_trial_stopped_at_every_epoch_resumes_bit_exactly(
     values: dict[str, Any], rounds: TrialConfig, run: Run, unbroken: Unbroken, tmp_path: Path
 ) -> None:
     config = rounds.replace(values)
@@ -346,7 +346,7 @@ def test_a_trial_that_is_stopped_at_every_epoch_goes_on_to_the_bit(
     assert_same_trial(tmp_path / "stopped", unbroken(config))
 
 
-def test_what_a_kill_kept_from_being_recorded_is_recorded_and_reported_first(
+def test_epoch_left_unrecorded_by_a_kill_is_reported_first(
     rounds: TrialConfig, run: Run, unbroken: Unbroken, tmp_path: Path
 ) -> None:
     with pytest.raises(TrialStopped):
@@ -445,7 +445,7 @@ def test_a_full_disk_loses_nothing(rounds: TrialConfig, run: Run, unbroken: Unbr
     assert_same_trial(tmp_path / "full", unbroken(rounds))
 
 
-def test_a_folder_that_can_t_be_made_is_an_error_that_names_it(recipe: TrialConfig, run: Run, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_named(recipe: TrialConfig, run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         run(recipe, "file/trial")
@@ -455,7 +455,7 @@ def test_a_folder_that_can_t_be_made_is_an_error_that_names_it(recipe: TrialConf
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_a_pruned_trial_keeps_what_it_reached(at: int, rounds: TrialConfig, run: Run, tmp_path: Path) -> None:
+def test_pruned_trial_keeps_its_best_epoch(at: int, rounds: TrialConfig, run: Run, tmp_path: Path) -> None:
     result = run(rounds, "trial", raising(TrialPruned(), at))
     folder = tmp_path / "trial"
     lines = lines_of(folder)
@@ -470,7 +470,7 @@ def test_a_pruned_trial_keeps_what_it_reached(at: int, rounds: TrialConfig, run:
     assert not any("skipped" in entry for entry in result["rounds"])
 
 
-def test_an_epoch_that_was_saved_is_recorded_though_a_verdict_comes_before_its_line(
+def test_saved_epoch_is_recorded_despite_an_earlier_verdict(
     rounds: TrialConfig, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append, verdicts = TrialFolder.append, [TrialPruned()]
@@ -497,7 +497,7 @@ OUT_OF_MEMORY = [
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: str(error)[:12])
-def test_out_of_memory_fails_the_trial_and_keeps_what_it_reached(
+def test_out_of_memory_fails_the_trial_and_keeps_its_best(
     error: Exception, rounds: TrialConfig, run: Run, tmp_path: Path
 ) -> None:
     result = run(rounds, "trial", raising(error, 2))

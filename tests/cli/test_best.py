@@ -23,7 +23,7 @@ def results(study: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((study / "trials").glob("*/result.json"))]
 
 
-def test_json_alone_is_on_standard_output_and_the_checkpoint_in_its_file(elta_tune: Run, finished: Path) -> None:
+def test_only_json_is_on_stdout_and_the_checkpoint_in_its_file(elta_tune: Run, finished: Path) -> None:
     """The checkpoint is measured on the validation and the test split, in new processes."""
     (finished.parents[1] / "best.ckpt").write_text("precious")
     arguments = ("best", "--json", "--test", "--export", "ckpt")
@@ -111,7 +111,9 @@ def test_predictions_of_the_best_epoch_are_recorded(finished: Path, data_root: P
         (("--runs", "elsewhere"), "there is no study in elsewhere"),
     ],
 )
-def test_what_cannot_be_is_refused(elta_tune: Run, finished: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_invalid_arguments_are_refused(
+    elta_tune: Run, finished: Path, arguments: tuple[str, ...], message: str
+) -> None:
     done = elta_tune("best", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr

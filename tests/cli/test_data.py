@@ -123,7 +123,7 @@ def test_unreadable_images_are_counted_when_the_cache_is_built(data, recipe_file
     assert shown.splitlines()[-1] == f"78 images are in the cache; 1 missing, 1 unreadable, {check}"
 
 
-def test_files_that_are_refused_are_all_told_in_json_too(data, recipe_file, root):
+def test_all_refused_files_are_listed_in_json(data, recipe_file, root):
     for split in ("train", "val"):
         with (root / f"{split}.csv").open("a") as file:
             file.write("odd,one,1,1,1,1\n")
@@ -135,7 +135,7 @@ def test_files_that_are_refused_are_all_told_in_json_too(data, recipe_file, root
     assert all(str(root / f"{split}.csv") in refused.replace("\n", "") for split in ("train", "val"))
 
 
-def test_names_that_are_not_utf8_are_told(data, recipe_file, root):
+def test_names_that_are_not_utf8_are_reported(data, recipe_file, root):
     (root / "pool").mkdir()
     shutil.copy(root / "images" / "pool_000.png", root / "pool" / "a.png")
     (root / "pool" / os.fsdecode(b"fot\xf6.png")).write_bytes(b"none")

@@ -92,7 +92,7 @@ def test_the_live_part_fits_the_terminal(plan: StudyPlan, workers: int, width: i
     assert lines[-1].startswith("2 of 12 trials · 1 pruned · 1 failed")
 
 
-def test_a_row_tells_all_of_its_trial(plan: StudyPlan) -> None:
+def test_row_describes_its_trial_fully(plan: StudyPlan) -> None:
     lines = shown(view_of(plan, 1, terminal(160)))
     assert lines[1].split() == [
         *("trial", "0", "round", "1", "epoch", "1/1"),
@@ -134,7 +134,7 @@ def test_the_bar_grows_with_the_epochs(plan: StudyPlan) -> None:
     assert lengths == sorted(set(lengths))
 
 
-def test_current_and_best_are_told_apart_and_nan_is_neither(plan: StudyPlan) -> None:
+def test_current_and_best_differ_and_nan_is_neither(plan: StudyPlan) -> None:
     view = view_of(plan, 0, terminal())
     view.show(started(plan, 3))
     for step, value in enumerate((math.nan, 0.6, 0.8, 0.7), start=1):
@@ -164,7 +164,7 @@ def test_ended_and_paused_trials_leave_the_live_part(plan: StudyPlan) -> None:
     assert "trial   0 complete  srcc 0.7500  plcc 0.7600  accuracy 0.7700  step 4  10 s" in printed
 
 
-def test_a_terminal_breaks_a_line_between_words_and_a_log_not_at_all(recipe: TrialConfig) -> None:
+def test_lines_wrap_at_words_in_a_terminal_and_never_in_a_log(recipe: TrialConfig) -> None:
     space = {"parameters": PARAMETERS, "objective": {"metric": "mae"}}
     plan = make_plan(SearchSpace.model_validate(space), recipe)
     ended = result(2, "complete", -0.7, mae=0.5)
@@ -180,7 +180,7 @@ def test_a_terminal_breaks_a_line_between_words_and_a_log_not_at_all(recipe: Tri
     assert " ".join(said[0]).split() == " ".join(said[1]).split()
 
 
-def test_a_resumed_trial_shows_what_it_did_before(plan: StudyPlan) -> None:
+def test_resumed_trial_shows_its_earlier_epochs(plan: StudyPlan) -> None:
     done = [line(1, 0.9), line(2, 0.4)]
     view = LiveView(StudyProgress(plan, 1, []), terminal(), lambda number: done)
     view.show(started(plan, 5, resumed=True))
@@ -196,19 +196,19 @@ def test_a_resumed_trial_shows_what_it_did_before(plan: StudyPlan) -> None:
         (4, [], None),
     ],
 )
-def test_time_left_is_told_from_the_trials_so_far(
+def test_time_left_comes_from_the_trials_so_far(
     plan: StudyPlan, workers: int, lengths: list[float], seconds: float | None
 ) -> None:
     progress = StudyProgress(plan, workers, [result(n, "complete", seconds=length) for n, length in enumerate(lengths)])
     assert progress.seconds_left == seconds
 
 
-def test_time_left_before_any_trial_ended_is_told_from_epochs(plan: StudyPlan) -> None:
+def test_time_left_comes_from_epochs_until_a_trial_ends(plan: StudyPlan) -> None:
     view = view_of(plan, 1, terminal())  # 2 s an epoch, 10 epochs, 12 trials, of which one just began
     assert view.progress.seconds_left == pytest.approx(240, abs=5)
 
 
-def test_plain_lines_say_the_same_where_there_is_no_terminal(plan: StudyPlan) -> None:
+def test_plain_lines_say_the_same_without_a_terminal(plan: StudyPlan) -> None:
     console = Console(file=io.StringIO(), width=80)
     with study_view(StudyProgress(plan, 1, []), console, lambda number: []) as view:
         assert type(view) is View
@@ -231,7 +231,7 @@ def test_plain_lines_say_the_same_where_there_is_no_terminal(plan: StudyPlan) ->
     ]
 
 
-def test_what_is_printed_meanwhile_stays_whole(plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_printed_meanwhile_stay_whole(plan: StudyPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     console = terminal()
     said = "RuntimeWarning: something that a library has to say, at length, " + "and then some more " * 5
     with study_view(StudyProgress(plan, 8, []), console, lambda number: []) as view:
@@ -243,7 +243,7 @@ def test_what_is_printed_meanwhile_stays_whole(plan: StudyPlan, monkeypatch: pyt
     assert said.replace(" ", "") in output.replace(" ", "")
 
 
-def test_a_trial_without_a_study_prints_its_epochs_within_80_columns(recipe: TrialConfig) -> None:
+def test_trial_without_a_study_prints_epochs_within_80_columns(recipe: TrialConfig) -> None:
     console = Console(file=io.StringIO(), width=80)
     lines = EpochLines(console, recipe.replace({"training.epochs": 20}))
     lines.show(line(1, 0.5))
@@ -264,7 +264,7 @@ def test_a_trial_without_a_study_prints_its_epochs_within_80_columns(recipe: Tri
         ({"training.retrain_head_epochs": 4, "self_training.rounds": 2}, {"round": 3, "epoch": 1}, "head  epoch 1/4"),
     ],
 )
-def test_a_line_tells_its_round_and_that_of_the_head_alone(
+def test_epoch_line_shows_its_round_and_head_only_training(
     fields: dict[str, Any], line: dict[str, int], told: str
 ) -> None:
     record = EpochRecord(1, line["round"], line["epoch"], 1, {}, 0.0) if line else None
@@ -298,7 +298,7 @@ def test_a_view_that_fails_does_not_end_the_work(capsys: pytest.CaptureFixture[s
     assert "ValueError: no such style" in capsys.readouterr().err
 
 
-def test_the_view_counts_what_ended_and_keeps_nothing_of_it(plan: StudyPlan) -> None:
+def test_view_counts_ended_trials_and_drops_them(plan: StudyPlan) -> None:
     """Work per event may not grow with the study: no list of results is there to go through."""
     progress = StudyProgress(plan, 1)
     for number in range(200):

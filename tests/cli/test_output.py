@@ -43,7 +43,7 @@ def test_output_survives_failed_writes():
     assert isinstance(output.fault, OSError)
 
 
-def test_output_replaces_what_the_encoding_lacks():
+def test_output_replaces_characters_the_encoding_lacks():
     raw = io.BytesIO()
     output = Output(io.TextIOWrapper(raw, encoding="ascii"))
     print("srcc – …  é", file=output, flush=True)

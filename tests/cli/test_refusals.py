@@ -134,14 +134,14 @@ def test_an_unknown_backbone(refused, recipe_file):
     assert message == "model.backbone: timm has no 'resnet5O' — did you mean 'resnet50'?\n"
 
 
-def test_an_image_of_the_pool_that_is_also_in_validation_by_its_id(refused, own_data, recipe_file):
+def test_pool_image_that_is_in_validation_by_id_is_refused(refused, own_data, recipe_file):
     with (own_data / "pool.csv").open("a") as file:
         file.write("val_003.png\n")
     message = refused(recipe_file, command="train")
     assert message.startswith(f"{own_data}/pool.csv: 'val_003.png' is also in {own_data}/val.csv as 'val_003.png'")
 
 
-def test_an_image_of_the_pool_that_is_also_in_validation_by_its_content(refused, own_data, recipe_file, space_file):
+def test_pool_image_that_is_in_validation_by_content_is_refused(refused, own_data, recipe_file, space_file):
     shutil.copy(own_data / "images" / "val_003.png", own_data / "images" / "pool_005.png")
     message = refused("--space", space_file(), "--recipe", recipe_file)
     assert message.startswith(f"{own_data}/pool.csv: 'pool_005.png' is also in {own_data}/val.csv as 'val_003.png'")

@@ -128,9 +128,7 @@ def epochs(output: str, trial: int) -> list[int]:
     return [int(epoch) for epoch in re.findall(rf"trial +{trial}  (?:round 0  )?epoch (\d+)/5", output)]
 
 
-def test_a_study_goes_on_after_whatever_ended_it(
-    start: Callable[[str], Command], elta_tune: Run, finished: Path
-) -> None:
+def test_study_resumes_after_any_end(start: Callable[[str], Command], elta_tune: Run, finished: Path) -> None:
     """Ctrl-C, kill -9 of the whole group, kill -9 of the supervisor alone, and Ctrl-C twice while a trial hangs."""
     study, outputs = finished.parent / "again", []
     command = start(shlex.join(["elta-tune", *RUN, "--name", "again"]))
@@ -184,7 +182,7 @@ def test_a_study_goes_on_after_whatever_ended_it(
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, "elta-tune stop"])
-def test_an_end_while_it_prepares_leaves_nothing_and_says_how_to_go_on(
+def test_interrupted_preparation_leaves_no_file_and_a_hint(
     by: signal.Signals | str, start: Callable[[str], Command], elta_tune: Run, files: Path
 ) -> None:
     command = start(shlex.join(["elta-tune", *RUN]))
@@ -201,7 +199,7 @@ def test_an_end_while_it_prepares_leaves_nothing_and_says_how_to_go_on(
     assert not (files / "runs" / "space-tiny").exists()
 
 
-def test_a_finished_study_says_so_and_goes_on_with_more_trials(elta_tune: Run, finished: Path) -> None:
+def test_finished_study_continues_only_with_more_trials(elta_tune: Run, finished: Path) -> None:
     before = table(finished)
     done = elta_tune(*RUN)
     assert done.returncode == 0
@@ -216,9 +214,7 @@ def test_a_finished_study_says_so_and_goes_on_with_more_trials(elta_tune: Run, f
     assert elta_tune(*RUN).stdout.startswith("study space-tiny is finished: 5 of 5 trials\n")  # the budget stays raised
 
 
-def test_a_trial_that_was_killed_after_its_result_is_settled_by_the_finished_study(
-    elta_tune: Run, finished: Path
-) -> None:
+def test_trial_killed_after_its_result_is_completed(elta_tune: Run, finished: Path) -> None:
     connection = sqlite3.connect(finished / "study.db")
     connection.execute("update trials set state = 'RUNNING', datetime_complete = null where number = 3")
     connection.execute("delete from trial_values where trial_id = (select trial_id from trials where number = 3)")
@@ -228,7 +224,7 @@ def test_a_trial_that_was_killed_after_its_result_is_settled_by_the_finished_stu
     assert states(finished) == [(number, "COMPLETE") for number in range(4)]
 
 
-def test_the_end_tells_the_best_trials_where_all_lies_and_what_to_type(finished: Path) -> None:
+def test_end_shows_best_trials_folder_and_next_command(finished: Path) -> None:
     output = (finished.parents[1] / "output.txt").read_text()
     ranking = sorted(table(finished), key=lambda row: -row[3]["srcc"])
     shown = output[output.index("trial  state") :]
@@ -272,7 +268,7 @@ def test_where_a_study_cannot_run_it_is_refused(
     ("redirection", "encoding"),
     [("| head -1", "utf-8"), ("> /dev/full", "utf-8"), (">&- 2>&-", "utf-8"), ("", "ascii")],
 )
-def test_a_study_goes_on_without_its_output(files: Path, cache: Path, redirection: str, encoding: str) -> None:
+def test_study_continues_without_its_output(files: Path, cache: Path, redirection: str, encoding: str) -> None:
     environment = {**os.environ, "ELTA_TUNE_CACHE": str(cache), "PYTHONIOENCODING": encoding}
     line = f"{shlex.join([sys.executable, '-m', 'elta_tune', *RUN, '--trials', '2'])} {redirection}"
     done = subprocess.run(

@@ -59,7 +59,7 @@ def test_a_trial_is_shown_epoch_by_epoch(elta_tune: Run, finished: Path, argumen
     assert max(len(line) for line in done.stdout.splitlines()[:-1]) <= 80  # the last is the trial's folder
 
 
-def test_an_unfinished_trial_shows_what_it_has(elta_tune: Run, finished: Path) -> None:
+def test_unfinished_trial_shows_its_epochs(elta_tune: Run, finished: Path) -> None:
     (finished / "trials" / "0003" / "result.json").unlink()
     rate = results(finished)[2]["params"]["optim.lr"]
     assert rate
@@ -117,7 +117,7 @@ def test_a_study_that_is_being_prepared_is_listed(elta_tune: Run, finished: Path
         assert f"study prep is being prepared (process {os.getpid()})" in elta_tune("show", "prep").stderr
 
 
-def test_damaged_metrics_are_told(elta_tune: Run, finished: Path) -> None:
+def test_damaged_metrics_are_reported(elta_tune: Run, finished: Path) -> None:
     (finished / "trials" / "0001" / "metrics.jsonl").write_text("{}\n")
     done = elta_tune("show", "1")
     assert done.returncode == 2
@@ -134,7 +134,7 @@ def test_a_used_up_grid_is_finished(elta_tune: Run, finished: Path) -> None:
     assert (row["state"], row["budget"]) == ("finished", 2)
 
 
-def test_without_a_study_each_says_how_to_start_one(elta_tune: Run, tmp_path: Path) -> None:
+def test_without_a_study_commands_say_how_to_start_one(elta_tune: Run, tmp_path: Path) -> None:
     assert "there is no study in runs" in elta_tune("list").stdout
     assert json.loads(elta_tune("list", "--json").stdout) == []
     for command in ("show", "best"):

@@ -52,7 +52,7 @@ def test_a_space_is_shown_with_the_recipes_values(check):
     assert lines[-2:] == ["minimize mae; 7 trials; random sampler; no pruner", "tall.yaml fits tiny.yaml"]
 
 
-def test_a_missing_pool_is_reported_with_what_it_holds_back(check, tmp_path):
+def test_missing_pool_is_reported_with_the_fields_it_disables(check, tmp_path):
     for split in ("train", "val"):
         rows = [f"{split}{number},{number % 5},3" for number in range(60)]
         (tmp_path / f"{split}.csv").write_text("\n".join(["name,count_1,count_2", *rows]) + "\n")

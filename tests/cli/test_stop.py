@@ -13,7 +13,7 @@ COMMAND = str(Path(sys.executable).with_name("elta-tune"))
 LR = "parameters:\n  optim.lr: {type: float, low: 0.1x, high: 10x, log: true}\n"
 
 
-def test_a_study_is_stopped_after_its_epoch_from_another_terminal(elta_tune, recipe_file, tmp_path, cache):
+def test_stop_ends_a_study_after_its_epoch_from_elsewhere(elta_tune, recipe_file, tmp_path, cache):
     (tmp_path / "lr.yaml").write_text(LR)
     arguments = [
         "run",
@@ -47,7 +47,7 @@ def test_a_study_is_stopped_after_its_epoch_from_another_terminal(elta_tune, rec
     assert (metrics.parent / "last.ckpt").exists() and not (metrics.parent / "result.json").exists()
 
 
-def test_what_is_nnis_alone_is_refused_to_optuna(elta_tune, recipe_file, tmp_path):
+def test_settings_only_for_nni_are_refused_under_optuna(elta_tune, recipe_file, tmp_path):
     (tmp_path / "lr.yaml").write_text(LR)
     for option in (["--detach"], ["--port", "9000"]):
         refused = elta_tune("run", "--space", "lr.yaml", "--recipe", "tiny.yaml", *option)
@@ -61,7 +61,7 @@ HOLD += "    Path(sys.argv[1]).write_text(sys.argv[2]); print('held', flush=True
 
 
 @pytest.mark.parametrize("host", ["elsewhere", platform.node()])
-def test_a_process_that_only_has_the_number_of_the_studys_is_left_alone(elta_tune, recipe_file, tmp_path, host):
+def test_process_that_reused_the_study_pid_is_not_signalled(elta_tune, recipe_file, tmp_path, host):
     """As on a folder that machines, or containers of one machine, share."""
     (tmp_path / "lr.yaml").write_text(LR)
     arguments = ("run", "--space", "lr.yaml", "--recipe", "tiny.yaml", "--trials", "1", "--name", "far")

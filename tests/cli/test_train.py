@@ -34,7 +34,7 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
-def test_ctrl_c_and_the_command_that_it_offers_give_the_unbroken_training(
+def test_resuming_after_ctrl_c_gives_the_uninterrupted_result(
     elta_tune: Run, recipe: TrialConfig, recipe_file: Path, cache: Path, tmp_path: Path
 ) -> None:
     command = Path(sys.executable).with_name("elta-tune")
@@ -69,7 +69,7 @@ def test_ctrl_c_and_the_command_that_it_offers_give_the_unbroken_training(
     assert result["metrics"] == whole["metrics"]
 
 
-def test_a_failed_training_says_why(
+def test_failed_training_reports_its_cause(
     recipe_file: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

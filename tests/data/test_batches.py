@@ -111,7 +111,7 @@ def test_an_error_where_batches_are_used_ends_the_thread() -> None:
     assert not prefetch_threads()
 
 
-def test_an_error_in_the_thread_is_raised_where_the_batches_are_used() -> None:
+def test_error_in_the_thread_is_raised_in_the_consumer() -> None:
     batches = prefetch(Images(numbered(8), broken=5), in_order(8, 2), CPU)
     assert [next(batches)[0].tolist() for _ in range(2)] == [[0, 1], [2, 3]]
     with pytest.raises(OSError, match="the disk is gone"):
@@ -120,7 +120,7 @@ def test_an_error_in_the_thread_is_raised_where_the_batches_are_used() -> None:
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(10, 3), (9, 3), (3, 3), (2, 3)])
-def test_training_takes_each_image_once_in_full_batches_and_evaluation_takes_all(count: int, batch_size: int) -> None:
+def test_training_uses_full_batches_and_evaluation_every_image(count: int, batch_size: int) -> None:
     batches = epoch_order(count, batch_size, torch.Generator().manual_seed(0))
     taken = [int(row) for batch in batches for row in batch]
     assert {len(batch) for batch in batches} <= {batch_size}

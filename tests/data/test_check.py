@@ -86,7 +86,7 @@ def test_images_are_counted_as_they_are_found(tmp_path: Path) -> None:
     assert content["ok"]
 
 
-def test_all_that_a_study_would_be_refused_for_is_told_at_once(tmp_path: Path) -> None:
+def test_all_reasons_to_refuse_a_study_are_reported_at_once(tmp_path: Path) -> None:
     config = write_root(tmp_path).replace({"training.batch_size": 9, "data.max_missing": 0.1})
     (tmp_path / "images" / "train5.png").unlink()
     with (tmp_path / "val.csv").open("a") as file:
@@ -156,7 +156,7 @@ def test_a_validation_that_no_prediction_does_well_on_is_refused(
         assert refusals == ([] if why is None else [f"{tmp_path / 'val.csv'}: {why}"])
 
 
-def test_what_is_there_twice_is_told_with_its_splits(tmp_path: Path) -> None:
+def test_duplicate_images_are_reported_with_their_splits(tmp_path: Path) -> None:
     config = write_root(tmp_path)
     Image.open(tmp_path / "images" / "pool1.png").save(tmp_path / "images" / "holiday.bmp")
     Image.open(tmp_path / "images" / "train2.png").save(tmp_path / "images" / "again.bmp")

@@ -56,7 +56,7 @@ def test_prepare_and_open_give_the_same_splits(recipe: TrialConfig, cache: Path)
     assert not isinstance(prepared.pool, Split)
 
 
-def test_a_trial_opens_no_test_split_unless_told(recipe: TrialConfig, cache: Path) -> None:
+def test_trial_opens_no_test_split_by_default(recipe: TrialConfig, cache: Path) -> None:
     assert open_dataset(recipe.data, ImageCache(cache)).test is None
 
 
@@ -80,9 +80,7 @@ def test_labels_and_images_belong_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["missing", "unreadable"])
 @pytest.mark.parametrize("split", ["train", "val", "test", "pool"])
-def test_more_missing_images_than_allowed_are_refused_before_anything_else(
-    tmp_path: Path, split: str, damage: str
-) -> None:
+def test_too_many_missing_images_are_refused_first(tmp_path: Path, split: str, damage: str) -> None:
     ids = write_root(tmp_path, {"train": 4, "val": 4, "test": 4, "pool": 4})
     for name in ids[split][:2]:
         file = tmp_path / "images" / name
@@ -97,7 +95,7 @@ def test_more_missing_images_than_allowed_are_refused_before_anything_else(
     assert ids[split][1] in message
 
 
-def test_a_split_without_any_image_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
+def test_split_without_images_is_refused_at_any_limit(tmp_path: Path) -> None:
     write_root(tmp_path, {"train": 2, "val": 2})
     write_rated(tmp_path, "val", ["nowhere"])
     with pytest.raises(DataError, match="1 of 1 image is missing"):
@@ -151,7 +149,7 @@ def test_a_model_of_distributions_may_be_judged_by_scores(tmp_path: Path) -> Non
         (lambda root: shutil.rmtree(root / "images"), "data.images: "),
     ],
 )
-def test_what_is_not_there_is_named(tmp_path: Path, spoil: object, named: str) -> None:
+def test_missing_files_are_named(tmp_path: Path, spoil: object, named: str) -> None:
     write_root(tmp_path, {"train": 2, "val": 2})
     assert callable(spoil)
     spoil(tmp_path)

@@ -40,7 +40,7 @@ def read(folder: Path, split: str) -> tuple[list[str], NDArray[np.float64]]:
     return [row[0] for row in rows], np.array(mos)
 
 
-def test_it_is_the_same_each_time_and_an_image_does_not_depend_on_how_many_there_are(tmp_path: Path) -> None:
+def test_demo_is_repeatable_and_images_do_not_depend_on_count(tmp_path: Path) -> None:
     write_demo(tmp_path / "one", train=4, val=2, test=1, pool=1, size=24, seed=7)
     write_demo(tmp_path / "again", train=4, val=2, test=1, pool=1, size=24, seed=7)
     write_demo(tmp_path / "more", train=6, val=3, test=0, pool=2, size=24, seed=7)
@@ -88,7 +88,7 @@ def test_its_tails_are_longer_than_the_normals_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize("grade", Grades._fields)
-def test_a_better_grade_is_a_higher_rating_and_another_picture_of_the_same_scene(grade: str) -> None:
+def test_better_grade_has_a_higher_rating_and_other_pixels(grade: str) -> None:
     middle = Grades(0, 0, 0, 0, 0)
     better, worse = middle._replace(**{grade: 1.5}), middle._replace(**{grade: -1.5})
     assert true_mos(worse) < true_mos(middle) < true_mos(better)
@@ -107,7 +107,7 @@ def colour_statistics(file: Path) -> NDArray[np.float64]:
     return np.concatenate([pixels.mean(0), pixels.std(0), *np.percentile(pixels, [1, 10, 25, 50, 75, 90, 99], axis=0)])
 
 
-def test_colour_statistics_tell_less_than_half(demo: Path) -> None:
+def test_colour_statistics_explain_less_than_half(demo: Path) -> None:
     features, ratings = {}, {}
     for split in ("train", "val"):
         ids, ratings[split] = read(demo, split)
@@ -120,7 +120,7 @@ def test_colour_statistics_tell_less_than_half(demo: Path) -> None:
         assert spearmanr(x_val @ weights, ratings["val"]).statistic < 0.5
 
 
-def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_cache_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     config = DataConfig(demo=DemoConfig(train=1, val=1, test=1, pool=0))
     with pytest.raises(DataError, match=r"cache/demo-\w+: the demo can't be written: "):

@@ -35,7 +35,7 @@ class TestListing:
         assert listing.images == sorted(names)
         assert listing.notes == ()
 
-    def test_names_what_is_not_used(self, tmp_path: Path) -> None:
+    def test_unused_files_are_named(self, tmp_path: Path) -> None:
         write(tmp_path, "a.jpg", "b.heic", ".c.jpg", "__MACOSX/d.jpg", ".trash/e.jpg")
         for name in ("notes.txt", "Makefile", "1.json", "2.json"):
             (tmp_path / name).write_text("no image")

@@ -70,7 +70,7 @@ def test_an_id_in_two_labelled_splits_is_refused(tmp_path: Path, first: str, sec
         assert part in error.value.message
 
 
-def test_a_file_in_two_labelled_splits_is_refused_under_any_spelling_of_its_id(tmp_path: Path) -> None:
+def test_file_in_two_labelled_splits_is_refused_however_spelled(tmp_path: Path) -> None:
     root = write_splits(tmp_path)
     write_list(root, "val", ["val0", "train1.png"])
     with pytest.raises(DataError, match=r"'train1' is also in .* as 'train1.png' \(the same file\)"):
@@ -79,7 +79,7 @@ def test_a_file_in_two_labelled_splits_is_refused_under_any_spelling_of_its_id(t
 
 @pytest.mark.parametrize("held_out", ["val", "test"])
 @pytest.mark.parametrize(("save", "how"), [(copied, "bytes"), (resaved, "pixels")])
-def test_a_pool_image_that_is_also_held_out_is_refused_under_any_name(
+def test_held_out_image_in_the_pool_is_refused_under_any_name(
     tmp_path: Path, held_out: str, save: object, how: str
 ) -> None:
     root = write_splits(tmp_path)
@@ -93,7 +93,7 @@ def test_a_pool_image_that_is_also_held_out_is_refused_under_any_name(
     )
 
 
-def test_a_pool_image_that_is_also_held_out_under_its_id_is_refused(tmp_path: Path) -> None:
+def test_held_out_image_in_the_pool_is_refused_by_its_id(tmp_path: Path) -> None:
     root = write_splits(tmp_path)
     write_list(root, "val", ["val0", "pool0"])
     with pytest.raises(DataError, match=r"'pool0' is also in .* \(the same id\)"):
@@ -101,9 +101,7 @@ def test_a_pool_image_that_is_also_held_out_under_its_id_is_refused(tmp_path: Pa
 
 
 @pytest.mark.parametrize("save", [copied, resaved])
-def test_the_same_picture_under_two_ids_of_labelled_splits_is_a_warning_as_ava_has_such(
-    tmp_path: Path, save: object
-) -> None:
+def test_same_pixels_in_two_labelled_splits_are_a_warning(tmp_path: Path, save: object) -> None:
     root = write_splits(tmp_path)
     assert callable(save)
     save(root, "train0.png", "twin.png")
@@ -115,9 +113,7 @@ def test_the_same_picture_under_two_ids_of_labelled_splits_is_a_warning_as_ava_h
 
 @pytest.mark.parametrize("held_out", ["val", "test"])
 @pytest.mark.parametrize("save", [copied, resaved])
-def test_held_out_pictures_under_new_names_in_train_are_refused_where_they_are_many(
-    tmp_path: Path, held_out: str, save: object
-) -> None:
+def test_many_renamed_held_out_images_in_train_are_refused(tmp_path: Path, held_out: str, save: object) -> None:
     root = write_splits(tmp_path)
     assert callable(save)
     for number in range(2):
@@ -169,7 +165,7 @@ def test_many_overlaps_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("save", [copied, resaved])
-def test_an_image_that_a_split_has_twice_is_found_and_refuses_nothing(tmp_path: Path, save: object) -> None:
+def test_duplicate_image_within_a_split_is_only_reported(tmp_path: Path, save: object) -> None:
     root = write_splits(tmp_path)
     assert callable(save)
     save(root, "train1.png", "again.png")
@@ -182,7 +178,7 @@ def test_an_image_that_a_split_has_twice_is_found_and_refuses_nothing(tmp_path: 
     assert check(root) == ()
 
 
-def test_a_file_that_a_split_names_twice_is_found(tmp_path: Path) -> None:
+def test_file_named_twice_by_a_split_is_found(tmp_path: Path) -> None:
     root = write_splits(tmp_path)
     write_list(root, "pool", ["pool0", "pool0.jpg"])
     (shared,) = examine(config(root), ImageCache(root / "cache"), no_progress).shared
@@ -202,7 +198,7 @@ def test_a_large_jpeg_is_found_in_a_file_that_lost_nothing(tmp_path: Path) -> No
         check(root)
 
 
-def test_a_turned_picture_is_found_in_one_that_stands(tmp_path: Path) -> None:
+def test_rotated_copy_of_an_image_is_found(tmp_path: Path) -> None:
     root = write_splits(tmp_path)
     with Image.open(root / "images" / "pool1.jpg") as image:
         exif = Image.Exif()

@@ -60,7 +60,7 @@ def trained(config: TrialConfig, folder: Path, cache: Path) -> tuple[dict[str, A
     ],
     ids=["mse", "emd, spread", "emd, spread, self-training"],
 )
-def test_a_trial_learns_scores_and_its_weights_predict_them_again(
+def test_trial_learns_scores_and_its_weights_predict_them(
     scores: TrialConfig, tmp_path: Path, cache: Path, fields: dict[str, Any]
 ) -> None:
     config = scores.replace(fields)
@@ -96,7 +96,7 @@ def test_a_score_is_mapped_to_tenths_and_back(scores: TrialConfig, cache: Path) 
     np.testing.assert_allclose(from_method_scale(to_method_scale(mos, (0, 100)), (0, 100)), mos)
 
 
-def test_a_head_of_distributions_on_scores_says_both_ways_out(scores: TrialConfig, cache: Path) -> None:
+def test_distribution_head_on_scores_names_both_fixes(scores: TrialConfig, cache: Path) -> None:
     with pytest.raises(DataError, match="these have scores only") as error:
         check_fits(scores, open_dataset(scores.data, ImageCache(cache)))
     assert "model.head=mse" in str(error.value.hint)

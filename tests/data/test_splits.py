@@ -49,7 +49,7 @@ OFFICIAL = "name,mos,std,official_split"
 
 
 @pytest.mark.parametrize("words", [("train", "val", "test"), ("0", "1", "2"), ("Training", "validation", "TEST")])
-def test_a_column_tells_the_splits_of_one_file(tmp_path: Path, words: tuple[str, str, str]) -> None:
+def test_column_defines_the_splits_of_one_file(tmp_path: Path, words: tuple[str, str, str]) -> None:
     rows = [f"a{number},{number},1,{words[place]}" for number, place in enumerate([0, 2, 0, 1, 0, 2])]
     file = written(tmp_path / "meta.csv", rows, OFFICIAL)
     splits = read_labelled(config(tmp_path, ratings=file.name))
@@ -63,13 +63,13 @@ def test_a_column_tells_the_splits_of_one_file(tmp_path: Path, words: tuple[str,
     assert ids(read_labelled(config(tmp_path, train="meta.csv", val="meta.csv", test="meta.csv"))) == ids(splits)
 
 
-def test_a_file_of_one_split_may_say_so_of_each_row(tmp_path: Path) -> None:
+def test_file_of_one_split_may_have_a_split_column(tmp_path: Path) -> None:
     for name in ("train", "val"):
         written(tmp_path / f"{name}.csv", [f"{name}{k},{k},1,{name}" for k in range(3)], OFFICIAL)
     assert ids(read_labelled(config(tmp_path)))["val"] == {"val0", "val1", "val2"}
 
 
-def test_rows_of_another_split_in_a_file_of_one_are_not_trained_on(tmp_path: Path) -> None:
+def test_rows_marked_as_another_split_are_not_trained_on(tmp_path: Path) -> None:
     written(tmp_path / "train.csv", ["a,1,1,train", "b,2,1,test"], OFFICIAL)
     written(tmp_path / "val.csv", ["c,1", "d,2"])
     assert ids(read_labelled(config(tmp_path))) == {"train": {"a"}, "val": {"c", "d"}}
@@ -77,7 +77,7 @@ def test_rows_of_another_split_in_a_file_of_one_are_not_trained_on(tmp_path: Pat
     assert ids(everything)["train"] == {"a", "b"}
 
 
-def test_a_split_that_no_row_is_of_is_refused_with_what_there_is(tmp_path: Path) -> None:
+def test_split_without_rows_is_refused_with_existing_ones(tmp_path: Path) -> None:
     written(tmp_path / "meta.csv", ["a,1,1,train", "b,2,1,test", "c,2,1,test"], OFFICIAL)
     with pytest.raises(DataError, match=r"no row of its column of splits is val \(there are 2 test, 1 train\)"):
         read_labelled(config(tmp_path, ratings="meta.csv"))
@@ -91,7 +91,7 @@ def test_a_file_without_validation_rows_may_have_them_held_out(tmp_path: Path) -
     assert ids(splits)["test"] == {f"a{k}" for k in range(0, 50, 5)}
 
 
-def test_one_file_without_a_column_has_to_say_how_it_is_split(tmp_path: Path) -> None:
+def test_one_file_without_a_split_column_needs_shares(tmp_path: Path) -> None:
     scored(tmp_path, 20)
     with pytest.raises(DataError, match=r"data\.val: this is the training file") as error:
         read_labelled(config(tmp_path, ratings="all.csv"))
@@ -100,7 +100,7 @@ def test_one_file_without_a_column_has_to_say_how_it_is_split(tmp_path: Path) ->
         read_labelled(config(tmp_path, train="all.csv", val="all.csv"))
 
 
-def test_a_missing_validation_file_says_how_to_do_without(tmp_path: Path) -> None:
+def test_missing_validation_file_names_the_alternative(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"train\.csv: no such file") as error:
         read_labelled(config(tmp_path))
     assert "`data.root=FOLDER`" in str(error.value.hint)
@@ -111,7 +111,7 @@ def test_a_missing_validation_file_says_how_to_do_without(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("count", [40, 3000])
-def test_held_out_parts_have_their_share_and_no_image_twice(tmp_path: Path, count: int) -> None:
+def test_held_out_parts_have_their_share_and_no_duplicates(tmp_path: Path, count: int) -> None:
     scored(tmp_path, count)
     splits = read_labelled(config(tmp_path, train="all.csv", split={"val": 0.1, "test": 0.05}))
     assert {name: len(ratings.ids) for name, ratings in splits.items()} == {
@@ -145,7 +145,7 @@ def test_the_tails_are_in_each_part(tmp_path: Path) -> None:
         assert scores.mean() == pytest.approx(train.mean(), abs=0.05 * train.std())
 
 
-def test_what_is_held_out_hangs_on_ids_and_seed_alone(tmp_path: Path) -> None:
+def test_held_out_images_depend_only_on_ids_and_seed(tmp_path: Path) -> None:
     def parts(shuffled: int | None, seed: int) -> dict[str, set[str]]:
         scored(tmp_path, 500, shuffled=shuffled)
         return ids(read_labelled(config(tmp_path, train="all.csv", split={"val": 0.1, "test": 0.1, "seed": seed})))
@@ -187,7 +187,7 @@ def test_a_split_file_that_is_ignored_has_a_note(tmp_path: Path) -> None:
         (["train.csv", "test.csv"], "`data.split.test=0`", {"data.split.val": 0.1, "data.split.test": 0}),
     ],
 )
-def test_a_missing_file_is_answered_with_those_there(
+def test_missing_file_is_reported_with_existing_ones(
     tmp_path: Path, files: list[str], hint: str, settings: dict[str, object]
 ) -> None:
     for file in files:
@@ -198,7 +198,7 @@ def test_a_missing_file_is_answered_with_those_there(
     assert error.value.settings == settings
 
 
-def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
+def test_root_that_is_not_a_folder_is_named(tmp_path: Path) -> None:
     file = written(tmp_path / "scores.csv", ["a,1"])
     with pytest.raises(DataError, match=r"scores\.csv: is a file, not a folder") as error:
         read_splits(config(file))
@@ -214,7 +214,7 @@ def test_a_named_file_that_is_missing_is_named(tmp_path: Path) -> None:
         read_splits(config(tmp_path, ratings="score.csv"))
 
 
-def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+def test_only_requested_splits_are_read(tmp_path: Path) -> None:
     written(tmp_path / "train.csv", ["a,1"])
     written(tmp_path / "val.csv", ["b,1"])
     written(tmp_path / "test.csv", ["not a table of scores"], header="nothing")

@@ -78,7 +78,7 @@ def make_executor(request: pytest.FixtureRequest) -> Iterator[Make]:
 class TestExecutor:
     """What every executor does."""
 
-    def test_reports_what_the_trial_records(self, make_executor: Make, make_job: MakeJob) -> None:
+    def test_epochs_are_reported_as_recorded(self, make_executor: Make, make_job: MakeJob) -> None:
         executor, job = make_executor(1), make_job(4)
         executor.start(job)
         heard = [event for event in run_out(executor) if isinstance(event, Reported)]
@@ -98,7 +98,7 @@ class TestExecutor:
         assert result is not None
         assert (result.state, result.best_step) == ("pruned", 1)
 
-    def test_a_stopped_trial_goes_on_after_its_last_epoch(self, make_executor: Make, make_job: MakeJob) -> None:
+    def test_stopped_trial_resumes_after_its_last_epoch(self, make_executor: Make, make_job: MakeJob) -> None:
         executor, job = make_executor(1), make_job(0, {"training.epochs": 3})
         executor.start(job)
         next_event(executor)
@@ -182,7 +182,7 @@ class TestProcesses:
             assert (result.state, result.trial, result.params) == ("complete", job.number, job.params)
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGRTMIN + 3])
-    def test_says_which_signal_ended_a_trial(
+    def test_signal_that_ended_a_trial_is_named(
         self, make_executor: Make, make_job: MakeJob, process_of: Callable[[Job], int], number: int
     ) -> None:
         executor, job = make_executor(1), make_job()
@@ -196,7 +196,7 @@ class TestProcesses:
         assert TrialFolder(job.folder).result() is None
         assert (executor.has_room, list(executor.running)) == (True, [])
 
-    def test_says_with_which_exit_code_a_trial_ended(self, make_executor: Make, make_job: MakeJob) -> None:
+    def test_exit_code_of_a_trial_is_named(self, make_executor: Make, make_job: MakeJob) -> None:
         executor = make_executor(1)
         executor.start(replace(make_job(), params={"training.epochs": Exits()}))
         assert next_event(executor) == Ended(0, "the process ended with exit code 3")
@@ -233,7 +233,7 @@ class TestProcesses:
         executor.answer(1 - victim, "go on")
         assert steps(run_out(executor), 1 - victim) == [2]
 
-    def test_close_ends_what_runs(
+    def test_close_ends_running_trials(
         self, make_executor: Make, make_job: MakeJob, process_of: Callable[[Job], int]
     ) -> None:
         executor, jobs = make_executor(2), [make_job(0), make_job(1)]

@@ -162,7 +162,7 @@ def waiting(make_job: Callable[..., Job]) -> Iterator[tuple[LocalExecutor, list[
     executor.close()
 
 
-def test_ctrl_c_is_the_supervisors_alone(waiting: tuple[LocalExecutor, list[Job]]) -> None:
+def test_ctrl_c_reaches_only_the_supervisor(waiting: tuple[LocalExecutor, list[Job]]) -> None:
     executor, _ = waiting
     for process in psutil.Process().children(recursive=True):
         process.send_signal(signal.SIGINT)
@@ -243,11 +243,11 @@ def test_slots_share_devices_and_cores(
 
 
 @pytest.mark.parametrize(("devices", "workers"), [([], None), (["cpu"], 0)])
-def test_there_has_to_be_a_slot(devices: list[str], workers: int | None) -> None:
+def test_slot_is_required(devices: list[str], workers: int | None) -> None:
     with pytest.raises(ConfigError, match="at least one"):
         plan_slots(devices, workers)
 
 
-def test_says_how_the_machine_is_shared() -> None:
+def test_plan_describes_how_the_machine_is_shared() -> None:
     assert cores_text([Slot("cpu", 2)]) == "1 worker on cpu, 2 cores each"
     assert cores_text([Slot("cuda:0", 1), Slot("cuda:1", 1)]) == "2 workers on cuda:0, cuda:1, 1 core each"

@@ -77,7 +77,7 @@ def test_segments_include_their_cuts():
     assert segments[2] == pytest.approx([1.5, -1 / 3, -1.5])
 
 
-def test_equal_cuts_put_an_image_in_both_tails_and_leave_the_middle_empty():
+def test_equal_cuts_put_images_in_both_tails_and_none_between():
     metrics = evaluate([5.0, 6.0], [5.0, 5.0], tail_cuts=(5.0, 5.0))
     assert (metrics["n_low"], metrics["n_mid"], metrics["n_high"]) == (2, 0, 2)
     assert metrics["mae_low"] == metrics["mae_high"] == 0.5
@@ -147,7 +147,7 @@ def test_keys_are_those_that_the_arguments_allow():
     assert all(type(value) in (float, int) for value in both.values())
 
 
-def test_directions_point_to_what_is_better():
+def test_directions_point_to_better_values():
     predicted, true = random_split()
     metrics = evaluate(true, true, tail_cuts=(4.0, 6.0)), evaluate(predicted, true, tail_cuts=(4.0, 6.0))
     assert DIRECTIONS.keys() - DISTANCES < metrics[0].keys()

@@ -148,7 +148,7 @@ def test_pairs_drawn_by_mix_follow_the_formulas():
     assert chi_square_p(counts[upper], (joint + joint.T)[upper]) > 1e-3
 
 
-def test_every_row_is_an_anchor_once_where_probabilities_underflow():
+def test_every_row_is_an_anchor_once_if_probabilities_underflow():
     scores = torch.linspace(1, 10, 48)
     assert anchor_probabilities(scores, 0.01).eq(0).sum() > 30
     anchors, partners = mixup._draw_pairs(scores, 0.01, 10.0, 48, seeded())
@@ -222,7 +222,7 @@ def test_gradients_reach_both_rows_of_a_pair():
 
 
 @pytest.mark.parametrize("alpha", [None, 0.5])
-def test_the_generator_alone_decides_what_is_drawn(alpha):
+def test_draws_depend_only_on_the_generator(alpha):
     settings = {"pairs": 5, "alpha": alpha}
     torch.manual_seed(0)
     once, _ = mix_identity(SCORES, **settings, generator=seeded(7))
@@ -304,7 +304,7 @@ def test_log_gamma_draws_follow_the_gamma_distribution(concentration):
 
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 5.0])
-def test_mix_draws_classic_mixup_s_weights_where_the_paper_s_is_one_half(alpha):
+def test_mix_draws_classic_weights_where_the_paper_has_one_half(alpha):
     scores = torch.tensor([4.0, 6.0]).double().repeat(1000)  # all as far from the mean: w = ½
     ones_at = (torch.arange(2000) % 2).double()
     rows, _, _ = mix(ones_at[:, None], ones_at, scores, tau_1=0.5, tau_2=1e-3, pairs=2000, alpha=alpha,
@@ -316,7 +316,7 @@ def test_mix_draws_classic_mixup_s_weights_where_the_paper_s_is_one_half(alpha):
     assert kolmogorov_distance(weights, stats.beta(alpha, alpha)) < 1.95 / math.sqrt(len(weights))
 
 
-def test_random_weights_stay_finite_at_certain_pairs_and_smallest_alpha():
+def test_random_weights_stay_finite_at_the_smallest_alpha():
     scores = torch.tensor([5.0, 5.0, 5.0, 5.0, 10.0, 1.0])  # at this τ1 every w but the tails' is 0, 1 or ½
     for seed in range(200):
         mixed, mixed_scores = mix_identity(scores, tau_1=1e-3, alpha=0.1, pairs=6, generator=seeded(seed))

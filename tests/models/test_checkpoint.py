@@ -40,7 +40,7 @@ def test_a_ckpt_loads_as_plain_weights_and_values(study: StudyFolder, result: Tr
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
-def test_a_file_predicts_without_anything_beside_it(
+def test_checkpoint_predicts_without_other_files(
     study: StudyFolder, result: TrialResult, tmp_path: Path, kind: Literal["ckpt", "safetensors"]
 ) -> None:
     checkpoint = trial_checkpoint(study, result)
@@ -138,7 +138,7 @@ def test_foreign_files_are_refused_and_run_nothing(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "absent")
 
 
-def test_a_head_that_predicts_scores_has_no_bins_though_the_data_have_votes(
+def test_score_head_has_no_bins_even_on_data_with_votes(
     recipe: TrialConfig, cache: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     """Nor have they in what older versions wrote, which noted those of the data."""

@@ -54,9 +54,7 @@ def moments(state: dict[str, torch.Tensor], head: str) -> dict[str, Any]:
     return {"state": {n: {"step": torch.tensor(1.0)} for n in trained}, "param_groups": [{"lr": 1e-5}]}
 
 
-def test_features_and_predictions_of_a_released_file_are_the_originals(
-    state: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def test_released_file_gives_the_original_features_and_scores(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     file = tmp_path / "epoch9_srcc_0.76.ckpt.pth"
     saved = {"epoch": 10, "state_dict": state, "best_metric": np.float64(0.764), "optimizer": moments(state, "emd")}
     torch.save(saved, file)
@@ -84,7 +82,7 @@ def test_the_head_that_the_optimizer_trained_is_taken(state: dict[str, torch.Ten
     assert released_checkpoint(content, Path("mse.pth"), head="emd").config.model.head == "emd"
 
 
-def test_which_head_was_taken_is_told_unless_the_file_decides_and_the_other_can_be_had(
+def test_chosen_head_is_reported_unless_the_file_decides(
     state: dict[str, torch.Tensor], tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     """Both heads of one file without an optimizer score the reference's image as the original does."""
@@ -148,7 +146,7 @@ def test_another_backbone_or_a_missing_head_is_refused(state: dict[str, torch.Te
         released_checkpoint(headless, Path("headless.pth"))
 
 
-def test_weights_of_something_else_are_refused_by_what_they_hold(tmp_path: Path) -> None:
+def test_foreign_weights_are_refused_with_their_content(tmp_path: Path) -> None:
     torch.save({"conv_stem.weight": torch.ones(2)}, tmp_path / "backbone.pth")
     with pytest.raises(ModelError, match=r"holds conv_stem\.weight") as refused:
         load_model_file(tmp_path / "backbone.pth")

@@ -110,7 +110,7 @@ def two_good_epochs(recipe: TrialConfig, cache: Path, folder: TrialFolder) -> It
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2, 3, 4])
-def test_weights_and_checkpoint_belong_together_after_a_kill_at_any_rename(
+def test_weights_match_the_checkpoint_after_a_kill_at_any_rename(
     renames: int, recipe: TrialConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A best epoch with a selection is four renames: pseudo-labels, weights beside, checkpoint, weights."""
@@ -155,7 +155,7 @@ def test_a_folder_without_a_checkpoint_has_none(tmp_path: Path) -> None:
     assert folder.result() is None
 
 
-def test_a_failure_from_outside_keeps_what_the_trial_reached(recipe: TrialConfig, cache: Path, tmp_path: Path) -> None:
+def test_external_failure_keeps_the_best_epoch(recipe: TrialConfig, cache: Path, tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path / "trial")
     epochs = two_good_epochs(recipe, cache, folder)
     epoch = next(epochs)
@@ -292,7 +292,7 @@ def study_with(runs: Path, name: str, *states: str) -> StudyFolder:
     return study
 
 
-def test_a_study_counts_what_ended_and_lists_trials_by_number(tmp_path: Path) -> None:
+def test_study_counts_ended_trials_and_lists_them_by_number(tmp_path: Path) -> None:
     study = study_with(tmp_path, "one", "complete", "pruned", "failed", "complete")
     study.trial(12345).create(TrialConfig())
     study.trial(9999).create(TrialConfig())
@@ -301,7 +301,7 @@ def test_a_study_counts_what_ended_and_lists_trials_by_number(tmp_path: Path) ->
     assert study.used_budget() == 3
 
 
-def test_a_study_is_found_by_folder_by_name_or_as_the_last_that_changed(tmp_path: Path) -> None:
+def test_study_is_found_by_folder_name_or_last_change(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     for number, name in enumerate(("b-old", "a-new")):
         study = study_with(runs, name, "complete")
@@ -315,7 +315,7 @@ def test_a_study_is_found_by_folder_by_name_or_as_the_last_that_changed(tmp_path
     assert open_study("a-new", runs).path == open_study(str(runs / "a-new"), tmp_path).path
 
 
-def test_a_study_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
+def test_missing_study_is_reported_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="there is no study in") as caught:
         open_study(None, tmp_path)
     assert "elta-tune run" in str(caught.value.hint)
@@ -327,7 +327,7 @@ def test_a_study_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> 
     assert caught.value.hint == "there are: default-demo"
 
 
-def test_a_study_that_is_being_prepared_is_no_study_yet(tmp_path: Path) -> None:
+def test_study_in_preparation_is_not_listed(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path / "prep")
     with hold(study) as process:
         for name in (None, "prep", str(study.path)):

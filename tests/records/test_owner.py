@@ -63,7 +63,7 @@ def test_shipped_recipes_are_owned() -> None:
     assert owner_of(owner.SHIPPED[0] / "demo.yaml") == f"what elta-tune ships: {owner.SHIPPED[0]}"
 
 
-def test_a_training_goes_on_only_in_its_own_folder(places: Path) -> None:
+def test_training_resumes_only_in_its_own_folder(places: Path) -> None:
     refuse_owned_trial(places / "train-tiny")
     refuse_owned_trial(places / "new")
     for place in (

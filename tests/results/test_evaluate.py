@@ -46,7 +46,7 @@ def test_an_exported_file_has_the_metrics_of_result_json(
     np.testing.assert_allclose(again.drop(columns="image_id"), before.drop(columns="image_id"), atol=1e-5)
 
 
-def test_another_scale_of_ratings_changes_errors_in_proportion_and_no_rank(
+def test_another_rating_scale_scales_errors_but_not_ranks(
     trial: TrialFolder, data_root: Path, cache: Path, tmp_path: Path
 ) -> None:
     checkpoint = load_model(str(trial.path), tmp_path)
@@ -57,7 +57,7 @@ def test_another_scale_of_ratings_changes_errors_in_proportion_and_no_rank(
     np.testing.assert_allclose(doubled.predictions.scores - 1, 2 * (own.predictions.scores - 1), rtol=1e-6)
 
 
-def test_other_images_are_found_beside_their_ratings(
+def test_images_are_found_next_to_their_ratings(
     trial: TrialFolder, data_root: Path, command: Callable[..., Any]
 ) -> None:
     by_split = command("evaluate", trial.path, "--split", "test", "--json")
@@ -67,7 +67,7 @@ def test_other_images_are_found_beside_their_ratings(
     assert first["data"]["hash"] == second["data"]["hash"]
 
 
-def test_a_column_of_splits_leaves_no_row_out_of_a_named_rating_file(
+def test_split_column_drops_no_row_of_a_named_rating_file(
     trial: TrialFolder, data_root: Path, cache: Path, tmp_path: Path
 ) -> None:
     table = pd.read_csv(data_root / "test.csv")
@@ -80,7 +80,7 @@ def test_a_column_of_splits_leaves_no_row_out_of_a_named_rating_file(
     assert evaluate_model(checkpoint, part, "test", cache=ImageCache(cache)).data["rows"] == len(table) / 2
 
 
-def test_a_model_that_does_not_know_its_tails_takes_those_of_a_named_training_file(
+def test_model_without_tails_takes_those_of_a_training_file(
     trial: TrialFolder, data_root: Path, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     checkpoint = load_model(str(trial.path), tmp_path)
@@ -97,7 +97,7 @@ def test_a_model_that_does_not_know_its_tails_takes_those_of_a_named_training_fi
     assert (gone.returncode, "gone.csv: no such file" in gone.stderr) == (2, True)
 
 
-def test_a_training_file_on_another_scale_gives_the_tails_of_the_ratings_own(
+def test_tails_from_a_training_file_are_put_on_the_rating_scale(
     trial: TrialFolder, data_root: Path, cache: Path, tmp_path: Path
 ) -> None:
     checkpoint = replace(load_model(str(trial.path), tmp_path), tail_cuts=None, scale=(0.0, 100.0))
@@ -110,7 +110,7 @@ def test_a_training_file_on_another_scale_gives_the_tails_of_the_ratings_own(
 
 
 @pytest.mark.parametrize("vectors", VECTORS, ids=["first", "second"])
-def test_predictions_have_the_figures_of_scipy_and_the_released_code(vectors: dict[str, Any], tmp_path: Path) -> None:
+def test_prediction_metrics_match_scipy_and_the_released_code(vectors: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "test_result.csv"
     ids = [f"{n:05d}" for n in range(len(vectors["gt"]))]
     columns = {"image_id": ids, "gt": vectors["gt"], "score": vectors["pred"]}
@@ -126,7 +126,7 @@ def test_predictions_have_the_figures_of_scipy_and_the_released_code(vectors: di
     assert "mae_low" not in found
 
 
-def test_the_predictions_of_a_trial_are_measured_by_the_trials_own_tails(trial: TrialFolder) -> None:
+def test_trial_predictions_are_measured_by_the_trials_own_tails(trial: TrialFolder) -> None:
     result = trial.result()
     assert result is not None
     found = evaluate_predictions(trial.predictions_file, NO_DATA).metrics
@@ -141,7 +141,7 @@ def test_a_named_training_file_gives_tails_and_scale(trial: TrialFolder, data_ro
     assert found == evaluate_predictions(trial.predictions_file, NO_DATA).metrics
 
 
-def test_scale_and_threshold_are_told_with_the_metrics(command: Callable[..., Any], tmp_path: Path) -> None:
+def test_scale_and_threshold_are_printed_with_the_metrics(command: Callable[..., Any], tmp_path: Path) -> None:
     file = tmp_path / "predictions.csv"
     file.write_text("image_id,gt,score\n" + "".join(f"{n},{n},{n + 40 if n == 20 else n}\n" for n in range(100)))
     refused = command("evaluate", "--from-predictions", file)
@@ -158,7 +158,7 @@ def test_scale_and_threshold_are_told_with_the_metrics(command: Callable[..., An
 @pytest.mark.parametrize(
     "content", ["[1]", '{"model": [1]}', '{"model": {"scale": 5}}', '{"accuracy": 0.9}', "no JSON"]
 )
-def test_a_result_of_another_tool_beside_the_predictions_says_nothing(content: str, tmp_path: Path) -> None:
+def test_foreign_result_file_next_to_predictions_is_ignored(content: str, tmp_path: Path) -> None:
     file = tmp_path / "predictions.csv"
     file.write_text("image_id,gt,score\na,4,5.1\nb,5.5,5\n")
     (tmp_path / "result.json").write_text(content)
@@ -167,19 +167,19 @@ def test_a_result_of_another_tool_beside_the_predictions_says_nothing(content: s
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-def test_predictions_in_another_form_than_tables_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
+def test_predictions_that_are_not_a_table_are_refused_by_name(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="JSON lines and Parquet are not read"):
         evaluate_predictions(tmp_path / f"scores.{suffix}", NO_DATA)
 
 
-def test_on_another_scale_neither_threshold_nor_tails_of_the_trial_are_taken(trial: TrialFolder) -> None:
+def test_another_scale_ignores_threshold_and_tails_of_the_trial(trial: TrialFolder) -> None:
     other = evaluate_predictions(trial.predictions_file, DataConfig(scale=(0, 10))).yardstick
     assert (other.scale, other.threshold, other.tail_cuts) == ((0, 10), 5, None)
     same = evaluate_predictions(trial.predictions_file, DataConfig(scale=(1, 5))).yardstick
     assert same == evaluate_predictions(trial.predictions_file, NO_DATA).yardstick
 
 
-def test_what_has_no_effect_on_how_predictions_are_measured_is_refused(data_root: Path) -> None:
+def test_settings_that_do_not_affect_predictions_are_refused(data_root: Path) -> None:
     for name, value in (("data.columns.score", "pred"), ("data.crop", 64), ("data.trainer", 1)):
         with pytest.raises(ConfigError, match=rf"^`overrides`: {name}: has no effect here; what has: data\.scale, "):
             predictions_data({name: value})
@@ -187,7 +187,7 @@ def test_what_has_no_effect_on_how_predictions_are_measured_is_refused(data_root
     assert found.columns.score == "MOS"
 
 
-def test_a_model_that_predicts_no_numbers_is_told(
+def test_model_that_predicts_nan_is_reported(
     diverged: Checkpoint, data_root: Path, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     noted = replace(diverged, source={**diverged.source, "note": "is imported"})
@@ -258,7 +258,7 @@ def test_a_wrong_file_of_predictions_is_refused(text: str, told: str, tmp_path: 
         (("nothing", "--images", "photos"), "--images: needs --csv"),
     ],
 )
-def test_what_can_not_be_evaluated_is_one_line(
+def test_model_that_cannot_be_evaluated_is_one_clear_error(
     arguments: tuple[str, ...], told: str, command: Callable[..., Any]
 ) -> None:
     done = command("evaluate", *arguments)
@@ -267,7 +267,7 @@ def test_what_can_not_be_evaluated_is_one_line(
     assert "Traceback" not in done.stderr
 
 
-def test_a_device_without_enough_memory_is_told(trial: TrialFolder, cache: Path, tmp_path: Path) -> None:
+def test_device_without_enough_memory_is_reported(trial: TrialFolder, cache: Path, tmp_path: Path) -> None:
     def full(*arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 

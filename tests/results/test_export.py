@@ -32,7 +32,7 @@ def left_in(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["ckpt", "safetensors"])
-def test_the_file_holds_what_the_best_epoch_was(
+def test_file_holds_the_best_epoch(
     study: StudyFolder, result: TrialResult, cache: Path, tmp_path: Path, kind: Literal["ckpt", "safetensors"]
 ) -> None:
     path = tmp_path / "out" / f"best.{kind}"
@@ -50,7 +50,7 @@ def test_the_file_holds_what_the_best_epoch_was(
     assert loaded.source["trial"] == 0
 
 
-def test_it_predicts_what_the_trial_recorded(study: StudyFolder, result: TrialResult, cache: Path) -> None:
+def test_export_predicts_what_the_trial_recorded(study: StudyFolder, result: TrialResult, cache: Path) -> None:
     measured = measure_trial(study, result, "val", cache=ImageCache(cache))
     with study.trial(0).predictions_file.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -72,7 +72,7 @@ def test_a_changed_weight_is_found_and_nothing_is_written(
     assert left_in(tmp_path / "out") == []
 
 
-def test_a_file_that_is_there_survives_a_failed_export(
+def test_existing_file_survives_a_failed_export(
     study: StudyFolder, result: TrialResult, cache: Path, tmp_path: Path, change_weights: Change
 ) -> None:
     (tmp_path / "best.ckpt").write_text("an earlier one")
@@ -125,7 +125,7 @@ def test_on_any_scale_the_same_share_of_it_may_differ(
         export(folder, result, tmp_path / "again.ckpt", "ckpt", cache=ImageCache(cache))
 
 
-def test_a_frozen_backbone_s_features_may_be_of_a_process_with_other_threads(
+def test_frozen_features_may_come_from_another_thread_count(
     recipe: TrialConfig, cache: Path, tmp_path: Path, change_weights: Change
 ) -> None:
     """Whose sums run in another order; its weights are compared to the bit."""

@@ -14,7 +14,7 @@ from elta_tune.records import StudyFolder, TrialResult
 from elta_tune.results.export import export
 
 
-def test_a_new_process_finds_a_changed_weight_whatever_lies_in_the_working_directory(
+def test_new_process_finds_a_changed_weight_in_any_directory(
     study: StudyFolder,
     result: TrialResult,
     cache: Path,

@@ -27,7 +27,7 @@ from elta_tune.results.sources import load_model
 from elta_tune.results.tables import write_table
 
 
-def test_a_table_of_the_validation_images_gets_the_trials_own_predictions(
+def test_predicting_the_validation_images_repeats_the_trial(
     trial: TrialFolder, data_root: Path, tmp_path: Path
 ) -> None:
     files = list_images([data_root / "val.csv"])
@@ -105,7 +105,7 @@ def test_standard_output_is_a_line_per_image(trial: TrialFolder, photos: Path, c
     assert json.loads(lines[0])["score"] == pytest.approx(float(score), abs=1e-4)
 
 
-def test_a_listed_image_that_is_not_there_is_a_row(trial: TrialFolder, photos: Path, tmp_path: Path) -> None:
+def test_listed_image_that_is_missing_is_a_row(trial: TrialFolder, photos: Path, tmp_path: Path) -> None:
     table = tmp_path / "list.csv"
     table.write_text("image_id\ntest_000\ngone\n")
     first, second = predict_images(load_model(str(trial.path), tmp_path), list_images([table], photos))
@@ -151,7 +151,7 @@ def test_a_model_that_predicts_no_numbers_is_the_reason(diverged: Checkpoint, ph
         (("gone.csv", "--images", "photos"), "gone.csv: there is no such file or folder"),
     ],
 )
-def test_what_would_have_no_effect_is_refused(
+def test_options_without_effect_are_refused(
     arguments: tuple[str, ...], told: str, trial: TrialFolder, photos: Path, command: Callable[..., Any]
 ) -> None:
     done = command("predict", trial.path, *arguments)
@@ -167,7 +167,7 @@ def test_the_column_of_ids_may_be_named(
     assert command(*arguments, "--set", "data.columns.id=shot").stdout.endswith("  test_000\n")
 
 
-def test_what_is_predicted_is_what_evaluation_predicts_to_the_bit(
+def test_predict_and_evaluate_agree_bit_exactly(
     trial: TrialFolder, data_root: Path, cache: Path, tmp_path: Path
 ) -> None:
     checkpoint = load_model(str(trial.path), tmp_path)
@@ -180,7 +180,7 @@ def test_what_is_predicted_is_what_evaluation_predicts_to_the_bit(
     )
 
 
-def test_convolutions_are_exact_while_a_batch_is_predicted_and_no_longer(
+def test_convolutions_are_exact_only_while_a_batch_is_predicted(
     trial: TrialFolder, photos: Path, tmp_path: Path
 ) -> None:
     before, seen = torch.backends.cudnn.allow_tf32, []
@@ -200,7 +200,7 @@ def test_images_of_a_folder_have_the_ids_of_rating_files(photos: Path, data_root
     assert both.count(str(photos / "below" / "test_001.png")) == 2
 
 
-def test_predictions_of_images_can_be_sharpened_though_one_is_broken(
+def test_predictions_can_be_sharpened_despite_a_broken_image(
     trial: TrialFolder, photos: Path, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     assert command("predict", trial.path, photos, "--out", "logits.csv").returncode == 0
@@ -261,7 +261,7 @@ def test_a_fault_of_the_model_is_not_blamed_on_the_file(
         assert refused.value is raised
 
 
-def test_a_file_that_is_there_is_replaced_by_force_alone(
+def test_existing_file_is_replaced_only_by_force(
     trial: TrialFolder, photos: Path, command: Callable[..., Any], tmp_path: Path
 ) -> None:
     listed = tmp_path / "list.csv"
@@ -276,9 +276,7 @@ def test_a_file_that_is_there_is_replaced_by_force_alone(
 
 
 @pytest.mark.parametrize("place", ["/proc/x.csv", "/proc/nowhere/x.csv"])
-def test_a_file_that_can_not_be_written_is_refused_before_anything_is_predicted(
-    place: str, command: Callable[..., Any], photos: Path
-) -> None:
+def test_unwritable_output_is_refused_before_predicting(place: str, command: Callable[..., Any], photos: Path) -> None:
     done = command("predict", "no-model", photos, "--out", place)
     assert done.returncode == 2
     assert done.stderr.startswith(f"elta-tune: {place}: can't be written: ")
@@ -303,7 +301,7 @@ def test_images_may_be_listed_in_an_excel_sheet(data_root: Path, tmp_path: Path)
         list_images([tmp_path / "old.xls"])
 
 
-def test_a_device_that_is_not_here_is_told_by_its_option(
+def test_missing_device_is_reported_with_its_option(
     trial: TrialFolder, photos: Path, command: Callable[..., Any]
 ) -> None:
     done = command("predict", trial.path, photos, "--device", "cuda:99")
@@ -319,15 +317,13 @@ def test_nothing_to_predict_is_refused(tmp_path: Path) -> None:
         list_images([])
 
 
-def test_a_file_of_an_unknown_kind_is_refused_before_anything_is_predicted(
-    command: Callable[..., Any], photos: Path
-) -> None:
+def test_unknown_output_format_is_refused_before_predicting(command: Callable[..., Any], photos: Path) -> None:
     done = command("predict", "no-model", photos, "--out", "scores.xls")
     assert done.returncode == 2
     assert ".csv, .jsonl, .parquet" in done.stderr
 
 
-def test_without_pyarrow_its_install_line_is_told(
+def test_without_pyarrow_the_message_names_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any], photos: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -31,7 +31,7 @@ def study_of(folder: Path, *trials: tuple[str, float | None]) -> StudyFolder:
 
 
 @pytest.mark.parametrize(("metric", "order"), [("srcc", [3, 1, 4, 0]), ("mae", [0, 1, 4, 3])])
-def test_complete_trials_are_ranked_and_of_equals_the_earlier_comes_first(
+def test_complete_trials_are_ranked_and_ties_go_to_the_earlier(
     recipe: TrialConfig, tmp_path: Path, metric: str, order: list[int]
 ) -> None:
     trials = [("complete", 0.1), ("complete", 0.5), ("pruned", 0.9), ("complete", 0.7), ("complete", 0.5)]
@@ -40,7 +40,7 @@ def test_complete_trials_are_ranked_and_of_equals_the_earlier_comes_first(
     assert best_result(study, plan_for(metric, recipe)).trial == order[0]
 
 
-def test_a_study_without_a_complete_trial_says_what_it_has(recipe: TrialConfig, tmp_path: Path) -> None:
+def test_study_without_a_complete_trial_lists_its_states(recipe: TrialConfig, tmp_path: Path) -> None:
     study = study_of(tmp_path / "mine", ("pruned", 0.5), ("failed", None), ("pruned", 0.4))
     with pytest.raises(StudyError, match=r"study mine has no complete trial \(2 pruned, 1 failed\)"):
         best_result(study, plan_for("srcc", recipe))

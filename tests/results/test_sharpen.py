@@ -80,9 +80,7 @@ def search(file: Path, holdout: Path | float, space: SearchSpace, recipe: TrialC
     return sharpen_predictions(file, holdout, space, recipe, **{"trials": 60, **options})
 
 
-def test_the_choice_is_the_best_of_the_hold_out_and_labels_the_pool(
-    tmp_path: Path, space: SearchSpace, recipe: TrialConfig
-) -> None:
+def test_best_setting_on_the_hold_out_labels_the_pool(tmp_path: Path, space: SearchSpace, recipe: TrialConfig) -> None:
     holdout = write_predictions(tmp_path / "val.csv", 600)
     pool = write_predictions(tmp_path / "logits.csv", 800, first=1000, truth=False)
     found = search(pool, holdout, space, recipe)
@@ -161,7 +159,7 @@ def test_a_choice_that_leaves_the_tails_out_does_not_count(
         search(file, 0.5, space, recipe)
 
 
-def test_what_can_not_be_searched_is_refused(tmp_path: Path, space: SearchSpace, recipe: TrialConfig) -> None:
+def test_input_that_cannot_be_searched_is_refused(tmp_path: Path, space: SearchSpace, recipe: TrialConfig) -> None:
     pool = write_predictions(tmp_path / "logits.csv", 60, truth=False)
     with pytest.raises(DataError, match="no column gt"):
         search(pool, 0.5, space, recipe)
@@ -210,7 +208,7 @@ def test_the_space_that_ships_varies_sharpening(recipe: TrialConfig, tmp_path: P
     assert read_predictions(tmp_path / "logits.csv").predictions.logits is not None
 
 
-def test_of_a_space_only_what_is_about_sharpening_has_to_fit(
+def test_only_the_sharpening_part_of_a_space_must_fit(
     recipe: TrialConfig, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     write_predictions(tmp_path / "logits.csv", 200)
@@ -281,9 +279,7 @@ def test_another_seed_holds_out_other_images(recipe: TrialConfig, space: SearchS
     assert pools[0] == pools[1] != pools[2]
 
 
-def test_pseudo_labels_that_can_not_be_written_are_refused_before_the_search(
-    tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_unwritable_pseudo_labels_are_refused_before_the_search(tmp_path: Path, command: Callable[..., Any]) -> None:
     write_predictions(tmp_path / "logits.csv", 60)
     done = command("sharpen", "logits.csv", "--out", "/proc/nowhere/labels.csv")
     assert done.returncode == 2

@@ -59,7 +59,7 @@ def test_a_study_is_its_best_trial_and_a_number_any(runs: Path, monkeypatch: pyt
     ("reference", "told"),
     [("first:7", "has no trial 7"), ("fist", "did you mean 'first'"), ("first:x", "no study 'first:x'")],
 )
-def test_what_is_not_there_is_told(reference: str, told: str, runs: Path) -> None:
+def test_missing_files_are_reported(reference: str, told: str, runs: Path) -> None:
     with pytest.raises(StudyError, match=told):
         load_model(reference, runs)
 
@@ -102,14 +102,14 @@ def test_the_weights_in_a_trials_folder_are_the_trial(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["best.ckpt", "runs/first/trials/0001/best.ckpt"])
-def test_a_mistyped_file_is_told_as_one(reference: str, runs: Path) -> None:
+def test_mistyped_file_is_reported_as_one(reference: str, runs: Path) -> None:
     with pytest.raises(StudyError) as refused:
         load_model(reference, runs)
     told = f"{reference}: there is no such file or trial, and there is no study {reference!r} in {runs}"
     assert refused.value.message.startswith(told)
 
 
-def test_a_trial_that_failed_before_its_first_epoch_says_why(
+def test_trial_that_failed_before_its_first_epoch_has_a_cause(
     runs: Path, cache: Path, data_root: Path, tmp_path: Path
 ) -> None:
     config = load_recipe(runs / "train-own" / "config.yaml").replace(

@@ -44,7 +44,7 @@ def refusal(read, *arguments, **named):
     return [line.partition("space.yaml:")[2] for line in caught.value.message.splitlines()]
 
 
-def test_every_error_of_a_space_is_told_at_once_each_with_its_line(write):
+def test_all_errors_of_a_space_are_reported_with_lines(write):
     file = write(
         "objective:\n  metric: emd_r1\nbudget:\n  trials: 12\nparameters:\n"
         "  optim.lrr: {type: float, low: 0.1x, high: 10x}\n"
@@ -77,7 +77,7 @@ def test_every_error_of_a_space_is_told_at_once_each_with_its_line(write):
     ]
 
 
-def test_what_can_not_be_read_does_not_hide_what_is_wrong_beside_it(write):
+def test_unreadable_entry_does_not_hide_other_errors(write):
     file = write(
         "budgett: {trials: 3}\n"
         "parameters:\n"
@@ -196,7 +196,7 @@ def test_what_can_not_be_read_does_not_hide_what_is_wrong_beside_it(write):
         (LR + "seed: 3\n", ["seed: there is no such field"]),
     ],
 )
-def test_a_space_that_is_malformed_is_told_what_and_where(text, expected, write):
+def test_malformed_space_is_reported_with_field_and_line(text, expected, write):
     told = refusal(load_space, write(text), TrialConfig())
     assert len(told) >= len(expected)
     for wanted, line in zip(expected, told, strict=False):
@@ -234,7 +234,7 @@ def test_either_end_of_a_range_builds_a_recipe(parameter, bad_end, check):
     assert f"2: parameters.{parameter.partition(':')[0]}: {bad_end}" in " ".join(told)
 
 
-def test_both_ends_are_told(check):
+def test_both_ends_out_of_range_are_reported(check):
     told = refusal(check, "sharpening.threshold: {type: float, low: -1, high: 2}", self_training__rounds=1)
     assert [line.partition(": should")[2] for line in told] == [
         " be greater than or equal to 0, not -1.0",
@@ -437,7 +437,7 @@ def test_a_condition_that_can_hold_is_taken(when, check):
         ("3", "should look like"),
     ],
 )
-def test_a_condition_that_can_not_be_read_is_refused(when, message, check):
+def test_unreadable_condition_is_refused(when, message, check):
     parameters = (
         f"optim.lr: {{type: float, low: 0.1x, high: 10x, when: '{when}'}}",
         "simloss.weight: {type: float, low: 0, high: 1}",
@@ -455,7 +455,7 @@ def test_conditions_compare_like_python(operator, value):
     assert condition.holds(None) == (operator == "!=")
 
 
-def test_values_that_fit_alone_and_not_together_are_refused(check):
+def test_values_that_conflict_with_each_other_are_refused(check):
     head, rounds = (
         "model.head: {type: categorical, choices: [emd, mse]}",
         "self_training.rounds: {type: int, low: 0, high: 2",
@@ -531,7 +531,7 @@ def test_an_optuna_trial_takes_the_space_as_it_is(check):
     assert {values.get("sharpening.target") for values in seen} == {"raw", "sharpened", None}
 
 
-def test_the_first_guesses_are_the_recipe_and_the_recipe_with_changes(check):
+def test_first_guesses_are_the_recipe_and_its_variations(check):
     guesses = "{self_training.rounds: 1, sharpening.threshold: 0.5}, {optim.lr: 2e-5}, {self_training.rounds: 2}"
     space = check(*FULL, top=f"enqueue: [{guesses}]\n")
     own = {"optim.lr": 1e-5, "mixup.alpha": None, "mixup.tau_1": 0.5, "training.epochs": 20, "self_training.rounds": 0}
@@ -543,7 +543,7 @@ def test_the_first_guesses_are_the_recipe_and_the_recipe_with_changes(check):
     ]
 
 
-def test_a_grid_is_every_combination_once_without_what_does_not_exist_in_it(check):
+def test_grid_has_each_valid_combination_once(check):
     space = check(
         "mixup.tau_1: {type: float, low: 0.1, high: 0.5, step: 0.2}",
         "self_training.rounds: {type: int, low: 0, high: 2}",
@@ -561,7 +561,7 @@ def test_a_grid_is_every_combination_once_without_what_does_not_exist_in_it(chec
     assert space.guesses(recipe)[0] in expected  # so that the recipe is not run twice
 
 
-def test_a_grid_that_can_not_be_counted_or_is_too_large_is_refused(check):
+def test_grid_that_is_uncountable_or_too_large_is_refused(check):
     fields = ("optim.lr: {type: float, low: 0, high: 1, step: 1e-5}", "training.epochs: {type: int, low: 1, high: 20}")
     told = refusal(check, *fields, top="sampler: {name: grid}\n", optim__lr=1e-5)
     assert "a grid of 2,000,020 combinations is too large; the limit is 10,000: use larger" in told[-1]
@@ -577,7 +577,7 @@ def test_with_a_pool_nothing_is_held(check):
     assert hold_without_pool(space, recipe) == (space, recipe, None)
 
 
-def test_without_a_pool_self_training_is_held_and_what_hangs_on_it_dropped(check):
+def test_without_a_pool_self_training_fields_are_dropped(check):
     late = "optim.weight_decay: {type: float, low: 0, high: 1, when: self_training.rounds == 1}"
     early = "simloss.weight: {type: float, low: 0, high: 1, when: self_training.rounds == 0}"
     space = check(*FULL, late, early, top="enqueue: [{self_training.rounds: 1, optim.lr: 2e-5}]\n")
@@ -600,13 +600,13 @@ def test_without_a_pool_the_recipes_own_rounds_are_held_too(check):
     assert hold_without_pool(space, TrialConfig())[2] is None
 
 
-def test_without_a_pool_a_space_of_self_training_alone_is_refused(check):
+def test_without_a_pool_a_pure_self_training_space_is_refused(check):
     with pytest.raises(ConfigError, match="nothing is left to vary") as caught:
         hold_without_pool(check("self_training.rounds: {type: int, low: 0, high: 2}"), TrialConfig())
     assert caught.value.hint == "name a pool: `data.pool=FILE`"
 
 
-def test_with_a_head_that_predicts_scores_self_training_is_held_too(check):
+def test_score_head_also_fixes_self_training(check):
     space = check(*FULL, model__head="mse", data__demo={})
     recipe = TrialConfig().replace({"model.head": "mse", "data.demo": {}})
     held, _, note = hold_without_pool(space, recipe)
@@ -616,7 +616,7 @@ def test_with_a_head_that_predicts_scores_self_training_is_held_too(check):
     assert note.startswith("model.head: mse: self_training.rounds is held at 0; not varied: self_training.rounds, ")
 
 
-def test_a_sampler_that_can_not_learn_from_pruned_trials_is_refused_with_a_pruner(check):
+def test_sampler_blind_to_pruned_trials_refuses_a_pruner(check):
     top = "sampler: {name: gp}\npruner: {name: median}\n"
     told = "pruner.name: should be none with the gp sampler, not median"
     assert told in refusal(check, FULL[0], top=top)[0]
@@ -660,7 +660,7 @@ def test_durations(text, seconds, check):
 @pytest.mark.parametrize(
     "text", ["", "x", "5w", "-5", "0", "0s", "1h30", "nan", "inf", "1e3", "9" * 400, "h", "5 hours"]
 )
-def test_what_is_no_duration_is_refused(text):
+def test_invalid_duration_is_refused(text):
     with pytest.raises(ConfigError, match=r"should be a time above 0 such as 90s, 30m, 8h or 2d") as caught:
         parse_duration(text, "--timeout")
     assert caught.value.message.startswith(f"--timeout {text}: ")

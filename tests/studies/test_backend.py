@@ -52,7 +52,7 @@ class TestEveryBackEnd:
 
         return request_of
 
-    def test_runs_a_study_stops_it_and_goes_on(self, name, request_of, study_folder, options):
+    def test_study_runs_stops_and_resumes(self, name, request_of, study_folder, options):
         request = request_of(2)
         with launch(request, options()) as running:
             assert (running.folder.path, running.resumed, running.attached) == (study_folder.path, False, False)
@@ -82,7 +82,7 @@ class TestEveryBackEnd:
         assert load_backend(name).find_running(study_folder) is None
         assert not stop_study(study_folder, lambda line: None)
 
-    def test_what_ends_the_watching_ends_the_study(self, request_of, study_folder, options):
+    def test_end_of_the_watcher_ends_the_study(self, request_of, study_folder, options):
         with launch(request_of(1), options()) as running:
             events = running.events()
             assert any(isinstance(event, Started) for event in events)
@@ -113,7 +113,7 @@ def test_the_table_names_every_back_end():
         ("optuna", LR, {"sampler": {"name": "evolution"}}, "sampler.name: optuna has no evolution; it has tpe, gp"),
     ],
 )
-def test_what_a_back_end_can_not_do_is_refused(make_plan_of, backend, parameters, space, message):
+def test_unsupported_settings_of_a_back_end_are_refused(make_plan_of, backend, parameters, space, message):
     plan = make_plan_of(parameters, **space)
     with pytest.raises(ConfigError) as caught:
         check_plan(plan, load_backend(backend))
@@ -157,7 +157,7 @@ def test_an_unknown_back_end_is_refused(study_folder):
         ("aarch64", "there is no wheel of NNI 3.0 for Linux aarch64", "use the Optuna back end: `backend=optuna`"),
     ],
 )
-def test_without_nni_the_message_says_what_to_do(monkeypatch, machine, message, hint):
+def test_without_nni_the_message_names_the_install_command(monkeypatch, machine, message, hint):
     monkeypatch.setitem(sys.modules, "nni_node", None)
     monkeypatch.setattr(platform, "machine", lambda: machine)
     monkeypatch.setattr(platform, "system", lambda: "Linux")

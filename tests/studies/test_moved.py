@@ -52,7 +52,7 @@ def test_finished_study_takes_a_moved_data_folder(started: StudyFolder, command:
 
 
 @pytest.mark.parametrize("what", ["ratings", "images"])
-def test_other_content_is_refused_by_what_differs(
+def test_changed_content_is_refused_with_the_difference(
     what: str, started: StudyFolder, command: Any, tmp_path: Path
 ) -> None:
     new = tmp_path / "new"

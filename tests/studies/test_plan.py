@@ -90,7 +90,7 @@ def test_a_new_study_takes_any_budget(plan, folder):
         (9, 3600, (9, 3600)),
     ],
 )
-def test_a_budget_rises_by_what_is_asked_and_else_stays(trials, timeout, expected, plan, folder):
+def test_budget_rises_only_when_requested(trials, timeout, expected, plan, folder):
     record_plan(folder, plan(), {"commit": "abc"})
     # What the space file now says of the budget does not matter: the study has its own.
     asked = plan(("{trials: 6, timeout: 1h}", "{trials: 2}"))
@@ -160,7 +160,7 @@ def test_parameters_in_another_order_are_another_configuration(plan, folder):
         settle(folder, plan((f"{lr}\n{alpha}\n", f"{alpha}\n{lr}\n")), None, None)
 
 
-def test_a_parameter_more_or_less_is_told_and_a_long_difference_is_cut(plan, folder):
+def test_changed_parameters_are_named_and_long_lists_cut(plan, folder):
     record_plan(folder, plan(), {})
     line = "  mixup.tau_1: {type: float, low: 0.1, high: 1}\n"
     with pytest.raises(StudyError, match=r"\n  space\.parameters\.mixup\.tau_1: null → \{when: "):

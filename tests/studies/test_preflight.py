@@ -35,7 +35,7 @@ def test_each_model_and_the_extreme_batches_of_a_space_are_tried(make_plan_of: M
 
 
 @pytest.mark.parametrize(("freeze", "tried"), [(True, [0, 2]), (False, [0])])
-def test_rounds_of_a_space_are_tried_where_features_of_the_pool_have_to_be_there(
+def test_rounds_of_a_space_are_checked_if_pool_features_matter(
     freeze: bool, tried: list[int], make_plan_of: MakePlan
 ) -> None:
     plan = make_plan_of({"self_training.rounds": {"type": "int", "low": 0, "high": 2}})
@@ -43,9 +43,7 @@ def test_rounds_of_a_space_are_tried_where_features_of_the_pool_have_to_be_there
     assert sorted({config.self_training.rounds for config in configurations(plan)}) == tried
 
 
-def test_a_backbone_that_only_a_later_trial_has_is_refused_before_any_image_is_decoded(
-    make_plan_of: MakePlan, tmp_path: Path
-) -> None:
+def test_bad_backbone_of_any_trial_is_refused_before_decoding(make_plan_of: MakePlan, tmp_path: Path) -> None:
     plan = make_plan_of(
         {"model.backbone": {"type": "categorical", "choices": ["test_efficientnet", "test_efficientnett"]}}
     )

@@ -114,7 +114,7 @@ def test_a_sound_study_is_left_as_it_is(study: StudyFolder, cache: Path) -> None
     assert content_of(study) == before
 
 
-def test_what_can_not_be_rebuilt_is_named_and_kept(study: StudyFolder, cache: Path) -> None:
+def test_unrepairable_trial_is_named_and_kept(study: StudyFolder, cache: Path) -> None:
     trial = study.trial(0)
     trial.result_file.write_bytes(b"")
     trial.best_file.write_bytes(b"torn")
@@ -124,7 +124,7 @@ def test_what_can_not_be_rebuilt_is_named_and_kept(study: StudyFolder, cache: Pa
     assert content_of(study) == before
 
 
-def test_a_trial_with_a_checkpoint_goes_on(study: StudyFolder, cache: Path) -> None:
+def test_trial_with_a_checkpoint_resumes(study: StudyFolder, cache: Path) -> None:
     study.trial(0).result_file.write_bytes(b"{")
     study.trial(0).last_file.write_bytes(b"the checkpoint")
     (line,) = repair_study(study, cache)

@@ -92,7 +92,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("write", [write_safetensors, write_pth])
 @pytest.mark.parametrize("spoil", [truncated, page_of_an_error, empty])
-def test_file_that_is_no_weights_is_refused(
+def test_file_without_weights_is_refused(
     write: Callable[..., Path], spoil: Callable[[Path], None], tmp_path: Path
 ) -> None:
     file = write(timm.create_model("test_resnet").state_dict(), tmp_path)
@@ -144,7 +144,7 @@ def test_two_sets_of_weights_are_refused(tmp_path: Path) -> None:
         build(weights=write_pth(both, tmp_path))
 
 
-def test_checkpoint_of_another_backbone_says_of_which(tmp_path: Path) -> None:
+def test_checkpoint_of_another_backbone_names_it(tmp_path: Path) -> None:
     state = {f"backbone.{name}": value for name, value in timm.create_model("test_vit").state_dict().items()}
     file = write_pth({"state_dict": state, "config": {"model": {"backbone": "test_vit"}}}, tmp_path)
     with pytest.raises(ModelError, match="not the weights of this backbone") as refused:
@@ -170,7 +170,7 @@ def test_names_of_backbones_are_resolved(backbone: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["someone/resnet18", "ftp:resnet18", "hf-hub:", "C:\\models\\resnet18"])
-def test_what_is_no_name_is_refused_with_what_is(backbone: str) -> None:
+def test_unknown_backbone_is_refused_with_the_rule(backbone: str) -> None:
     with pytest.raises(ModelError, match=r"model\.backbone: .* is no model of timm") as refused:
         check_backbone(config(backbone))
     assert "hf-hub:OWNER/NAME" in str(refused.value.hint)

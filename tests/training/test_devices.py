@@ -13,7 +13,7 @@ from elta_tune.errors import ModelError
 from elta_tune.training.devices import available_devices, check_devices, check_names, device_of, may_have_cuda
 
 
-def test_the_cpu_is_always_there() -> None:
+def test_cpu_is_always_available() -> None:
     assert device_of("cpu") == torch.device("cpu")
     check_devices(["cpu", "cpu"])
 
@@ -29,7 +29,7 @@ def test_available_devices_are_the_gpus_or_else_the_cpu() -> None:
     "name", ["cuda:99", "cuda:-1", "cuda:x", "gpu", "gpu:0", "", "cpu:x", "cudaa:0", "meta", "xpu"]
 )
 @pytest.mark.parametrize("check", [device_of, lambda name: check_devices(["cpu", name])])
-def test_a_device_that_is_not_here_or_computes_nothing_is_refused(name: str, check: object) -> None:
+def test_device_that_is_missing_or_broken_is_refused(name: str, check: object) -> None:
     assert callable(check)
     with pytest.raises(ModelError) as caught:
         check(name)
@@ -38,7 +38,7 @@ def test_a_device_that_is_not_here_or_computes_nothing_is_refused(name: str, che
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an MPS device here")
-def test_mps_is_refused_where_there_is_none() -> None:
+def test_mps_is_refused_without_a_device() -> None:
     with pytest.raises(ModelError, match="mps"):
         check_devices(["mps"])
 

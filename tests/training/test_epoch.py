@@ -72,9 +72,7 @@ def test_half_precision_trains_and_evaluation_stays_exact(
     assert all(parameter.dtype == torch.float32 for parameter in rounded.model.parameters())
 
 
-def test_a_step_that_overflows_float16_is_skipped_and_not_averaged(
-    quick: TrialConfig, make_dataset: MakeDataset
-) -> None:
+def test_step_that_overflows_float16_is_skipped_in_the_mean(quick: TrialConfig, make_dataset: MakeDataset) -> None:
     """The scaler starts too high on purpose, and halves: the first steps are skipped, the later ones count."""
     config = quick.replace({"training.precision": "float16", **HALF})
     training = Training(config, make_dataset(train=8 * 12), scale=2.0**24)

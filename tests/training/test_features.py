@@ -60,7 +60,7 @@ def rows(dataset: Dataset, split: str) -> np.ndarray:
     return found.gather(np.arange(len(found)))
 
 
-def test_features_are_what_timm_says_of_the_files(config: TrialConfig, cache: Path, weights_file: Path) -> None:
+def test_features_are_those_of_timm_for_the_files(config: TrialConfig, cache: Path, weights_file: Path) -> None:
     """From file to feature by Pillow and timm alone."""
     found = features(config, cache)
     backbone = timm.create_model("test_resnet", checkpoint_path=weights_file, num_classes=0).eval()
@@ -125,7 +125,7 @@ def test_a_pool_that_no_round_reads_is_left_out(config: TrialConfig, tmp_path: P
         assert {what.split()[-2] for what in told} == splits
 
 
-def test_features_are_parts_of_the_cache_that_are_listed_and_removed(config: TrialConfig, tmp_path: Path) -> None:
+def test_features_are_listed_and_removed_as_cache_parts(config: TrialConfig, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     dataset = features(config, cache)
     os.utime(next(cache.glob("features-*/about.json")), (1, 1))
@@ -151,7 +151,7 @@ def test_random_weights_are_those_of_the_seed(config: TrialConfig, cache: Path) 
     np.testing.assert_array_equal(rows(first, "val"), rows(features(untrained, cache), "val"))
 
 
-def test_weights_that_are_gone_are_missed_even_if_features_are_there(
+def test_missing_weights_are_an_error_even_with_cached_features(
     config: TrialConfig, cache: Path, weights_file: Path
 ) -> None:
     features(config, cache)

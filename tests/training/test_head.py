@@ -99,9 +99,7 @@ def test_a_frozen_training_is_that_of_a_head_on_features(
     np.testing.assert_allclose(last.best.predictions.scores, 1 + 4 * (said.numpy() - 1) / 9, atol=1e-3)
 
 
-def test_the_pool_of_a_frozen_training_is_selected_by_the_same_features(
-    frozen: TrialConfig, make_dataset: MakeDataset
-) -> None:
+def test_frozen_training_selects_the_pool_by_the_same_features(frozen: TrialConfig, make_dataset: MakeDataset) -> None:
     config = frozen.replace({"self_training.rounds": 1, "self_training.epochs": 1})
     dataset = make_dataset()
     epochs = train(config, dataset)
@@ -118,7 +116,7 @@ def test_the_pool_of_a_frozen_training_is_selected_by_the_same_features(
 
 
 @pytest.mark.parametrize("kind", ["frozen", "retrained"])
-def test_a_training_goes_on_at_any_epoch_as_if_it_had_never_stopped(
+def test_training_resumes_at_any_epoch_as_if_never_stopped(
     kind: str, frozen: TrialConfig, retrained: TrialConfig, make_dataset: MakeDataset
 ) -> None:
     config = {"frozen": frozen, "retrained": retrained}[kind]
@@ -140,7 +138,7 @@ def test_a_training_goes_on_at_any_epoch_as_if_it_had_never_stopped(
         assert repr(rest) == repr(unbroken[at + 1 :])  # NaN is no other NaN
 
 
-def test_retraining_leaves_the_backbone_of_the_best_epoch_and_goes_on_with_its_head(
+def test_retraining_freezes_the_best_backbone_and_keeps_its_head(
     retrained: TrialConfig, make_dataset: MakeDataset
 ) -> None:
     config = retrained.replace({"evaluation.metric": "mae"})
@@ -175,12 +173,12 @@ def test_retraining_sees_evaluation_crops_and_no_similarity_loss(
     assert weighted[1].training["loss"] == pytest.approx(plain[1].training["loss"], rel=1e-3)
 
 
-def test_both_ways_of_training_the_head_alone_exclude_each_other() -> None:
+def test_both_head_only_trainings_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="retrain_head_epochs"):
         TrialConfig().replace({"model.freeze": True, "training.retrain_head_epochs": 1})
 
 
-def test_a_frozen_trial_keeps_its_head_alone_and_is_exported_whole(
+def test_frozen_trial_saves_only_its_head_but_exports_whole(
     frozen: TrialConfig, data_root: Path, cache: Path, tmp_path: Path, weights_file: Path
 ) -> None:
     config = frozen.replace({"data.root": str(data_root), "model.weights": str(weights_file)})

@@ -45,7 +45,7 @@ def test_every_kind_of_backbone_gives_pooled_features_and_logits(backbone: str, 
     assert [tuple(parameter.shape) for parameter in model.head.parameters()] == [(7, width), (7,), (5, 7), (5,)]
 
 
-def test_distribution_head_scores_by_the_bins_on_the_method_s_scale() -> None:
+def test_distribution_head_scores_by_bins_on_the_method_scale() -> None:
     model = build()
     logits = torch.randn(3, 5, dtype=torch.float64)
     probabilities = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(axis=1, keepdims=True)
@@ -66,7 +66,7 @@ def test_score_head_is_dropout_and_a_sigmoid_times_ten() -> None:
     )
 
 
-def test_a_seed_makes_the_weights_and_the_head_does_not_hang_on_the_backbone() -> None:
+def test_head_weights_depend_on_the_seed_not_the_backbone() -> None:
     one, again, other = build(seed=1), build(seed=1), build(seed=2)
     assert all(torch.equal(left, right) for left, right in zip(one.parameters(), again.parameters(), strict=True))
     assert not torch.equal(one.head[0].weight, other.head[0].weight)

@@ -18,7 +18,7 @@ MakeDataset = Callable[..., Dataset]
 
 
 @pytest.mark.parametrize("head", ["emd", "mse"])
-def test_evaluation_drops_nothing_and_its_batch_size_changes_nothing(
+def test_evaluation_uses_every_image_at_any_batch_size(
     head: str, quick: TrialConfig, make_dataset: MakeDataset
 ) -> None:
     dataset = make_dataset(val=13)
@@ -34,7 +34,7 @@ def test_evaluation_drops_nothing_and_its_batch_size_changes_nothing(
         np.testing.assert_allclose(predictions.scores, found[0].scores, atol=1e-5)
 
 
-def test_evaluation_is_repeatable_and_leaves_the_model_alone(quick: TrialConfig, make_dataset: MakeDataset) -> None:
+def test_evaluation_is_repeatable_and_keeps_the_model(quick: TrialConfig, make_dataset: MakeDataset) -> None:
     dataset = make_dataset()
     training = Training(quick.replace({"model.head": "mse"}), dataset)  # it has a dropout
     training.epoch()

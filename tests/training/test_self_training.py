@@ -296,7 +296,7 @@ def test_a_stop_at_any_epoch_changes_no_bit(
         ({"model.backbone": "test_vit", "data.crop": 15}, {}, r"model\.backbone: test_vit can't .*15×15"),
     ],
 )
-def test_what_can_t_be_trained_is_refused_at_the_start(
+def test_recipe_that_cannot_train_is_refused_at_the_start(
     values: dict[str, Any], without: dict[str, Any], message: str, quick: TrialConfig, make_dataset: MakeDataset
 ) -> None:
     with pytest.raises((ConfigError, DataError, ModelError), match=message):
@@ -311,7 +311,7 @@ def test_a_training_that_nobody_checked_refuses_before_it_trains(
     assert rounds.samples == []
 
 
-def test_what_fits_passes_the_check(quick: TrialConfig, make_dataset: MakeDataset) -> None:
+def test_valid_data_pass_the_check(quick: TrialConfig, make_dataset: MakeDataset) -> None:
     check_fits(quick.replace({"self_training.rounds": 2, "training.batch_size": 24}), make_dataset())
     check_fits(quick.replace({"model.head": "mse"}), make_dataset(votes=False, pool=0))
 

@@ -125,7 +125,7 @@ def test_losses_are_the_method_s(values: dict[str, Any], pairs: float, quick: Tr
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_gradients_reach_the_backbone_and_alignment_leaves_the_head_alone(quick: TrialConfig) -> None:
+def test_gradients_reach_the_backbone_but_alignment_not_the_head(quick: TrialConfig) -> None:
     gradients = []
     for weight in (0.0, 1.0):
         batch = Batch(quick.replace({"simloss.weight": weight}))
@@ -137,7 +137,7 @@ def test_gradients_reach_the_backbone_and_alignment_leaves_the_head_alone(quick:
     assert torch.allclose(plain_head, aligned_head)  # FLSA acts on features
 
 
-def test_bfloat16_is_the_backbone_s_alone(quick: TrialConfig) -> None:
+def test_bfloat16_is_used_only_in_the_backbone(quick: TrialConfig) -> None:
     batch = Batch(quick)
     kinds: list[torch.dtype] = []
     batch.model.backbone.conv1[0].register_forward_hook(lambda module, inputs, output: kinds.append(output.dtype))

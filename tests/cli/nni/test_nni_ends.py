@@ -159,7 +159,7 @@ def test_an_interrupted_start_leaves_nothing_behind(studies):
     assert studies.processes(study="cut") == []
 
 
-def test_a_refused_start_touches_nothing_that_was_there(studies):
+def test_refused_start_changes_no_file(studies):
     script = studies.root / "runs" / "mine" / "nni" / "main_nni.py"
     script.parent.mkdir(parents=True)
     script.write_text("mine")

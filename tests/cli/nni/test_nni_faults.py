@@ -151,7 +151,7 @@ def test_a_full_disk_ends_the_study_and_costs_no_trial(studies, begun):
     assert [result["state"] for result in studies.results("full").values()] == ["complete"]
 
 
-def test_a_study_whose_space_is_used_up_is_finished(studies, begun):
+def test_study_with_an_exhausted_space_is_finished(studies, begun):
     command = begun["used-up"]
     assert command.wait(240) == 0, studies.said(command)
     assert "all 2 points of the space were tried" in studies.said(command)

@@ -98,7 +98,7 @@ def test_each_image_is_within_a_grey_level_of_a_full_decode(name: str, subsampli
 
 @pytest.mark.usefixtures("strictly")
 @pytest.mark.parametrize(("size", "divisor"), [(300, 1), (180, 2), (176, 2), (90, 4), (64, 4), (45, 8), (20, 8)])
-def test_a_photograph_is_decoded_at_the_smallest_size_that_leaves_enough(
+def test_jpeg_is_decoded_at_the_smallest_sufficient_size(
     size: int, divisor: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[tuple[int, int]] = []
@@ -109,7 +109,7 @@ def test_a_photograph_is_decoded_at_the_smallest_size_that_leaves_enough(
 
 
 @pytest.mark.usefixtures("strictly")
-def test_what_is_not_a_large_jpeg_is_pillow_s_to_the_bit() -> None:
+def test_other_images_match_pillow_bit_exactly() -> None:
     picture = scene(1)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "PNG")
@@ -120,7 +120,7 @@ def test_what_is_not_a_large_jpeg_is_pillow_s_to_the_bit() -> None:
 @pytest.mark.usefixtures("strictly")
 @pytest.mark.parametrize("size", [20, 100])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_stand_as_their_exif_says(orientation: int, size: int) -> None:
+def test_images_are_rotated_by_their_exif(orientation: int, size: int) -> None:
     upright = np.zeros((300, 500, 3), np.uint8)
     upright[:100, :100] = 255, 0, 0  # a red corner at the top left, a green one at the top right
     upright[:100, -100:] = 0, 255, 0

@@ -168,7 +168,7 @@ def write_root(root: Path, names: list[str]) -> DataConfig:
 
 
 @pytest.mark.parametrize("name", READ)
-def test_it_is_read_as_stated(tmp_path: Path, name: str) -> None:
+def test_image_is_read_as_documented(tmp_path: Path, name: str) -> None:
     case = READ[name]
     config = write_root(tmp_path, [case.name])
     (tmp_path / "images" / case.name).write_bytes(case.content())
@@ -180,7 +180,7 @@ def test_it_is_read_as_stated(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_it_is_left_out_with_its_reason_and_the_others_are_there(tmp_path: Path, name: str) -> None:
+def test_bad_image_is_left_out_with_a_reason_and_others_kept(tmp_path: Path, name: str) -> None:
     file, content, reason = UNREADABLE[name]
     config = write_root(tmp_path, [file])
     (tmp_path / "images" / file).write_bytes(content())
@@ -257,7 +257,7 @@ def test_an_id_that_only_looks_like_it_leads_out_is_read(tmp_path: Path) -> None
     assert train.images[SIZE].gather(np.array([1, 2]))[:, 0, 0, 0].tolist() == [50, 51]
 
 
-def test_links_are_followed_out_of_the_root_and_dead_ones_are_missing(tmp_path: Path) -> None:
+def test_links_out_of_the_root_work_and_dead_links_are_missing(tmp_path: Path) -> None:
     config = write_root(tmp_path / "root", ["link.png", "dead.png", "device.png"])
     Image.new("RGB", (30, 30), (77, 0, 0)).save(tmp_path / "elsewhere.png")
     images = tmp_path / "root" / "images"

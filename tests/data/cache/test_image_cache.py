@@ -120,9 +120,7 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def test_images_are_pillow_s_and_each_file_is_read_and_decoded_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_match_pillow_and_each_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_images(tmp_path / "images", 20)
     read: list[str] = []
     monkeypatch.setattr(builder, "read_content", lambda path: read.append(str(path)) or decoding.read_content(path))
@@ -151,7 +149,7 @@ def test_an_image_is_found_by_its_content(tmp_path: Path, decoded: list[tuple[in
     assert sorted(decoded) == [(16, 30), (30,), (30,)]
 
 
-def test_what_is_known_is_not_read_again_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_files_are_not_read_again_until_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_images(tmp_path / "images", 4)
     opened(tmp_path / "cache", files)
     before = Path(files[1]).read_bytes(), os.stat(files[1])
@@ -168,7 +166,7 @@ def test_what_is_known_is_not_read_again_until_it_changes(tmp_path: Path, monkey
     assert read == [files[1]] * 2  # what it was last is another content, so it is looked at
 
 
-def test_a_build_that_was_killed_goes_on_where_it_was(tmp_path: Path, decoded: list[tuple[int, ...]]) -> None:
+def test_killed_build_resumes(tmp_path: Path, decoded: list[tuple[int, ...]]) -> None:
     count = builder.COMMIT_IMAGES + 100
     files = write_images(tmp_path / "images", count)
     process = start_build(tmp_path / "images", tmp_path / "cache")
@@ -214,7 +212,7 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     assert_right(ImageCache(tmp_path / "cache").look_up(files, SIZES), files)
 
 
-def test_a_disk_that_is_full_is_told_and_spoils_nothing(tmp_path: Path) -> None:
+def test_full_disk_is_reported_and_damages_nothing(tmp_path: Path) -> None:
     files = write_images(tmp_path / "images")
     process = start_build(tmp_path / "images", tmp_path / "cache", largest=50_000)
     go(process)
@@ -223,9 +221,7 @@ def test_a_disk_that_is_full_is_told_and_spoils_nothing(tmp_path: Path) -> None:
     assert_right(opened(tmp_path / "cache", files), files)
 
 
-def test_what_can_not_be_decoded_is_named_and_looked_at_again_when_it_changes(
-    tmp_path: Path, decoded: list[tuple[int, ...]]
-) -> None:
+def test_undecodable_file_is_named_and_retried_after_a_change(tmp_path: Path, decoded: list[tuple[int, ...]]) -> None:
     files = write_images(tmp_path / "images", 4)
     Path(files[1]).write_bytes(b"")
     Path(files[2]).write_text("no image")
@@ -243,7 +239,7 @@ def test_what_can_not_be_decoded_is_named_and_looked_at_again_when_it_changes(
     assert set(opened(tmp_path / "cache", files).unreadable) == {2, 4}
 
 
-def test_more_than_there_is_room_for_is_refused(tmp_path: Path, decoded: list[tuple[int, ...]]) -> None:
+def test_data_larger_than_the_free_space_is_refused(tmp_path: Path, decoded: list[tuple[int, ...]]) -> None:
     files = write_images(tmp_path / "images", 10)
     size = 10 * 3 * (24**2 + 16**2)
     cache = ImageCache(tmp_path / "cache")
@@ -257,7 +253,7 @@ def test_more_than_there_is_room_for_is_refused(tmp_path: Path, decoded: list[tu
     assert not decoded
 
 
-def test_what_is_there_under_another_path_needs_no_room(tmp_path: Path, decoded: list[tuple[int, ...]]) -> None:
+def test_cached_content_under_another_path_needs_no_space(tmp_path: Path, decoded: list[tuple[int, ...]]) -> None:
     opened(tmp_path / "cache", write_images(tmp_path / "images", 10))
     decoded.clear()
     moved = sorted(map(str, (tmp_path / "images").rename(tmp_path / "moved").iterdir()))
@@ -270,7 +266,7 @@ def test_what_is_there_under_another_path_needs_no_room(tmp_path: Path, decoded:
     assert not decoded
 
 
-def test_what_can_not_be_there_is_refused_without_a_look_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_data_is_refused_before_any_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(tmp_path / "cache", write_images(tmp_path / "images", 2))
     files = write_images(tmp_path / "other", 10, edge=40)
     known = ImageCache(tmp_path / "cache").look_up(files, SIZES)
@@ -279,7 +275,7 @@ def test_what_can_not_be_there_is_refused_without_a_look_at_it(tmp_path: Path, m
         ImageCache(tmp_path / "cache").refuse_too_large([known], 10_000, no_progress)
 
 
-def test_a_cache_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_cache_that_is_not_a_folder_is_refused(tmp_path: Path) -> None:
     files = write_images(tmp_path / "images", 2)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match="file: the image cache can't be read: Not a directory"):

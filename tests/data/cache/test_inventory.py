@@ -31,7 +31,7 @@ def build(root: Path, folder: Path, sizes: list[int], count: int = 3) -> None:
     cache.complete(cache.look_up(files, sizes), no_progress, "decoding")
 
 
-def test_each_folder_and_size_is_listed_with_what_it_takes(tmp_path: Path) -> None:
+def test_each_folder_and_size_is_listed_with_its_bytes(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     assert ImageCache(root).entries() == []
     build(root, tmp_path / "one", [16, 20])
@@ -70,7 +70,7 @@ def test_the_last_used_comes_first(tmp_path: Path) -> None:
     assert [entry.edge for entry in ImageCache(root).entries()] == [16, 20]
 
 
-def test_what_an_older_version_left_is_one_part(tmp_path: Path) -> None:
+def test_files_of_an_older_version_are_one_part(tmp_path: Path) -> None:
     build(tmp_path / "cache", tmp_path / "one", [16, 20])
     CacheIndex(tmp_path / "cache").path.rename(tmp_path / "cache" / "pixels-01234567")
     (entry,) = ImageCache(tmp_path / "cache").entries()
@@ -124,13 +124,13 @@ def test_a_demo_that_is_not_whole_is_listed_and_removed(tmp_path: Path) -> None:
     assert ImageCache(tmp_path).entries() == []
 
 
-def test_a_pack_that_another_process_removes_meanwhile_is_not_listed(tmp_path: Path) -> None:
+def test_pack_removed_by_another_process_is_not_listed(tmp_path: Path) -> None:
     build(tmp_path / "cache", tmp_path / "one", [16, 20])
     shutil.rmtree(next(CacheIndex(tmp_path / "cache").path.glob("20-*")))
     assert [entry.edge for entry in ImageCache(tmp_path / "cache").entries()] == [16]
 
 
-def test_what_cannot_be_removed_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_cannot_be_removed_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path / "cache", tmp_path / "one", [16])
     (entry,) = ImageCache(tmp_path / "cache").entries()
 

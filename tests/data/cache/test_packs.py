@@ -54,7 +54,7 @@ def test_joined_images_follow_one_another(tmp_path: Path) -> None:
     np.testing.assert_array_equal(joined.gather(np.array([3, 2, 1, 0])), [other[2], one[4], one[5], one[1]])
 
 
-def test_what_a_killed_writer_left_is_overwritten(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_overwritten(tmp_path: Path) -> None:
     write_pack(tmp_path / "a", [5, 1])
     write_pack(tmp_path / "a", [7], count=2)  # which the index never named
     written = write_pack(tmp_path / "a", [8], count=2)

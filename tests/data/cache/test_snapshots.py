@@ -64,7 +64,7 @@ def test_a_trial_needs_no_file_of_an_image(tmp_path: Path) -> None:
     assert_as_begun(open_dataset(config, ImageCache(tmp_path / "cache")))
 
 
-def test_a_trial_sees_no_image_that_changed_after_its_study_began(tmp_path: Path) -> None:
+def test_trial_sees_no_image_changed_after_the_study_began(tmp_path: Path) -> None:
     config = write_root(tmp_path)
     prepare(config, ImageCache(tmp_path / "cache"))
     redden(tmp_path / "images" / "val0.png")
@@ -85,7 +85,7 @@ sys.stdin.read()
 """
 
 
-def test_no_other_study_changes_the_images_of_one_that_goes_on(tmp_path: Path) -> None:
+def test_other_studies_do_not_change_images_of_a_resumed_one(tmp_path: Path) -> None:
     config = write_root(tmp_path)
     command = [sys.executable, "-c", STUDY, config.model_dump_json(), str(tmp_path / "cache")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as running:
@@ -101,7 +101,7 @@ def test_no_other_study_changes_the_images_of_one_that_goes_on(tmp_path: Path) -
     assert reds(prepare(config, ImageCache(tmp_path / "cache")).val)[0] == 250
 
 
-def test_a_study_that_allows_less_to_be_missing_does_not_take_anothers_snapshot(tmp_path: Path) -> None:
+def test_snapshot_is_not_shared_with_a_stricter_study(tmp_path: Path) -> None:
     config = write_root(tmp_path)
     prepare(config, ImageCache(tmp_path / "cache"))
     with pytest.raises(DataError, match=r"2 of 6 images are missing .* data\.max_missing"):

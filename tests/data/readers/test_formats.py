@@ -430,7 +430,7 @@ AMBIGUOUS = {
 
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
-def test_what_is_ambiguous_is_refused_with_the_candidates(tmp_path: Path, name: str) -> None:
+def test_ambiguous_names_are_refused_with_candidates(tmp_path: Path, name: str) -> None:
     content, told = AMBIGUOUS[name]
     (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises(EltaTuneError) as error:
@@ -539,7 +539,7 @@ def test_a_bad_row_of_any_form_is_named_by_its_line(tmp_path: Path, name: str) -
         (lines("name,score,name", "a,1,b"), "a.csv", "name: two columns"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: Any, file: str, told: str) -> None:
+def test_file_that_is_not_a_table_is_refused(tmp_path: Path, content: Any, file: str, told: str) -> None:
     content(tmp_path / file) if callable(content) else (tmp_path / file).write_bytes(content)
     with pytest.raises(EltaTuneError) as error:
         read_ratings(tmp_path / file, DataConfig())
@@ -548,14 +548,14 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: Any, file: 
 
 
 @pytest.mark.parametrize("name", ["ArtiMuse", "ICAA17K", "pyiqa", "plain CSV"])
-def test_a_scale_that_the_form_does_not_tell_has_to_be_stated(tmp_path: Path, name: str) -> None:
+def test_scale_that_the_format_lacks_must_be_stated(tmp_path: Path, name: str) -> None:
     with pytest.raises(EltaTuneError) as error:
         read(CASES[name], tmp_path, scale=None)
     assert "the rating scale is unknown" in error.value.message
     assert "`data.scale=[" in str(error.value.hint)
 
 
-def test_a_stated_scale_comes_before_the_forms_own_but_must_hold_the_ratings(tmp_path: Path) -> None:
+def test_stated_scale_wins_but_must_contain_the_ratings(tmp_path: Path) -> None:
     assert read(CASES["TAD66K"], tmp_path, scale=[0, 20]).threshold == 10
     assert read(CASES["TAD66K"], tmp_path, scale=[0, 20], threshold=4).threshold == 4
     with pytest.raises(EltaTuneError, match=r"data\.scale: 1…5 does not contain its ratings 1…10"):

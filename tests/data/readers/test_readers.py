@@ -106,7 +106,7 @@ def test_columns_without_a_header_are_named_by_their_numbers(tmp_path: Path, col
     assert ratings.scores.tolist() == [2.5, 4]
 
 
-def test_a_column_called_by_its_number_is_no_header(tmp_path: Path) -> None:
+def test_column_given_by_number_implies_no_header(tmp_path: Path) -> None:
     (tmp_path / "pool.csv").write_text("1\n2\n3\n")
     config = DataConfig.model_validate({"columns": {"id": 1}})
     assert read_unlabelled(tmp_path / "pool.csv", config).ids.tolist() == ["1", "2", "3"]
@@ -122,7 +122,7 @@ def test_counts_that_are_not_taken_may_be_called_as_they_like(tmp_path: Path, co
     assert read_unlabelled(tmp_path / "train.csv", config).ids.tolist() == ["a", "b"]
 
 
-def test_a_byte_order_mark_windows_lines_and_blank_lines_are_nothing(tmp_path: Path) -> None:
+def test_byte_order_mark_crlf_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     file = tmp_path / "ratings.csv"
     file.write_bytes(b"\xef\xbb\xbf" + f"{COUNTS}\r\n1,1,1,0\r\n\r\n2,1,0,1\r\n\r\n".encode())
     ratings = read_ratings(file, DataConfig())
@@ -188,7 +188,7 @@ def test_further_bad_rows_are_counted(tmp_path: Path) -> None:
         *("counts from 0", "padded counts", "two ids"),
     ],
 )
-def test_a_file_that_is_no_table_of_ratings_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
+def test_file_that_is_not_a_rating_table_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
     file = tmp_path / "ratings.csv"
     file.write_bytes(content)
     message = refusal(file).message
@@ -226,14 +226,14 @@ def test_a_list_without_a_header_loses_no_image(tmp_path: Path, ids: list[str]) 
 
 
 @pytest.mark.parametrize("name", ["photo", "filename", "file_name", "img_name"])
-def test_a_pool_may_have_one_column_alone(tmp_path: Path, name: str) -> None:
+def test_pool_may_have_a_single_column(tmp_path: Path, name: str) -> None:
     config = DataConfig.model_validate({"columns": {"id": "photo"}})
     assert read_unlabelled(written(tmp_path, name, "a", "b"), config).ids.tolist() == ["a", "b"]
 
 
 @pytest.mark.parametrize("ids", [["1", "2", "3"], ["00000", "00001", "00002"], ["a", "b", "c"]], ids=" ".join)
 @pytest.mark.parametrize("long", [1, 3], ids=["the first row", "all rows"])
-def test_a_row_longer_than_the_header_is_refused_whatever_its_ids(tmp_path: Path, ids: list[str], long: int) -> None:
+def test_row_longer_than_the_header_is_refused_for_any_id(tmp_path: Path, ids: list[str], long: int) -> None:
     rows = [f"{name},30,20{',50' if number < long else ''}" for number, name in enumerate(ids)]
     file = written(tmp_path, "image,count_1,count_2", *rows)
     assert refusal(file).message.startswith(f"{file}:2: 4 cells in a table of 3 columns")
@@ -242,7 +242,7 @@ def test_a_row_longer_than_the_header_is_refused_whatever_its_ids(tmp_path: Path
 
 
 @pytest.mark.parametrize("number", ["{}", "{}.0"])
-def test_numbers_are_splits_in_an_official_split_or_a_named_column(tmp_path: Path, number: str) -> None:
+def test_numbers_name_splits_in_official_or_named_columns(tmp_path: Path, number: str) -> None:
     rows = [f"i{split},3,{number.format(split)}" for split in range(3)]
     official = written(tmp_path, "name,mos,official_split", *rows)
     assert read_ratings(official, DataConfig(scale=(1, 5))).splits.tolist() == ["train", "val", "test"]
@@ -274,7 +274,7 @@ def test_a_quote_that_is_never_closed_is_named_by_its_line(tmp_path: Path, after
     assert "quote" in message
 
 
-def test_a_separator_at_the_end_of_each_line_is_no_column(tmp_path: Path) -> None:
+def test_trailing_separator_is_not_a_column(tmp_path: Path) -> None:
     file = written(tmp_path, "photo,score,", "a,3,", "b,4,")
     assert read_ratings(file, DataConfig(scale=(1, 5))).ids.tolist() == ["a", "b"]
     bare = written(tmp_path, "a.jpg,0,0,0,0,9,0,0,0,0,0,", "b.jpg,0,0,0,0,0,9,0,0,0,0", name="nima.csv")
@@ -307,7 +307,7 @@ def test_a_nul_in_an_id_is_refused(tmp_path: Path) -> None:
     assert "NUL" in refusal(written(tmp_path, COUNTS, "a,1,2,3", "b\0c,1,2,3")).message
 
 
-def test_a_pool_folder_is_read_without_what_systems_leave_there(tmp_path: Path) -> None:
+def test_pool_folder_is_read_without_system_files(tmp_path: Path) -> None:
     for name in ("a.jpg", "deep/b.png", ".thumb.jpg", ".trash/c.jpg", "__MACOSX/._a.jpg", "deep/._b.png", "notes.txt"):
         (tmp_path / "pool" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pool" / name).write_bytes(b"")

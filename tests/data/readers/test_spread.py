@@ -59,7 +59,7 @@ def test_votes_are_not_spread(tmp_path: Path) -> None:
         read_ratings(rated(tmp_path, "image,count_1,count_2\na,1,2\n"), DataConfig(spread=1.0))
 
 
-def test_a_width_that_bins_can_not_show_is_refused(tmp_path: Path) -> None:
+def test_spread_too_narrow_for_the_bins_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"data\.spread: 0\.2 is less than a quarter of the distance of 10 bins \(1\.11\)"
     ):

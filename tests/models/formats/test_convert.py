@@ -67,7 +67,7 @@ def some_images(count: int, size: int) -> np.ndarray:
     [("test_resnet", 54, "emd"), ("test_resnet", 54, "mse"), ("swinv2_tiny_window8_256", 256, "emd")],
     ids=["demo", "demo, mse", "swinv2-tiny"],
 )
-def test_onnx_says_what_torch_says_for_any_batch(
+def test_onnx_matches_torch_for_any_batch(
     backbone: str, size: int, head: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     onnx = pytest.importorskip("onnx")
@@ -92,7 +92,7 @@ def test_onnx_says_what_torch_says_for_any_batch(
     assert facts["elta_tune"]["scale"] == [0, 100]
 
 
-def test_a_backbone_that_torch_can_t_export_is_told_in_a_line(tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_backbone_that_torch_cannot_export_is_one_clear_error(tmp_path: Path, command: Callable[..., Any]) -> None:
     pytest.importorskip("onnxruntime")
     write_model(new_checkpoint("test_maxvit", 64), tmp_path / "first.ckpt", "ckpt")
     refused = command("export", "first.ckpt", "onnx")
@@ -101,7 +101,7 @@ def test_a_backbone_that_torch_can_t_export_is_told_in_a_line(tmp_path: Path, co
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first.ckpt"]
 
 
-def test_a_file_that_onnxruntime_can_t_run_is_told_in_a_line(tmp_path: Path) -> None:
+def test_file_that_onnxruntime_cannot_run_is_one_clear_error(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     (tmp_path / "best.onnx").write_bytes(b"no model")
     with pytest.raises(StudyError, match=r"onnxruntime can't run the exported model: .+"):
@@ -137,7 +137,7 @@ def assert_same_features(model: Any, checkpoint: Checkpoint, size: int) -> None:
     np.testing.assert_allclose(features.numpy(), said_by(checkpoint, images)[0], atol=1e-5)
 
 
-def test_a_model_card_tells_metrics_split_and_configuration_but_no_paths(tmp_path: Path) -> None:
+def test_model_card_has_metrics_split_and_config_but_no_paths(tmp_path: Path) -> None:
     write_model(new_checkpoint("test_resnet", 54), tmp_path / "best.safetensors", "safetensors")
     card = (tmp_path / "best.md").read_text()
     for told in ("| srcc | 0.7123 |", "| n_low | 3 |", "val.csv, 7 images, hash abc", "backbone: test_resnet"):
@@ -147,7 +147,7 @@ def test_a_model_card_tells_metrics_split_and_configuration_but_no_paths(tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "onnx", "timm", "hf"])
-def test_what_is_passed_on_tells_no_folder_host_or_process(kind: Kind, tmp_path: Path) -> None:
+def test_exported_file_contains_no_folder_host_or_process(kind: Kind, tmp_path: Path) -> None:
     checkpoint = new_checkpoint("test_resnet", 54)
     file = tmp_path / DEFAULT_NAMES[kind]
     write_model(checkpoint, file, kind)
@@ -164,7 +164,7 @@ def test_what_is_passed_on_tells_no_folder_host_or_process(kind: Kind, tmp_path:
     assert load_model_file(tmp_path / "own.ckpt").facts() == checkpoint.facts()
 
 
-def test_what_was_written_can_be_read_by_others(tmp_path: Path) -> None:
+def test_written_files_are_readable_by_others(tmp_path: Path) -> None:
     """safetensors writes files for their owner alone."""
     checkpoint = new_checkpoint("test_resnet", 54)
     for kind, file in (("safetensors", "best.safetensors"), ("hf", "best.hf/model.safetensors")):
@@ -173,7 +173,7 @@ def test_what_was_written_can_be_read_by_others(tmp_path: Path) -> None:
         assert (tmp_path / file).stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_folder_of_ours_is_replaced_and_any_other_left_alone(tmp_path: Path) -> None:
+def test_own_folder_is_replaced_and_any_other_kept(tmp_path: Path) -> None:
     checkpoint = new_checkpoint("test_resnet", 54)
     folder = tmp_path / "best.hf"
     write_model(checkpoint, folder, "hf")
@@ -216,7 +216,7 @@ def test_a_text_where_the_model_card_goes_is_not_replaced(tmp_path: Path, comman
 
 
 @pytest.mark.parametrize("kind", DEFAULT_NAMES)
-def test_a_full_disk_is_told_in_a_line_and_leaves_the_old_file(
+def test_full_disk_is_one_clear_error_and_keeps_the_old_file(
     kind: str, tmp_path: Path, command: Callable[..., Any], full_disk: Callable[[], None]
 ) -> None:
     write_model(new_checkpoint("test_resnet", 54), tmp_path / "first.ckpt", "ckpt")
@@ -251,7 +251,7 @@ def test_a_trial_is_measured_before_it_is_converted(
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_without_onnx_its_install_line_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_onnx_the_message_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match="onnxruntime") as refused:
         write_model(new_checkpoint("test_resnet", 54), tmp_path / "best.onnx", "onnx")

@@ -18,7 +18,7 @@ SPACE = {
 
 
 @pytest.mark.slow
-def test_a_failing_callback_ends_all_and_the_same_call_goes_on(tmp_path, make_plan_of, cache):
+def test_failing_callback_ends_the_call_and_the_next_resumes(tmp_path, make_plan_of, cache):
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(SPACE))
     (tmp_path / "tiny.yaml").write_text(make_plan_of(SPACE["parameters"]).recipe.to_yaml())
     arguments = {"runs": tmp_path / "runs", "name": "one", "backend": "nni", "workers": 1, "devices": "cpu"}

@@ -77,7 +77,7 @@ def test_a_damaged_record_is_named(folder, name, content):
 
 @pytest.mark.parametrize("name", sorted(WRONG))
 @pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
-def test_what_is_no_file_is_named_and_not_read(folder, name, put):
+def test_path_that_is_not_a_file_is_named_and_not_read(folder, name, put):
     file = getattr(folder, f"{name}_file")
     put(file)
     with pytest.raises(DamagedError, match=rf"^{re.escape(str(file))}: "):

@@ -134,7 +134,7 @@ def test_random_draws_of_ranges_stay_inside_and_reach_both_ends():
 
 
 @pytest.mark.parametrize("name", FINITE)
-def test_what_is_proposed_to_nni_comes_back_as_it_was(name):
+def test_points_survive_the_round_trip_through_nni(name):
     from nni.utils import split_index
 
     space = FINITE[name]
@@ -150,7 +150,7 @@ def test_a_number_that_rounding_keeps_off_its_step_is_put_on_it():
     assert encode(space, RECIPE, {"optim.lr": 0.1 + 0.2}) == {"optim.lr": 0.3}
 
 
-def test_what_nni_rounded_out_of_the_range_is_put_back():
+def test_values_that_nni_rounded_out_of_range_are_clipped():
     space = space_of(optim__lr={"type": "float", "low": 0.1, "high": 0.3, "log": True})
     assert decode(space, RECIPE, {"optim.lr": 0.30000000000000004}) == {"optim.lr": 0.3}
 
@@ -175,7 +175,7 @@ def test_parameters_of_another_space_are_refused(parameters):
 @pytest.mark.parametrize(
     "parent", [{"type": "float", "low": 0.2, "high": 2}, {"type": "int", "low": 1, "high": 4, "log": True}]
 )
-def test_a_condition_on_what_has_no_list_of_values_is_refused(parent):
+def test_condition_on_a_range_is_refused(parent):
     space = space_of(mixup__pairs=parent, mixup__alpha=choices(1, 2, when=["mixup.pairs > 1"]))
     with pytest.raises(ConfigError, match=r"parameters\.mixup\.alpha\.when: NNI .* not on mixup\.pairs") as caught:
         to_nni(space, RECIPE)

@@ -67,7 +67,7 @@ EXPERIMENT = {
 
 @pytest.mark.parametrize("suffix", ["json", "yaml", "yml"])
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_file_may_hold_the_experiment_or_its_space_alone(tmp_path, suffix, whole):
+def test_file_may_be_an_experiment_or_only_its_space(tmp_path, suffix, whole):
     file = tmp_path / f"config.{suffix}"
     content = EXPERIMENT if whole else EXPERIMENT["searchSpace"]
     file.write_text(json.dumps(content) if suffix == "json" else yaml.safe_dump(content))
@@ -98,7 +98,7 @@ def test_each_kind_of_nni_parameter_is_converted(kind, values, expected):
 @pytest.mark.parametrize(
     ("kind", "values"), [("quniform", [1, 9, 2]), ("quniform", [0.5, 2.2, 0.4]), ("qloguniform", [1, 90, 8])]
 )
-def test_what_nni_rounds_and_clips_is_listed_as_nni_makes_it(kind, values):
+def test_rounded_and_clipped_values_are_listed_as_nni_makes_them(kind, values):
     from nni.common.hpo_utils import deformat_parameters, format_search_space
 
     space = {"mixup.tau_2": {"_type": kind, "_value": values}}
@@ -194,7 +194,7 @@ def test_a_space_that_went_to_nni_and_back_has_the_same_trials(parameters):
         ),
     ],
 )  # fmt: skip
-def test_what_a_space_of_ours_cannot_say_is_refused_by_its_name(space, told):
+def test_unsupported_entries_are_refused_by_name(space, told):
     if told is None:
         assert parameters_of(space, source="x") == {"optim.name": {"type": "categorical", "choices": [1]}}
         return
@@ -219,7 +219,7 @@ def test_a_branch_can_have_any_name():
     assert found == {"optim.name": {"type": "categorical", "choices": ["a: b", "{", None, 2]}}
 
 
-def test_what_a_space_can_not_say_is_a_comment_above_it(tmp_path):
+def test_unsupported_entries_become_a_comment_above_the_space(tmp_path):
     script = SCRIPT.format(trace=tmp_path / "trace").replace("'maximize'", "'minimize'").replace("'TPE'", "'Anneal'")
     (tmp_path / "main.py").write_text(f"{script}\nexperiment.config.assessor.name = 'Curvefitting'\n")
     yml = "maxTrialNumber: 8\ntuner: {name: Anneal, classArgs: {optimize_mode: minimize}}\n"

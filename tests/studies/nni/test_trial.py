@@ -110,7 +110,7 @@ def test_an_epoch_is_reported_once_with_its_objective_as_default(reporter, tmp_p
     ]
 
 
-def test_what_is_not_a_number_is_not_reported(reporter, tmp_path):
+def test_nan_is_not_reported(reporter, tmp_path):
     report(reporter(), tmp_path, {**LINE, "srcc": math.nan}, {**LINE, "step": 3, "srcc": None})
     assert Node.heard == []
     assert finite({**LINE, "plcc": math.nan, "mae": math.inf}, "srcc") == {

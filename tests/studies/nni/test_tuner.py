@@ -66,7 +66,7 @@ def test_the_recipe_and_the_guesses_come_first_and_each_once(study, sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_resumed_tuner_proposes_what_it_would_have(study, sampler):
+def test_resumed_tuner_proposes_the_same_points(study, sampler):
     folder, plan = study(sampler, FINITE if sampler == "grid" else FREE)
     whole = ask(ready(folder, plan, workers=7), plan, range(7))
     for number, params in enumerate(whole[:2]):
@@ -118,7 +118,7 @@ def test_each_point_is_tried_once_over_many_starts(study, sampler, name):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_trial_whose_folder_is_there_is_proposed_again(study, sampler):
+def test_trial_with_a_folder_is_proposed_again(study, sampler):
     """NNI's database is lost: what the folders hold is what trials of these numbers are."""
     folder, plan = study(sampler, FINITE, enqueue=[])
     train(folder, plan, 1, {"mixup.alpha": 2.0, "training.batch_size": 9})

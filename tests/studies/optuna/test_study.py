@@ -137,7 +137,7 @@ def run_until_commit(folder: StudyFolder, plan: StudyPlan, count: int) -> bool:
 
 
 @pytest.mark.parametrize("name", ["random", "qmc"])
-def test_a_study_goes_on_the_same_wherever_it_was_cut(
+def test_study_resumes_the_same_from_any_cut(
     make_plan_of: MakePlan, tmp_path: Path, table: Table, database: Database, name: str
 ) -> None:
     short, long = (
@@ -163,7 +163,7 @@ def test_a_study_goes_on_the_same_wherever_it_was_cut(
     assert cuts > 10  # the trial is asked for, draws, reports and is told
 
 
-def test_what_was_told_is_what_the_folders_hold(
+def test_reported_values_match_the_folders(
     make_plan_of: MakePlan, study_folder: StudyFolder, database: Database
 ) -> None:
     plan = make_plan_of(
@@ -184,9 +184,7 @@ def test_what_was_told_is_what_the_folders_hold(
         assert row["steps"] == {record.step: record.values["srcc"] for record in epochs}
 
 
-def test_a_result_that_was_not_told_is_told(
-    make_plan_of: MakePlan, study_folder: StudyFolder, database: Database
-) -> None:
+def test_unreported_result_is_reported(make_plan_of: MakePlan, study_folder: StudyFolder, database: Database) -> None:
     plan = make_plan_of(CONDITIONAL, budget={"trials": 2})
     study = OptunaStudy(study_folder, plan, Path("cache"))
     executor = CurveExecutor(rising)
@@ -234,7 +232,7 @@ def test_other_pruners_prune_too(make_plan_of: MakePlan, study_folder: StudyFold
     assert set(states) == {"complete", "pruned"}
 
 
-def test_what_is_not_a_number_is_reported_and_fails(
+def test_nan_is_reported_and_fails_the_trial(
     make_plan_of: MakePlan, study_folder: StudyFolder, table: Table, database: Database
 ) -> None:
     plan = make_plan_of(
@@ -327,7 +325,7 @@ def half(make_plan_of: MakePlan, tmp_path: Path) -> tuple[StudyFolder, StudyPlan
     return folder, plan, plan.with_budget(Budget(trials=9))
 
 
-def test_a_moved_study_goes_on(
+def test_moved_study_continues(
     half: tuple[StudyFolder, StudyPlan, StudyPlan], tmp_path: Path, table: Table, database: Database
 ) -> None:
     folder, _, longer = half
@@ -382,7 +380,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_database_that_can_not_be_read_is_named(half: tuple[StudyFolder, StudyPlan, StudyPlan], damage: str) -> None:
+def test_unreadable_database_is_named(half: tuple[StudyFolder, StudyPlan, StudyPlan], damage: str) -> None:
     folder, plan, _ = half
     with sqlite3.connect(folder.database) as connection:
         connection.execute(DAMAGE[damage])
@@ -396,7 +394,7 @@ def test_a_database_that_can_not_be_read_is_named(half: tuple[StudyFolder, Study
 
 
 @pytest.mark.parametrize("table_name", ["trial_params", "trial_intermediate_values", "trial_values"])
-def test_a_lost_table_halts_and_the_study_goes_on(
+def test_lost_table_halts_the_study_which_then_continues(
     half: tuple[StudyFolder, StudyPlan, StudyPlan], tmp_path: Path, table: Table, table_name: str
 ) -> None:
     folder, _, longer = half

@@ -88,7 +88,7 @@ def test_the_budget_counts_complete_and_pruned_trials(
     assert list(supervise(plan).events()) == []
 
 
-def test_two_workers_lose_no_trial_and_run_none_twice(
+def test_two_workers_run_each_trial_exactly_once(
     make_plan_of: MakePlan, supervise: Callable[..., Supervisor], study_folder: StudyFolder, database: Database
 ) -> None:
     plan = make_plan_of(SPACE, budget={"trials": 5}, sampler={"name": "random"})
@@ -128,7 +128,7 @@ class Deadly(LocalExecutor):
 
 
 @pytest.mark.parametrize(("silent", "reason"), [(False, "SIGKILL"), (True, "without a result")])
-def test_a_trial_that_dies_at_one_epoch_is_resumed_twice_then_fails(
+def test_trial_that_dies_at_one_epoch_resumes_twice_then_fails(
     make_plan_of: MakePlan,
     supervise: Callable[..., Supervisor],
     study_folder: StudyFolder,
@@ -179,7 +179,7 @@ def test_trials_that_fail_alike_stop_the_study_with_their_cause(
     assert [result.state for result in study_folder.results()] == ["complete", "failed", "failed", "failed"]
 
 
-def test_a_fault_of_the_machine_stops_the_study_and_costs_no_epoch(
+def test_machine_fault_stops_the_study_and_loses_no_epoch(
     make_plan_of: MakePlan, supervise: Callable[..., Supervisor], study_folder: StudyFolder, database: Database
 ) -> None:
     plan = make_plan_of(SPACE, changes={"training.epochs": 40}, budget={"trials": 2}, pruner={"name": "none"})
