@@ -96,7 +96,9 @@ def test_a_frozen_training_is_that_of_a_head_on_features(
     assert not [name for name in last.weights if name.startswith("backbone.")]
     with torch.inference_mode():
         said = model.head.eval().scores(model.head(features_of(dataset, config, "val")))
-    np.testing.assert_allclose(last.best.predictions.scores, 1 + 4 * (said.numpy() - 1) / 9, atol=1e-3)
+    np.testing.assert_allclose(
+        last.checkpoint["best"]["predictions"]["scores"].numpy(), 1 + 4 * (said.numpy() - 1) / 9, atol=1e-3
+    )
 
 
 def test_frozen_training_selects_the_pool_by_the_same_features(frozen: TrialConfig, make_dataset: MakeDataset) -> None:
