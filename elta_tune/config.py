@@ -76,7 +76,7 @@ class DemoConfig(Section):
 
 
 class ColumnsConfig(Section):
-    """Names of columns, where a rating file does not tell them by itself; without a header they are 1, 2, …."""
+    """Names of columns, where they can't be inferred from the rating file; without a header they are 1, 2, …."""
 
     id: ColumnName | None = None
     """Column that names the image."""
@@ -111,7 +111,7 @@ class DataConfig(Section):
     demo: DemoConfig | None = None
     """Use the built-in data instead of a root."""
     ratings: Path | None = None
-    """One rating file of all splits, which a column of it or `split` tells apart; relative to `root`."""
+    """One rating file for all splits, which a column of it or `split` separates; relative to `root`."""
     train: Path | None = None
     """Rating file to train on; relative to `root` (default: train.csv there)."""
     val: Path | None = None
@@ -123,7 +123,7 @@ class DataConfig(Section):
     images: Path | None = None
     """Folder of the images (default: images/)."""
     format: str = "auto"
-    """Reader of the rating files; `auto` tells it from the columns."""
+    """Reader of the rating files; `auto` infers it from the columns."""
     columns: ColumnsConfig = ColumnsConfig()
     split: SplitConfig | None = None
     """Take validation and test images out of the training file, where there are no files of them."""

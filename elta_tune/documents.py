@@ -157,7 +157,7 @@ def read_document(path: Path) -> Document:
     """Reads a YAML mapping; an empty file is an empty one.
 
     Raises:
-        ConfigError: the file can't be read, is no YAML, is no mapping or holds keys twice.
+        ConfigError: the file can't be read, is not YAML, is not a mapping or has duplicate keys.
     """
     try:
         content, keys = _read_yaml(read_regular(path).decode("utf-8"))
@@ -256,7 +256,7 @@ def parse(model: type[Model], document: Document) -> Model:
     try:
         return model.model_validate(_with_texts(model, document))
     except ValidationError as error:
-        # Where a field takes several types pydantic tells of each: the last, which is the widest, is shown.
+        # Where a field takes several types pydantic reports each: the last, which is the widest, is shown.
         problems = {_key(document.content, detail): detail for detail in error.errors()}
         ordered = sorted(problems.items(), key=lambda item: document.line(item[0]))
         raise ConfigError("\n".join(_sentence(model, document, key, detail) for key, detail in ordered)) from None

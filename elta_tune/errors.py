@@ -8,7 +8,7 @@
     │   └── DamagedError     a file of it is damaged
     │       ├── UnreadableError  it can't be read
     │       └── MismatchError    it is of another trial
-    └── TrialError           a training ended without a result; the trial becomes failed, the study goes on
+    └── TrialError           a training ended without a result; the trial becomes failed, the study continues
         ├── DivergedError    the loss is not finite
         └── OutOfMemoryError the device has no memory left
 

@@ -97,7 +97,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes left under temporary names, in a folder and below; nobody may write there now."""
+    """Removes what killed processes left under temporary names, in a folder and below; no process may be writing."""
     for temporary in list(folder.rglob(f".*{TEMPORARY}")):
         _remove(temporary)
 

@@ -82,7 +82,7 @@ def run_trial(
     params: Mapping[str, Value] | None = None,
     nni_trial_id: str | None = None,
 ) -> TrialResult:
-    """Trains a recipe to its end, or goes on from the checkpoint in the folder.
+    """Trains a recipe to its end, or resumes from the checkpoint in the folder.
 
     Each epoch is saved, then recorded, then reported: a trial that is pruned or killed loses nothing.
 

@@ -168,7 +168,7 @@ def _check_archive(path: Path) -> None:
 
     Raises:
         ModelError: it is a program.
-        BadZipFile: names the first wrong member; or there is no archive.
+        BadZipFile: names the first wrong member; or the file is not an archive.
     """
     with zipfile.ZipFile(path) as archive:
         if any(name.endswith("/constants.pkl") for name in archive.namelist()):

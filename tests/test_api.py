@@ -125,7 +125,7 @@ def test_study_continues_with_a_larger_budget_as_in_the_cli(here: Path, command_
 def test_exported_best_trial_evaluates_as_with_the_command(here: Path, command_here: Run, data_root: Path) -> None:
     study = elta_tune.api.Study.open("space-tiny")
     assert study.export("ckpt", "best.ckpt", force=True) <= 1e-5
-    with pytest.raises(StudyError, match="is there already"):
+    with pytest.raises(StudyError, match="already exists"):
         study.export("ckpt", "best.ckpt")
     for split in ("val", "test"):
         found = elta_tune.evaluate("best.ckpt", split=split, device="cpu")

@@ -70,12 +70,12 @@ def examine(
 ) -> Examined:
     """Reads all splits, decodes their images and finds all that would spoil a study, the cheap things first.
 
-    After a problem with an obvious setting the check goes on as if that were set, so that it finds the next one, too.
+    After a problem with an obvious fix, the check continues as if that were set, so that it also finds the next one.
 
     Args:
         recipes: trainings that these data have to allow.
         labels_only: no image is looked at.
-        limit: bytes that the decoded images may take; free disk space limits them besides.
+        limit: bytes that the decoded images may take; free disk space limits them, too.
         refusals: what is known already; images are decoded only where nothing is refused.
 
     Raises:
@@ -121,7 +121,7 @@ def _with_images(
 
 def _read(config: DataConfig) -> tuple[ResolvedData, list[EltaTuneError]]:
     """The ratings of all splits, and why some can't be read. The first setting that a refusal names is assumed, and all
-    is read again: so what only follows from it is no problem of its own.
+    is read again: so a mere consequence of it is not reported as another problem.
     """
     assumed: dict[str, EltaTuneError] = {}
     while True:

@@ -11,7 +11,7 @@ right. How right is a *grade*, standard normal; each point of it halves a fault 
 
 The true MOS is a weighted sum of the grades, with tails a little longer than the normal's, as AVA's are (mean 5.4,
 standard deviation .73). One to three hundred votes are drawn around it. The faults come in pairs of opposites (dark and
-bright, red and cyan) and the scenes in many colours, so colour statistics tell less than half; a network has to look.
+bright, red and cyan) and the scenes in many colours, so colours explain less than half; a network has to look.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from elta_tune.errors import DataError
 from elta_tune.files import make_once
 
 VERSION = 1
-"""Another number makes the images anew: raise it when others are drawn."""
+"""A new number makes the images again: raise it when the drawing changes."""
 Picture = NDArray[np.float64]
 RATINGS = np.arange(1, 11)
 VOTE_COLUMNS = [f"score{rating + 1}" for rating in RATINGS]  # AVA's files call the count of rating 1 score2

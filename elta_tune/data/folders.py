@@ -113,7 +113,7 @@ class ImageFolder:
     def find(self, name: str) -> str | None:
         r"""The file of an id, or None. Links are followed, wherever they lead: many keep their data sets that way.
 
-        If there is no file of that very name, one that differs by spelling only: a suffix that the id leaves out, case,
+        If no file has exactly that name, one that differs only in spelling: a suffix that the id leaves out, case,
         "\" for "/", "./", blanks at its ends, and how Unicode composes a letter.
         """
         if self._leads_out(name):

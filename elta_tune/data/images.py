@@ -92,7 +92,7 @@ def decode_missing(
     """The images of some splits, with those that were missing.
 
     Raises:
-        DataError: there is no room for them, or more than `limit` bytes would be written.
+        DataError: the disk has no room for them, or more than `limit` bytes would be written.
     """
     parts = cache.refuse_too_large(list(cached.values()), limit, progress)
     return {

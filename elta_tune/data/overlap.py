@@ -1,4 +1,4 @@
-"""Images that are there twice, in one split or in two: by id, file, bytes or pixels."""
+"""Duplicate images, in one split or in two: by id, file, bytes or pixels."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Shared:
         """Whether a model would be judged by what it was trained on, or two files can't both be right.
 
         The pool must share nothing with validation or test. Labelled splits must share no id and no file; the same
-        content in two files is no more than odd, since AVA itself has such pairs, unless it is of many.
+        content in two files is only a warning, since AVA itself has such pairs, unless there are many.
         """
         names = {self.first.name, self.second.name}
         is_refused = self.how in ("id", "file") or ("pool" in names and bool(names & {"val", "test"}))
@@ -63,7 +63,7 @@ class Shared:
 
 
 def find_shared(members: Sequence[Member], cache: ImageCache, allowed: float) -> list[Shared]:
-    """Each image that is there twice, once, by the plainest way in which it is.
+    """Each duplicate image once, by the simplest criterion that it meets.
 
     Args:
         allowed: share of a held-out split whose content may be in the training images under other names.
@@ -74,7 +74,7 @@ def find_shared(members: Sequence[Member], cache: ImageCache, allowed: float) ->
     ]
     found = []
     for one, other in itertools.combinations_with_replacement(range(len(members)), 2):
-        # The pool is told first: it is the file to mend.
+        # The pool is named first: it is the file to fix.
         first, second = (other, one) if members[other].name == "pool" else (one, other)
         seen: set[int] = set()
         for how, own in keys[first].items():

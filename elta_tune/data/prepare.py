@@ -48,7 +48,7 @@ def prepare(
 
     Raises:
         EltaTuneError: a file is missing or wrong, too many images are missing, there is no room for the decoded ones,
-            splits overlap, a recipe can't be trained, or another run goes on with images that have changed since.
+            splits overlap, a recipe can't be trained, or another run is using images that have changed since.
     """
     examined = examine(config, cache, progress, recipes=recipes, refusals=refusals)
     if examined.refusals:
@@ -76,7 +76,7 @@ def open_split(
     """One split alone, decoded if it is not, and its rating file, which contains scale and threshold.
 
     Raises:
-        DataError: there is no such split, a file is missing or wrong, or too many images are missing.
+        DataError: the split does not exist, a file is missing or wrong, or too many images are missing.
     """
     data = resolve(config, cache, progress, splits=[name])
     ratings = data.ratings.labelled.get(name)

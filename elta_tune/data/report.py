@@ -59,7 +59,7 @@ def _refusal(error: EltaTuneError) -> dict[str, Any]:
 def describe_cache(
     located: Mapping[SplitName, LocatedImages], cached: Mapping[SplitName, CachedImages], cache: ImageCache
 ) -> dict[str, Any]:
-    """What the cache has of each split's images, and what decoding the others takes, in bytes; what is no file."""
+    """Per split: its cached images, the bytes that decoding the others takes, and the paths that are not files."""
     return {
         "cache": str(cache.root),
         "free": cache.free_bytes,

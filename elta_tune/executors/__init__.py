@@ -30,7 +30,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to run, in its folder, from wherever that stands."""
+    """A trial to run, in its folder, from its last saved epoch."""
 
     number: int
     config: TrialConfig
@@ -62,7 +62,7 @@ class Ended:
 class Halted:
     """A trial's process is gone for a fault of the machine (a full disk, a folder that vanished or is damaged).
 
-    Its folder has everything up to then. Once the fault is fixed, the trial goes on.
+    Its folder has everything up to then. Once the fault is fixed, the trial resumes.
     """
 
     number: int

@@ -1,7 +1,7 @@
 """The inline executor: runs a trial in this process, one at a time, for `breakpoint()`, pdb and profilers.
 
 What a trial prints stays in the terminal. A fault of the program ends the study with its traceback; the same command
-goes on with it. Results are the local executor's.
+resumes it. Results are the local executor's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from elta_tune.trial import TrialPruned, TrialStopped, record_failure, trial_epo
 
 @dataclass
 class Trial:
-    """The trial under way; it goes on with `verdict` in the next `wait`, and waits for one after an epoch."""
+    """The running trial; it waits for a `verdict` after each epoch, and continues with it in the next `wait`."""
 
     job: Job
     epochs: Generator[EpochRecord, None, TrialResult]
@@ -88,7 +88,7 @@ class InlineExecutor:
         return [event]
 
     def answer(self, number: int, verdict: Verdict) -> None:
-        """Notes how the trial goes on."""
+        """Records how the trial continues."""
         if self._trial is not None:
             self._trial.verdict = verdict
 

@@ -1,6 +1,6 @@
 """Exported checkpoints: weights, the configuration that trained them, and the metrics that chose them.
 
-A file stands by itself: `load_checkpoint` needs nothing else to predict.
+A file is self-contained: `load_checkpoint` needs nothing else to predict.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Reads an exported file; no code in it is ever run.
 
     Raises:
-        ModelError: it is not one of ours.
+        ModelError: elta-tune did not write it.
     """
     try:
         content, metadata = read_weights(path)

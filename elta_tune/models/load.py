@@ -12,7 +12,7 @@ from elta_tune.weights import read_weights
 
 
 def load_model_file(path: Path, head: Head | None = None) -> Checkpoint:
-    """An exported file or folder of ours, or a checkpoint of ELTA's released code, and of that one `head`.
+    """An exported file or folder, or a checkpoint of ELTA's released code, and from that one `head`.
 
     Raises:
         ModelError: it is neither; no code in it was run.

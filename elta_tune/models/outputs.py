@@ -26,7 +26,7 @@ def refuse_existing(path: Path, force: bool, argument: str, *, what: str = "") -
 
     Args:
         argument: of the API, which names the path.
-        what: is told of the path.
+        what: a further fact about the path.
 
     Raises:
         StudyError: it already exists or its place is owned, and it is not to be written by force.
@@ -36,7 +36,7 @@ def refuse_existing(path: Path, force: bool, argument: str, *, what: str = "") -
             f"{path}: belongs to {owner}", f"choose another `{argument}`, or write it all the same: `force=True`"
         )
     if path.exists() and not force:
-        raise StudyError(f"{path}: is there already{what}", f"replace it: `force=True`, or choose another `{argument}`")
+        raise StudyError(f"{path}: already exists{what}", f"replace it: `force=True`, or choose another `{argument}`")
 
 
 def check_output(path: Path, force: bool, argument: str) -> None:
@@ -47,7 +47,7 @@ def check_output(path: Path, force: bool, argument: str) -> None:
     """
     refuse_existing(path, force, argument)
     if path.exists() and not path.is_file():
-        raise StudyError(f"{path}: is no file that could be replaced")
+        raise StudyError(f"{path}: is not a file, and can't be replaced")
     with unwritable_told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()

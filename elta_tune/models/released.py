@@ -38,13 +38,13 @@ HEADS: dict[Head, dict[str, str]] = {
 
 
 def released_checkpoint(content: Mapping[str, Any], path: Path, head: Head | None = None) -> Checkpoint:
-    """A released checkpoint as one of ours; evaluation is the released code's: 256×256, squashed, bilinear.
+    """A released checkpoint as one of elta-tune's; evaluation is the released code's: 256×256, squashed, bilinear.
 
     Args:
         content: of the file, as `read_weights` gives it.
         path: named in errors.
         head: which head to take. Left out: the one that the optimizer in the file has trained, else `emd`, the
-            released default, of which `source["note"]` tells.
+            released default, and `source["note"]` says so.
 
     Raises:
         ModelError: these are not the weights of such a model.
@@ -117,7 +117,7 @@ def _head(content: Mapping[str, Any], state: Mapping[str, Tensor], asked: Head |
     there: list[Head] = [head for head, layers in HEADS.items() if all(f"{layer}.weight" in state for layer in layers)]
     if len(there) < 2:
         return (there or ["emd"])[0], None
-    return "emd", "holds an emd and an mse head, and does not tell which was trained: the emd head is taken"
+    return "emd", "holds an emd and an mse head, and does not say which was trained: the emd head is used"
 
 
 def _trained_head(content: Mapping[str, Any], state: Mapping[str, Tensor]) -> Head | None:

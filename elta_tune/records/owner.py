@@ -20,7 +20,7 @@ def owner_of(path: Path) -> str | None:
 
 
 def refuse_owned_trial(folder: Path) -> None:
-    """Refuses the folder of a training of its own that something else owns; an earlier training there goes on.
+    """Refuses a folder for a single training that something else owns; an earlier training there may resume.
 
     Raises:
         StudyError: says what owns it.

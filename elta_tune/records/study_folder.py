@@ -145,11 +145,11 @@ def open_study(name: str | None, runs: Path, *, preparing: bool = False) -> Stud
 
 
 def _not_started(study: StudyFolder) -> StudyError:
-    told = f"study {study.name} is being prepared ({owner(study.lock_file) or 'another process'})"
-    return StudyError(told, f"wait until it starts; or end it: elta-tune stop {study.name}")
+    problem = f"study {study.name} is being prepared ({owner(study.lock_file) or 'another process'})"
+    return StudyError(problem, f"wait until it starts; or end it: elta-tune stop {study.name}")
 
 
 def _last_change(study: StudyFolder) -> float:
     files = [study.study_file, study.database, *(folder.metrics_file for _, folder in study.trials())]
-    # os.path's says no where one may not look: who opens the study is told
+    # os.path's returns False without permission: opening the study reports the error
     return max((file.stat().st_mtime for file in files if os.path.exists(file)), default=0.0)

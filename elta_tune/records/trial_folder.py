@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `elta-tune list` only re
 
 @dataclass(frozen=True)
 class SavedEpoch:
-    """`last.ckpt`: the epoch that it was saved after, the best one so far, and all that a training goes on from."""
+    """`last.ckpt`: the epoch that it was saved after, the best one so far, and all that a training resumes from."""
 
     record: EpochRecord
     best: Best

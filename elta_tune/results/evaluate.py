@@ -47,10 +47,10 @@ class Evaluation:
 
 
 def table_data(checkpoint: Checkpoint, csv: Path, images: Path | None, overrides: Mapping[str, Any]) -> DataConfig:
-    """A rating file of its own as the test split of a data set, all of it; without `images`, they are beside it.
+    """A separate rating file as the whole test split of a data set; without `images`, they are next to it.
 
     Raises:
-        ConfigError: an override is no field of `data`.
+        ConfigError: an override is not a field of `data`.
     """
     own = checkpoint.config.data
     beside = csv.parent / "images"
@@ -71,7 +71,7 @@ def data_with(config: Any, overrides: Mapping[str, Any], only: Collection[str] =
         only: fields that have an effect, with all below them.
 
     Raises:
-        ConfigError: an override is no field of `data`, or has no effect.
+        ConfigError: an override is not a field of `data`, or has no effect.
     """
     for name in overrides:
         if not name.startswith("data."):
@@ -104,7 +104,7 @@ def evaluate_model(
     """Predicts a split of a data set and measures the predictions.
 
     Scores are mapped linearly from the model's scale onto the ratings'. The tails are those of the split that the
-    model was trained on; where it does not tell them, those of the training file that `data` names.
+    model was trained on; where it has none, those of the training file that `data` names.
 
     Raises:
         DataError: there is no such split, or its images are missing.
@@ -145,7 +145,7 @@ def _yardstick(checkpoint: Checkpoint, ratings: Ratings, data: DataConfig) -> Ra
 
 
 def training_file(data: DataConfig) -> RatingScale | None:
-    """What the training file of a data set tells, None where there is none.
+    """The scale, threshold and tails of the training file of a data set, None where there is none.
 
     Raises:
         DataError: it is named and can't be read.
@@ -170,7 +170,7 @@ def evaluate_predictions(file: Path, data: DataConfig) -> Evaluation:
     """Measures predictions that exist, without a model.
 
     Scale, threshold and tails are those of the training file that `data` names; else, for the predictions of a trial,
-    the trial's, unless `data` tells another scale; else the scale is 1…K for K bins (1…10 without), and there are no
+    the trial's, unless `data` gives another scale; else the scale is 1…K for K bins (1…10 without), and there are no
     tails.
 
     Raises:
@@ -197,7 +197,7 @@ def yardstick_of_file(file: PredictionFile, data: DataConfig) -> RatingScale:
         DataError: a true score is outside the scale.
     """
     scale, threshold, cuts, higher_is_better = (1.0, float(file.bins or 10)), None, None, True
-    known = training_file(data) or _beside(file.path)
+    known = training_file(data) or _of_the_trial(file.path)
     if known is not None and data.scale in (None, known.scale):  # on another scale they are not the trial's
         scale, threshold, cuts = known.scale, known.threshold, known.tail_cuts
         higher_is_better = known.higher_is_better
@@ -211,8 +211,8 @@ def yardstick_of_file(file: PredictionFile, data: DataConfig) -> RatingScale:
     return RatingScale(scale, threshold, cuts, higher_is_better=higher_is_better)
 
 
-def _beside(file: Path) -> RatingScale | None:
-    """What the `result.json` beside a trial's predictions tells; one of another tool tells nothing."""
+def _of_the_trial(file: Path) -> RatingScale | None:
+    """What the `result.json` next to a trial's predictions says; one of another tool is ignored."""
     try:
         model = json.loads(file.with_name("result.json").read_text(encoding="utf-8"))["model"]
         (low, high), threshold, cuts = model["scale"], model["threshold"], model["tail_cuts"]

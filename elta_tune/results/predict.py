@@ -1,4 +1,4 @@
-"""What a model says of images that nobody has rated: files, folders, or a list of them."""
+"""Predictions of a model for unrated images: files, folders, or a list of them."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def list_images(
 
     Args:
         paths: images, folders (with all below them), or tables with a column of ids (CSV, text, JSON, Excel).
-        images: folder of the images of tables; left out, `images/` beside each, or else the table's own folder.
-        data: how to read tables, where their columns do not tell it.
+        images: folder of the images of tables; by default `images/` next to each, or else the table's own folder.
+        data: how to read tables, where their columns do not show it.
         on_note: called with a line about the files of a folder that are not used.
 
     Raises:
@@ -136,7 +136,7 @@ class DecodedFiles:
             if path is None:
                 reason = "there is no such file"
             elif os.path.exists(path) and not (os.path.isfile(path) or _is_own_pipe(path)):  # others may never end
-                reason = "it is no regular file"
+                reason = "it is not a regular file"
             else:
                 return shrink(read_content(Path(path)), [self.size]).pixels[self.size]
         except Exception as error:  # a hostile file may raise anything; that it is unreadable is all that counts
@@ -164,8 +164,8 @@ def predict_images(
     """
     target = device_of(device)
     batches = in_order(len(files), batch_size or checkpoint.config.evaluation.batch_size)
-    told = out_of_memory_errors("take fewer images at a time: `batch_size=N`")
-    with strict_decoding(), ThreadPoolExecutor(available_cores()) as workers, told:
+    memory_errors = out_of_memory_errors("take fewer images at a time: `batch_size=N`")
+    with strict_decoding(), ThreadPoolExecutor(available_cores()) as workers, memory_errors:
         model = place(checkpoint.model(), target)
         source = DecodedFiles(files, checkpoint.config.data.crop, workers)
         for index, batch in prefetch(source, batches, target):

@@ -65,7 +65,7 @@ def read_predictions(path: Path) -> PredictionFile:
     columns of logits give the shares. Rows with a `reason` are left out.
 
     Raises:
-        DataError: the file can't be read, a column is missing, a cell is no number or an image is there twice: file,
+        DataError: the file can't be read, a column is missing, a cell is not a number or an image is a duplicate: file,
             line, column.
     """
     if path.suffix.lower() in (".jsonl", ".parquet"):

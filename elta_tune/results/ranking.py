@@ -23,8 +23,8 @@ def best_result(folder: StudyFolder, plan: StudyPlan) -> TrialResult:
     ranking = ranked(folder, plan)
     if not ranking:
         states = [result.state for result in folder.results()]
-        told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none has ended"
+        ended = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "none has ended"
         raise StudyError(
-            f"study {folder.name} has no complete trial ({told})", f"look at them: elta-tune show {folder.name}"
+            f"study {folder.name} has no complete trial ({ended})", f"look at them: elta-tune show {folder.name}"
         )
     return ranking[0]

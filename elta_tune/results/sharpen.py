@@ -1,7 +1,7 @@
 """Sharpening without training: temperature and threshold searched on predictions that exist (docs/method.md §4).
 
 They are judged by pseudo-labels of images whose scores are known, the hold-out, and then applied to a pool. The pool's
-own scores, if it has any, are looked at afterwards only, to tell how good its pseudo-labels are.
+own scores, if it has any, are used only afterwards, to measure its pseudo-labels.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PseudoLabels:
 
 
 def hold_out(predictions: Predictions, share: float, seed: int) -> tuple[Predictions, Predictions]:
-    """Two parts of labelled predictions: the hold-out, and the pool. Which image goes where hangs on its id and the
+    """Two parts of labelled predictions: the hold-out, and the pool. Where an image goes depends on its id and the
     seed alone.
 
     Raises:
@@ -258,7 +258,7 @@ def sharpen_predictions(
 
     Args:
         file: predictions with logits or shares; its `gt`, if it has one, is not read for the choice.
-        holdout: another file of predictions with `gt`; or the share of this one's images whose `gt` is, which hang on
+        holdout: another file of predictions with `gt`; or the share of this one's images whose `gt` is, which depend on
             the recipe's seed.
         space: of fields of sharpening.
         recipe: scale and tails are those of its `data`, if it names a training file; else what the hold-out's file

@@ -38,7 +38,7 @@ class FoundTrial:
         """
         result = self.folder.result()
         if result is None:
-            raise StudyError(f"{self.folder.path}: the trial has not ended", "the same command goes on with it")
+            raise StudyError(f"{self.folder.path}: the trial has not ended", "the same command resumes it")
         return result
 
 
@@ -85,7 +85,7 @@ def find_trial(reference: str, runs: Path) -> FoundTrial:
     try:
         study = open_study(name, runs)
     except StudyError as error:
-        missing = "is no trial" if path.exists() else "there is no such file or trial"
+        missing = "is not a trial" if path.exists() else "there is no such file or trial"
         raise StudyError(f"{reference}: {missing}, and {error.message}", error.hint) from None
     chosen = int(number) if number else best_result(study, read_plan(study)).trial or 0
     folder = study.trial(chosen)

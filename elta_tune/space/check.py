@@ -1,7 +1,7 @@
 """The check of a search space against a recipe.
 
 A space may name only live fields (each change of one must be able to change a result), and it contains the recipe's
-value of every field it varies: trial 0 is the recipe as it stands.
+value of every field it varies: trial 0 is the unchanged recipe.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class StudyRequest:
 
     folder: StudyFolder
     plan: StudyPlan
-    """As the files and overrides say; of a study that exists, `resolve_plan` gives the plan that it goes on with."""
+    """As the files and overrides say; for an existing study, `resolve_plan` gives the plan that it continues with."""
     backend: str
     files: dict[str, str]
     """The files of space and recipe, for `study.yaml`."""
@@ -130,12 +130,12 @@ class RunningStudy(Protocol):
         """Follows the study to its end; whatever ends the generator early ends all that runs.
 
         Raises:
-            StudyError: the study can't go on.
+            StudyError: the study can't continue.
         """
         ...
 
     def raise_budget(self, plan: StudyPlan) -> None:
-        """Records a plan with a larger budget and goes on to that."""
+        """Records a plan with a larger budget and continues up to it."""
         ...
 
 
@@ -259,7 +259,7 @@ def choose_backend(folder: StudyFolder, name: str | None) -> Backend:
     own = backend_of(folder)
     if name not in (None, own.name):
         raise StudyError(
-            f"study {folder.name} runs under {own.name}, and can't go on under {name}",
+            f"study {folder.name} runs under {own.name}, and can't continue under {name}",
             "leave `backend` out to go on with it; or start another study: `name=NAME`",
         )
     return own

@@ -12,7 +12,7 @@ from elta_tune.studies.plan import StudyPlan
 
 
 def given_points(plan: StudyPlan) -> list[Params]:
-    """The parameters of the trials that no sampler proposes, in order and each once: the recipe as it stands, the
+    """The parameters of the trials that no sampler proposes, in order and each once: the unchanged recipe, the
     space's `enqueue:`, and all of a grid.
     """
     grid = plan.space.grid(plan.recipe) if plan.space.sampler.name == "grid" else []

@@ -24,7 +24,7 @@ StopReason = Literal["interrupted", "timeout", "fault"]
 
 @dataclass(frozen=True)
 class Started:
-    """A trial began, or goes on from its last epoch."""
+    """A trial starts, or resumes from its last epoch."""
 
     job: Job
     resumed: bool
@@ -67,14 +67,14 @@ class Tick:
 
 @dataclass(frozen=True)
 class Waiting:
-    """The study waits for something outside of it, and goes on by itself."""
+    """The study waits for something outside, and continues by itself."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """The study ends early: somebody asked for it, its time is used up, or it can't go on.
+    """The study ends early: someone requested it, its time is used up, or it can't continue.
 
     Running trials save their epoch first, unless the reason is `now`.
     """

@@ -82,7 +82,7 @@ def record_plan(folder: StudyFolder, plan: StudyPlan, facts: Mapping[str, Any]) 
     """Writes `study.yaml`, or a raised budget into the one that is there.
 
     Args:
-        facts: what is told of the run that started the study: files, versions, commit, back end.
+        facts: on the run that started the study: files, versions, commit, back end.
     """
     if folder.exists():
         if read_plan(folder) == plan:
@@ -114,7 +114,7 @@ def read_plan(folder: StudyFolder) -> StudyPlan:
 
 
 def read_facts(folder: StudyFolder) -> dict[str, Any]:
-    """What `study.yaml` tells of the run."""
+    """The part of `study.yaml` about the run."""
     content = read_document(folder.study_file).content
     return {key: value for key, value in content.items() if key not in ("space", "recipe")}
 

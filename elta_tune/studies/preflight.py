@@ -28,7 +28,7 @@ def choose_slots(devices: Sequence[str] | None, workers: int | None) -> list[Slo
 
     Raises:
         ModelError: a device is not here.
-        ConfigError: there is no device, or no worker.
+        ConfigError: no device, or no worker.
     """
     names = available_devices() if devices is None else devices
     check_devices(names)

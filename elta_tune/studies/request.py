@@ -53,7 +53,7 @@ def request_study(
 
 
 def check_name(name: str) -> None:
-    """Refuses what is no name of a new study: it becomes a folder, on any system, and a word of commands.
+    """Refuses an invalid name of a new study: it becomes a folder, on any system, and a word of commands.
 
     Raises:
         ConfigError: says what is wrong, and gives a name like it.
@@ -89,7 +89,7 @@ _FAULTS: dict[str, Callable[[str], bool]] = {
 
 
 def resolve_plan(request: StudyRequest) -> StudyPlan:
-    """The plan that a study goes on with: its own with its budget raised, or what is requested if it is new.
+    """The plan that a study continues with: its own with its budget raised, or the requested one if it is new.
 
     Raises:
         StudyError: the study was started with another configuration or a larger budget.
@@ -110,7 +110,7 @@ def resolve_plan(request: StudyRequest) -> StudyPlan:
 
 
 def record_request(request: StudyRequest, plan: StudyPlan, dataset: Dataset) -> None:
-    """Writes `study.yaml` with what is known of the run that starts it; of a study that goes on, its raised budget."""
+    """Writes `study.yaml` with the facts of the run that starts it; for an existing study, its raised budget."""
     from elta_tune.provenance import commit, versions
 
     facts: dict[str, Any] = {"study": request.folder.name, "backend": request.backend, **request.files}

@@ -56,7 +56,7 @@ def _source(backbone: str) -> tuple[str | None, str]:
         return parse_model_name(f"hf-hub:{backbone}" if backbone.startswith("timm/") else backbone)
     except ValueError as error:
         raise ModelError(
-            f"model.backbone: {backbone!r} is no model of timm",
+            f"model.backbone: {backbone!r} is not a timm model",
             "choose a name that `timm.list_models()` gives, `hf-hub:OWNER/NAME` or `local-dir:FOLDER`",
         ) from error
 

@@ -99,7 +99,7 @@ def _refusal(name: str) -> str | None:
     if kind == "cuda" and os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return "the variable CUDA_VISIBLE_DEVICES hides all CUDA devices"
     if kind == "cuda" and not may_have_cuda():
-        return "this machine has no CUDA device: there is no driver for one"
+        return "this machine has no CUDA device: no driver is installed"
     return None
 
 

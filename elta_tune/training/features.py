@@ -49,9 +49,9 @@ Part = TypeVar("Part", bound=ImageSet)
 
 @dataclass(frozen=True)
 class Features:
-    """Some rows of an array (M, D) of features, in the place of images.
+    """Some rows of an array (M, D) of features, which replace images.
 
-    `digest` (16,) tells a frozen backbone's weights; None where the backbone was trained.
+    `digest` (16,) identifies a frozen backbone's weights; None where the backbone was trained.
     """
 
     array: NDArray[np.float32]
@@ -112,8 +112,8 @@ def compute_features(
     return Features(array, np.arange(len(array)))
 
 
-def tell(done: int, total: int, what: str) -> None:
-    """Prints what was done: for the log of a trial."""
+def print_when_done(done: int, total: int, what: str) -> None:
+    """Prints one line when all is done, for the log of a trial."""
     if done == total:
         print(f"{what}: {total:,}", flush=True)
 
@@ -139,7 +139,7 @@ def frozen_dataset(
     *,
     device: torch.device,
     cache: ImageCache | None,
-    progress: Progress = tell,
+    progress: Progress = print_when_done,
 ) -> Dataset:
     """A data set whose images are the features of a frozen backbone.
 

@@ -20,7 +20,7 @@ from elta_tune.training.seeding import stage_seed
 class HeadOnly(AestheticModel):
     """A model whose images are features (B, D) already.
 
-    Of a frozen backbone, whose weights are not kept with the head's, its weights tell the `backbone_digest` (16,).
+    The weights of a frozen backbone are not saved with the head's; `backbone_digest` (16,) identifies them.
     """
 
     def __init__(self, head: DistributionHead | ScoreHead, digest: NDArray[np.uint8] | None) -> None:
@@ -47,7 +47,7 @@ def with_frozen_backbone(state: dict[str, Tensor], config: TrialConfig, bins: li
         bins: (K,) ratings on 1…10.
 
     Raises:
-        ModelError: the backbone's weights can't be had any more, or have changed.
+        ModelError: the backbone's weights are unavailable, or have changed.
     """
     digest = state["backbone_digest"]
     seed = stage_seed(config.seed, "model", 0)

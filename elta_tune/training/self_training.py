@@ -20,7 +20,7 @@ from elta_tune.method.sharpening import select, sharpen
 from elta_tune.records import Best
 from elta_tune.training.backbone import check_images
 from elta_tune.training.epoch import Samples, reset_peak_memory, train_epoch
-from elta_tune.training.features import frozen_dataset, tell
+from elta_tune.training.features import frozen_dataset, print_when_done
 from elta_tune.training.predict import Predictions, evaluate, predict
 from elta_tune.training.state import (
     Selection,
@@ -91,12 +91,12 @@ def compute_frozen(config: TrialConfig, dataset: Dataset, cache: ImageCache, pro
 
 
 def _frozen(
-    config: TrialConfig, dataset: Dataset, device: torch.device, cache: ImageCache | None, told: Progress
+    config: TrialConfig, dataset: Dataset, device: torch.device, cache: ImageCache | None, progress: Progress
 ) -> Dataset:
     """Features in the place of images, of what a trial reads: not the test split, and the pool in rounds alone."""
     read = replace(dataset, test=None, pool=dataset.pool if config.self_training.rounds else None)
     build = partial(new_model, config, dataset, round=0)
-    return frozen_dataset(read, config, build, device=device, cache=cache, progress=told)
+    return frozen_dataset(read, config, build, device=device, cache=cache, progress=progress)
 
 
 def self_training_rounds(
@@ -114,17 +114,17 @@ def self_training_rounds(
 
     Args:
         resume: an earlier `Epoch.checkpoint` of the same configuration, with the best weights as `best_weights`;
-            training goes on after it as if it had never stopped (on the CPU to the bit).
+            training resumes after it as if it had never stopped (bit-exactly on the CPU).
         cache: where a frozen backbone's features are kept, None to keep none.
 
     Raises:
-        ConfigError, DataError, ModelError: as `check_fits`, which also tries what the first epoch would trip over.
+        ConfigError, DataError, ModelError: as `check_fits`, which also checks what would fail in the first epoch.
         DivergedError: a loss is not finite.
     """
     _check_data(config, dataset)
     reset_peak_memory(device)
     if config.model.freeze:
-        dataset = _frozen(config, dataset, device, cache, tell)
+        dataset = _frozen(config, dataset, device, cache, print_when_done)
     state, data = new_state(config, dataset, device, round=0), dataset
     if resume is not None:
         state, data = restored(state, config, dataset, resume)

@@ -128,7 +128,7 @@ def next_round(
 
 
 def _head_alone(state: TrainingState, config: TrialConfig, dataset: Dataset) -> tuple[TrainingState, Dataset]:
-    """From here on the head alone is trained, on features of the model as it stands (docs/method.md §5)."""
+    """From now on trains only the head, on features of the model in its present state (docs/method.md §5)."""
     pool = None if state.selection is None else dataset.pool
     data = with_features(
         replace(dataset, pool=pool), config, lambda split: compute_features(state.model, split, config)

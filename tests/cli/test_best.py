@@ -29,7 +29,7 @@ def test_only_json_is_on_stdout_and_the_checkpoint_in_its_file(elta_tune: Run, f
     arguments = ("best", "--json", "--test", "--export", "ckpt")
     refused = elta_tune(*arguments)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "best.ckpt: is there already" in refused.stderr
+    assert "best.ckpt: already exists" in refused.stderr
     assert (finished.parents[1] / "best.ckpt").read_text() == "precious"
     done = elta_tune(*arguments, "--force")
     assert done.returncode == 0, done.stderr
@@ -106,7 +106,7 @@ def test_predictions_of_the_best_epoch_are_recorded(finished: Path, data_root: P
     [
         (("nowhere",), "there is no study 'nowhere' in runs"),
         (("space-tyni",), "did you mean 'space-tiny'?"),
-        (("--export", "onix"), "onix: is no format of export; there are ckpt, safetensors, onnx, timm, hf"),
+        (("--export", "onix"), "unknown export format 'onix'"),
         (("--output", "x.ckpt"), "--output: needs --export"),
         (("--runs", "elsewhere"), "there is no study in elsewhere"),
     ],

@@ -75,7 +75,7 @@ def test_labels_and_images_belong_together(tmp_path: Path) -> None:
     (missing, missing_why), (broken, broken_why) = train.left_out
     assert (missing, broken) == ("train2.png", "train3.png")
     assert missing_why == "there is no such file"
-    assert broken_why == "it is no image"
+    assert broken_why == "it is not an image"
 
 
 @pytest.mark.parametrize("damage", ["missing", "unreadable"])

@@ -94,7 +94,7 @@ def test_chosen_head_is_reported_unless_the_file_decides(
     for asked, head in (((), "emd"), (("--head", "emd"), "emd"), (("--head", "mse"), "mse")):
         done = command("predict", "bare.pth", "image.png", "--json", *asked)
         assert json.loads(done.stdout)["score"] == pytest.approx(scores[head], abs=1e-3)
-        assert ("does not tell which was trained: the emd head is taken" in done.stderr) == (not asked)
+        assert ("does not say which was trained: the emd head is used" in done.stderr) == (not asked)
     (tmp_path / "one.csv").write_text("image_id,score\nimage.png,5\n")
     scale = ("--set", "data.scale=[1,10]")
     done = command("evaluate", "bare.pth", "--csv", "one.csv", "--images", ".", "--json", *scale)

@@ -74,7 +74,7 @@ def test_all_formats_hold_the_same_rows_and_reasons(
         rows = parquet.read_table(file).to_pylist()
     *good, broken = rows
     assert broken["image_id"].endswith("broken.jpg")
-    assert broken["reason"] == "it is no image"
+    assert broken["reason"] == "it is not an image"
     assert broken["score"] in (None, "")
     scores = [float(row["score"]) for row in good]
     assert scores == sorted(scores, reverse=True)
@@ -91,7 +91,7 @@ def test_best_first_is_by_score_with_the_unreadable_last(trial: TrialFolder, pho
     ranked = best_first(predict_images(load_model(str(trial.path), tmp_path), files))
     readable = [one.score for one in ranked if one.score is not None]
     assert readable == sorted(readable, reverse=True)
-    assert [one.reason for one in ranked[-2:]] == ["it is no image"] * 2
+    assert [one.reason for one in ranked[-2:]] == ["it is not an image"] * 2
     assert all(one.reason is None for one in ranked[:-2])
 
 
@@ -100,7 +100,7 @@ def test_standard_output_is_a_line_per_image(trial: TrialFolder, photos: Path, c
     score, name = plain.stdout.splitlines()[0].split()
     assert name == str(photos / "narrow.png")
     assert 1 < float(score) < 5
-    assert plain.stdout.splitlines()[1].endswith("broken.jpg  (it is no image)")
+    assert plain.stdout.splitlines()[1].endswith("broken.jpg  (it is not an image)")
     lines = command("predict", trial.path, photos / "narrow.png", "--json").stdout.splitlines()
     assert json.loads(lines[0])["score"] == pytest.approx(float(score), abs=1e-4)
 
@@ -119,7 +119,7 @@ def test_pipes_and_devices_are_not_read(trial: TrialFolder, photos: Path, tmp_pa
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     files = list_images([tmp_path / name for name in ("pipe.jpg", "pipe.csv", "zero.png")] + [photos / "narrow.png"])
     *odd, good = predict_images(load_model(str(trial.path), tmp_path), files)
-    assert [one.reason for one in odd] == ["it is no regular file"] * 3
+    assert [one.reason for one in odd] == ["it is not a regular file"] * 3
     assert good.reason is None
 
 
@@ -135,7 +135,7 @@ def test_an_image_may_come_by_a_pipe_of_the_shell(trial: TrialFolder, photos: Pa
 
 def test_a_model_that_predicts_no_numbers_is_the_reason(diverged: Checkpoint, photos: Path) -> None:
     found = {one.image_id: one for one in predict_images(diverged, list_images([photos]))}
-    assert found.pop("broken.jpg").reason == "it is no image"
+    assert found.pop("broken.jpg").reason == "it is not an image"
     assert {(one.score, one.distribution, one.reason) for one in found.values()} == {
         (None, None, "the model's output is not finite")
     }
@@ -269,7 +269,7 @@ def test_existing_file_is_replaced_only_by_force(
     arguments = ("predict", trial.path, "list.csv", "--images", photos, "--out", "list.csv")
     refused = command(*arguments)
     assert (refused.returncode, listed.read_text()) == (2, "image_id\ntest_000.png\n")
-    assert "list.csv: is there already" in refused.stderr
+    assert "list.csv: already exists" in refused.stderr
     assert "--force, or choose another --out" in refused.stderr
     assert command(*arguments, "--force").returncode == 0
     assert listed.read_text().startswith("image_id,score,score2")
@@ -285,7 +285,7 @@ def test_unwritable_output_is_refused_before_predicting(place: str, command: Cal
 def test_a_device_is_never_replaced(command: Callable[..., Any], tmp_path: Path, photos: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     done = command("predict", "no-model", photos, "--out", "pipe.csv", "--force")
-    assert (done.returncode, "pipe.csv: is no file that could be replaced" in done.stderr) == (2, True)
+    assert (done.returncode, "pipe.csv: is not a file, and can't be replaced" in done.stderr) == (2, True)
 
 
 def test_images_may_be_listed_in_an_excel_sheet(data_root: Path, tmp_path: Path) -> None:

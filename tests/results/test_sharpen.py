@@ -257,7 +257,7 @@ def test_images_that_could_not_be_read_are_left_out_and_counted(
 ) -> None:
     whole = write_predictions(tmp_path / "whole.csv", 300)
     table = pd.read_csv(whole, dtype={"image_id": str}).assign(reason="")
-    broken = {"image_id": ["a.jpg", "b.jpg"], "reason": ["it is no image", "there is no such file"]}
+    broken = {"image_id": ["a.jpg", "b.jpg"], "reason": ["it is not an image", "there is no such file"]}
     file = tmp_path / "logits.csv"
     pd.concat([table[:7], pd.DataFrame(broken), table[7:]]).assign(gt=lambda rows: rows["gt"].fillna(5)).to_csv(
         file, index=False

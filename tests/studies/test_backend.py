@@ -140,7 +140,7 @@ def test_a_study_keeps_its_back_end(make_plan_of, study_folder):
     record_plan(study_folder, make_plan_of(LR), {"backend": "nni"})
     found = [choose_backend(study_folder, None), choose_backend(study_folder, "nni"), backend_of(study_folder)]
     assert [backend.name for backend in found] == ["nni", "nni", "nni"]
-    with pytest.raises(StudyError, match="runs under nni, and can't go on under optuna") as caught:
+    with pytest.raises(StudyError, match="runs under nni, and can't continue under optuna") as caught:
         choose_backend(study_folder, "optuna")
     assert "`name=NAME`" in caught.value.hint
 

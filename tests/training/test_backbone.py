@@ -171,7 +171,7 @@ def test_names_of_backbones_are_resolved(backbone: str, name: str) -> None:
 
 @pytest.mark.parametrize("backbone", ["someone/resnet18", "ftp:resnet18", "hf-hub:", "C:\\models\\resnet18"])
 def test_unknown_backbone_is_refused_with_the_rule(backbone: str) -> None:
-    with pytest.raises(ModelError, match=r"model\.backbone: .* is no model of timm") as refused:
+    with pytest.raises(ModelError, match=r"model\.backbone: .* is not a timm model") as refused:
         check_backbone(config(backbone))
     assert "hf-hub:OWNER/NAME" in str(refused.value.hint)
 

@@ -71,7 +71,7 @@ except ModelError as error:
     print(error.message, "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "`devices=cuda:0`: this machine has no CUDA device: there is no driver for one False\n"
+    assert done.stdout == "`devices=cuda:0`: this machine has no CUDA device: no driver is installed False\n"
 
 
 def test_hidden_cuda_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,7 +162,7 @@ class ImageCache:
             folder: of the images, for the message.
 
         Raises:
-            DataError: another run, which still goes on, began with other images under this key.
+            DataError: another run, still in progress, started with other images under this key.
         """
         decoded = cached.decoded
         images = {edge: images.subset(decoded) for edge, images in cached.images.items()}
@@ -198,7 +198,7 @@ class ImageCache:
         """Removes a part of the cache. Running trials keep what they have open; what is needed is decoded again.
 
         Raises:
-            DataError: there is no such part, it is being written, or it can't be removed.
+            DataError: the part does not exist, is being written, or can't be removed.
         """
         return remove_entry(self.root, self._index, key)
 

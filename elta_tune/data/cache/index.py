@@ -110,7 +110,7 @@ class CacheIndex:
                 shutil.rmtree(path)
 
     def query(self, sql: str, *values: object, wanted: Iterable[bytes] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a query; none if there is no index, or a damaged one.
+        """All rows of a query; none if the index is missing or damaged.
 
         Args:
             wanted: keys that the query may join, as table `wanted` of (position, key).

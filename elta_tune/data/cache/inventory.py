@@ -55,7 +55,7 @@ def remove_entry(root: Path, index: CacheIndex, key: str) -> Entry:
     """Removes a part of the cache.
 
     Raises:
-        DataError: there is no such part, it is being written, or it can't be removed.
+        DataError: the part does not exist, is being written, or can't be removed.
     """
     entries = {entry.key: entry for entry in list_entries(root, index)}
     if key not in entries:

@@ -43,7 +43,7 @@ def record_snapshot(index: CacheIndex, key: bytes, snapshot: Snapshot, folder: s
         folder: of the images, for the message.
 
     Raises:
-        DataError: another run, which still goes on, began with other images.
+        DataError: another run, still in progress, started with other images.
     """
     digests = next(iter(snapshot.images.values())).digests.tobytes()
     content = (snapshot.rows.tobytes(), digests, json.dumps(snapshot.left_out))
@@ -51,7 +51,7 @@ def record_snapshot(index: CacheIndex, key: bytes, snapshot: Snapshot, folder: s
     with contextlib.suppress(OSError, sqlite3.Error):
         if not _lock_for_writing(lock) and _recorded(index, key) != content:
             raise DataError(
-                f"{folder}: images have changed since a run that still goes on began with them",
+                f"{folder}: images have changed since another run, still in progress, started with them",
                 "wait until it has ended, or give this one a cache of its own: `cache=FOLDER`",
             )
         images = [

@@ -163,7 +163,7 @@ def _ids(table: Table, choice: Choice) -> pd.Series[str]:
         if cells.dtype == object:
             no_ids = (bool, Formula)
             odd = [isinstance(cell, no_ids) or not isinstance(cell, str | int | float) for cell in cells]
-            table.refuse(np.array(odd, dtype=bool), name, "is no id: neither text nor a number")
+            table.refuse(np.array(odd, dtype=bool), name, "is not an id: neither text nor a number")
     *folders, last = choice.id
     ids = table.text(last)
     for name in reversed(folders):
@@ -188,7 +188,7 @@ def _splits(table: Table, column: str, config: DataConfig) -> NDArray[np.object_
     hint = "to ignore this column: `data.columns.split=none`"
     if not takes_numbers and words[wrong].isin(SPLIT_NUMBERS).any():
         hint = f"if 0, 1, 2 are train, val, test: `data.columns.split={column}`; {hint}"
-    table.refuse(wrong, column, "is no split (train, val, test)", hint=hint)
+    table.refuse(wrong, column, "is not a split (train, val, test)", hint=hint)
     return splits.to_numpy(dtype=object)
 
 

@@ -58,7 +58,7 @@ def read_lists(table: Table, form: Format, ids: pd.Series[str]) -> Votes | Score
         except (TypeError, ValueError):
             wrong[row] = True
     wrong |= ~np.isfinite(votes).all(axis=1) | (votes < 0).any(axis=1) | (votes.sum(axis=1) == 0)
-    table.refuse(wrong, name, f"is no list of {len(form.bins)} numbers of votes")
+    table.refuse(wrong, name, f"is not a list of {len(form.bins)} numbers of votes")
     return Votes(votes)
 
 

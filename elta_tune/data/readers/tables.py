@@ -32,7 +32,7 @@ from elta_tune.data.readers.text import (
 from elta_tune.errors import DataError, plural
 
 MISSING = ("", "nan", "na", "n/a", "null", "none", "-")
-"""What stands for a missing rating, in small letters."""
+"""Texts that mean a missing rating, in lower case."""
 
 
 class RowsError(DataError):
@@ -124,7 +124,7 @@ class Table:
                 column = self.frame[name]
                 is_numeric = pd.api.types.is_numeric_dtype(column.dtype)
                 missing &= column.isna() if is_numeric else self.text(name).str.lower().isin(MISSING).to_numpy(bool)
-        self.refuse(missing, names[0], "is no rating", is_unlabelled=True)
+        self.refuse(missing, names[0], "is not a rating", is_unlabelled=True)
 
     def refuse(
         self,
@@ -176,7 +176,7 @@ def open_sheet(path: Path, id_column: str | None = None) -> Sheet:
         id_column: the name of the column of ids, where it is not a common one.
 
     Raises:
-        DataError: there is no such file, or it is no table.
+        DataError: the file does not exist, or is not a table.
     """
     try:
         kind = kind_of(path)
@@ -377,7 +377,7 @@ def _open_xlsx(path: Path) -> Sheet:
         cells = _excel_cells(path, openpyxl)
     except FileNotFoundError:
         raise
-    except Exception as error:  # a broken archive may raise anything; that it is no sheet is all that counts
+    except Exception as error:  # a broken archive may raise anything; all that counts is that it is not a sheet
         raise DataError(f"{path}: can't be read as an Excel sheet: {type(error).__name__}: {error}") from error
     filled = [(line, row) for line, row in enumerate(cells, start=1) if any(cell not in (None, "") for cell in row)]
     if not filled:

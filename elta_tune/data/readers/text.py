@@ -111,7 +111,7 @@ def is_header(rows: Sequence[Sequence[str]], id_column: str | None = None) -> bo
     """Whether the first row names columns: a row has an image first, or after a number, or numbers after its id.
 
     A lone cell looks like an id whatever it is: it is a header if it is a common name of one, or `id_column`, or if it
-    is no image where images are below.
+    is not an image if there are images below.
     """
     first, rest = rows[0][0], rows[0][1:]
     if is_id_name(first) or (first == id_column and not first.isdecimal()):  # 1 is the first column of no header

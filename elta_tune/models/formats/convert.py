@@ -29,9 +29,9 @@ PROBES = 5
 def write_model(checkpoint: Checkpoint, path: Path, kind: Kind) -> float:
     """Writes a checkpoint and reads it back.
 
-    `ckpt` and `safetensors` are ours (the latter with a model card beside it), `onnx` is the whole model with its
+    `ckpt` and `safetensors` are elta-tune's (the latter with a model card), `onnx` is the whole model with its
     normalisation, `timm` the backbone alone, `hf` a folder in Hugging Face's layout: the backbone for timm's
-    `local-dir:`, the head beside it.
+    `local-dir:`, the head in a file next to it.
 
     Returns:
         The largest difference of what the file and the model say of some random images: scores, or features where only

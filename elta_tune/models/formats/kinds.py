@@ -25,11 +25,11 @@ def exported_file(kind: str, output: Path | None, force: bool) -> Path:
 
     Raises:
         ConfigError: there is no such kind.
-        StudyError: the file is there already, or one where its model card goes, and is not to be replaced by force.
+        StudyError: the file or its model card already exists, and `force` is not set.
     """
     if kind not in DEFAULT_NAMES:
         known = ", ".join(DEFAULT_NAMES)
-        raise ConfigError(f"{kind}: is no format of export; there are {known}{did_you_mean(kind, DEFAULT_NAMES)}")
+        raise ConfigError(f"unknown export format {kind!r}{did_you_mean(kind, DEFAULT_NAMES)}; choose from {known}")
     file = (output or Path(DEFAULT_NAMES[kind])).absolute()
     for written in (file, card_file(file)) if kind == "safetensors" else (file,):
         what = "" if written == file else ", where the model card goes"
@@ -38,5 +38,5 @@ def exported_file(kind: str, output: Path | None, force: bool) -> Path:
 
 
 def card_file(file: Path) -> Path:
-    """The model card beside an exported file."""
+    """The model card next to an exported file."""
     return file.with_suffix(".md")

@@ -100,13 +100,13 @@ def _metadata(checkpoint: Checkpoint, outputs: list[str]) -> dict[str, str]:
         "normalization": "none: mean and std are part of the graph",
     }
     low, high = checkpoint.scale
-    told = {"score": f"from {low:g} to {high:g}"}
+    described = {"score": f"from {low:g} to {high:g}"}
     if "distribution" in outputs:
         bins = from_method_scale(np.array(checkpoint.bins), checkpoint.scale)
-        told["distribution"] = f"shares of the ratings {', '.join(f'{rating:g}' for rating in bins)}"
+        described["distribution"] = f"shares of the ratings {', '.join(f'{rating:g}' for rating in bins)}"
     return {
         "preprocessing": json.dumps(preprocessing),
-        "outputs": json.dumps(told, ensure_ascii=False),
+        "outputs": json.dumps(described, ensure_ascii=False),
         METADATA_KEY: json.dumps(checkpoint.public_facts()),
     }
 

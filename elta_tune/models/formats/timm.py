@@ -1,4 +1,4 @@
-"""Files for timm: the backbone alone, or a folder in Hugging Face's layout with the head beside it."""
+"""Files for timm: only the backbone, or a folder in Hugging Face's layout with the head next to it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_timm(checkpoint: Checkpoint, path: Path) -> None:
 def read_timm(checkpoint: Checkpoint, path: Path, images: NDArray[np.uint8]) -> Tensor:
     """Features (B, D) of uint8 images (B, S, S, 3), from what `timm.create_model` makes of the file."""
     with tempfile.TemporaryDirectory() as folder:
-        named = Path(folder) / "backbone.safetensors"  # timm tells the format by the suffix
+        named = Path(folder) / "backbone.safetensors"  # timm takes the format from the suffix
         named.symlink_to(path.absolute())
         options = {"checkpoint_path": str(named), **_arguments(checkpoint)}
         model = timm.create_model(timm_name(checkpoint.config.model.backbone), **options)
@@ -132,7 +132,7 @@ def _parts(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 
 def _arguments(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `timm.create_model` needs besides the name."""
+    """What `timm.create_model` needs in addition to the name."""
     return timm_arguments(checkpoint.config.model.backbone, checkpoint.config.data.crop)
 
 

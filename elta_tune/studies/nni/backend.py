@@ -116,7 +116,7 @@ class NniBackend:
         return watched or left
 
     def check_storage(self, folder: StudyFolder, plan: StudyPlan) -> None:
-        """Nothing: a study whose database is lost goes on from its folders."""
+        """Nothing: a study whose database is lost resumes from its folders."""
 
     def is_exhausted(self, folder: StudyFolder, plan: StudyPlan) -> bool:
         """Whether NNI's tuner had nothing left to propose: it repeats no point of a space."""

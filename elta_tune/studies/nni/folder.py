@@ -58,7 +58,7 @@ class Connection:
 @dataclass(frozen=True)
 class Ending:
     """`ended.json`: why node ended by itself; `alike` and `failures`: trials in a row failed, for one cause or for any;
-    `halted`: a trial can't go on until the user does something.
+    `halted`: a trial can't continue until the user does something.
     """
 
     reason: Literal["done", "exhausted", "alike", "failures", "halted", "tuner", "error"]
@@ -114,7 +114,7 @@ class NniFolder:
             yield from (Path(folder, name) for name in [*folders, *files] if name != "trial.log")
 
     def make_work(self) -> None:
-        """Makes `work/` empty: a module that lies in it could be imported instead of another one."""
+        """Empties `work/`: a module in it could be imported instead of the real one."""
         if self.work.exists():
             shutil.rmtree(self.work)
         self.work.mkdir()

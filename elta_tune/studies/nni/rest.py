@@ -51,7 +51,7 @@ def request(
     """One request; `content` is sent as JSON.
 
     Raises:
-        NodeGone: nobody listens, or the connection broke.
+        NodeGone: node does not listen, or the connection broke.
     """
     connection = http.client.HTTPConnection(HOST, port, timeout=timeout)
     body = None if content is None else json.dumps(content)
@@ -100,7 +100,7 @@ class Rest:
         """The JSON that NNI answers.
 
         Raises:
-            NodeGone: nobody listens, or node refuses.
+            NodeGone: node does not listen, or refuses.
         """
         return self._call("GET", what)
 

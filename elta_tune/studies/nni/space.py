@@ -92,7 +92,7 @@ def _tree(space: SearchSpace, recipe: TrialConfig, names: Sequence[str], chosen:
 
 
 def _dependents(space: SearchSpace, name: str, rest: Sequence[str]) -> list[str]:
-    """Those of `rest` that belong into the branches of `name`: its dependents, and what these depend on besides."""
+    """Those of `rest` that belong to the branches of `name`: its dependents, and what else these depend on."""
     fields = {other: {condition.field for condition in space.parameters[other].conditions} for other in rest}
     inner: set[str] = set()
     while True:

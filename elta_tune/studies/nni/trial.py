@@ -52,7 +52,7 @@ class NniReporter:
         try:
             self._try(self._send_epochs)
         except NodeGone as error:
-            raise TrialStopped from error  # the epoch is saved, and the next start of the study goes on from it
+            raise TrialStopped from error  # the epoch is saved, and the next start of the study resumes from it
 
     def finish(self, metrics: Mapping[str, float | None]) -> None:
         """Sends the result.
@@ -85,7 +85,7 @@ class NniReporter:
 
 
 SHOWN = ("srcc", "plcc", "accuracy", "mae", "mae_low", "mae_mid", "mae_high", "bmae")
-"""Metrics for NNI's web UI besides the objective: a column and an axis of the parallel coordinates each."""
+"""Metrics for NNI's web UI, next to the objective: each is a column and an axis of the parallel coordinates."""
 
 
 def finite(metrics: Mapping[str, float | None], objective: str) -> dict[str, float]:
@@ -180,7 +180,7 @@ def _halt(nni: NniFolder, number: int, error: Exception) -> NoReturn:
     """Ends the study; its next start resumes this trial."""
     traceback.print_exc()
     with contextlib.suppress(OSError):  # on a full disk it can't be written either
-        nni.write_ended(Ending(reason="halted", detail=f"trial {number} can't go on: {error}"))
+        nni.write_ended(Ending(reason="halted", detail=f"trial {number} can't continue: {error}"))
     if (node := find_node(nni)) is not None:
         node.process.terminate()
         time.sleep(END_SECONDS)  # node ends this process meanwhile

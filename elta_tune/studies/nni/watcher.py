@@ -111,7 +111,7 @@ class NniRun:
 
 
 def reconcile(folder: StudyFolder, plan: StudyPlan) -> None:
-    """Gives every trial of NNI's database its folder, and its `result.json` if it died while nobody watched.
+    """Gives every trial of NNI's database its folder, and its `result.json` if it died unwatched.
 
     Node must have ended. The tuner of the next start knows by the folders which points were tried.
     """
@@ -172,7 +172,7 @@ class EventFeed:
 
 def fault(nni: NniFolder) -> StudyError | None:
     """Why node ended, or None if the study is finished."""
-    ending, again = nni.ended(), "`elta-tune run` goes on with the study"
+    ending, again = nni.ended(), "`elta-tune run` resumes the study"
     if ending is None:
         return StudyError("NNI's node process was ended from outside", again)
     trials, log = nni.study.path / "trials", tuner_log(nni)
@@ -182,7 +182,7 @@ def fault(nni: NniFolder) -> StudyError | None:
             f"{ANY_FAILURES_IN_A_ROW} trials in a row failed: {ending.detail}",
             f"look into {trials}; {again}",
         ),
-        "halted": (str(ending.detail), "once that is fixed, the same command goes on with the study"),
+        "halted": (str(ending.detail), "once that is fixed, the same command resumes the study"),
         "tuner": (f"NNI's tuner died{last_error(log)}", f"look into {log}; {again}"),
         "error": (f"NNI stopped: {ending.detail}{last_error(log)}", f"look into {nni.node_log}; {again}"),
     }

@@ -58,7 +58,7 @@ class OptunaRun:
         return self.supervisor.events()
 
     def raise_budget(self, plan: StudyPlan) -> None:
-        """Records a plan with a larger budget and goes on to that."""
+        """Records a plan with a larger budget and continues up to it."""
         record_plan(self.folder, plan, {})
         self.plan = self.supervisor.study.plan = plan
 
@@ -88,7 +88,7 @@ class OptunaBackend:
                 settle_finished(folder, plan, options)
                 from elta_tune.studies.optuna.study import OptunaStudy
 
-                OptunaStudy(folder, plan, cache).unfinished()  # tells its database what a kill kept from it
+                OptunaStudy(folder, plan, cache).unfinished()  # records in its database what a kill left unrecorded
                 yield None
                 return
             from elta_tune.executors import load_executor

@@ -20,7 +20,7 @@ STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed"
 def restored_trials(folder: StudyFolder, plan: StudyPlan, recorded: Sequence[FrozenTrial]) -> list[FrozenTrial] | None:
     """The trials that a database should have, by number; None if `recorded` are these already.
 
-    A trial with a folder is what the folder holds: it is RUNNING, and is told its result when the study is opened. A
+    A trial with a folder is what the folder holds: it is RUNNING, and gets its result when the study is opened. A
     trial without one is as recorded. A number that nothing is known of is WAITING, to be proposed again.
 
     Raises:

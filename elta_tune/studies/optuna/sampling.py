@@ -58,7 +58,7 @@ class ReplayableSampler(BaseSampler):
     """Gives each draw of each trial a sampler of its own, seeded by (study, trial, what is drawn).
 
     What a trial gets thus depends on the seed, its number and the trials before it alone, and not on what was drawn by
-    the same process: a study that was cut off anywhere, even between two parameters, goes on as if it had not been.
+    the same process: a study that was cut off anywhere, even between two parameters, resumes as if it had not been.
 
     A point that another trial has is drawn again, with other seeds, as long as the space has others.
     """
@@ -108,7 +108,9 @@ class ReplayableSampler(BaseSampler):
         return build_sampler(self._plan, trial.number, seed) if attempt < SAMPLER_DRAWS else RandomSampler(seed=seed)
 
     def _seed(self, trial: FrozenTrial, *draw: str | int) -> int:
-        from elta_tune.training.seeding import stage_seed  # torch, which a study that only tells does not need
+        from elta_tune.training.seeding import (
+            stage_seed,
+        )  # torch, which recording results does not need
 
         return stage_seed(self._plan.recipe.seed, "sampler", trial.number, *draw) % 2**32
 

@@ -1,4 +1,4 @@
-"""The Optuna back end: asks for parameters, answers reports, tells results. One process alone calls it."""
+"""The Optuna back end: asks for parameters, answers reports, records results. Only one process calls it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from elta_tune.studies.optuna.sampling import ReplayableSampler, build_pruner
 from elta_tune.studies.plan import StudyPlan, read_facts
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-AGAIN = "once that is fixed, the same command goes on with the study"
+AGAIN = "once that is fixed, the same command resumes the study"
 ATTRIBUTES = ("srcc", "plcc", "accuracy", "reason")
 """What Optuna's own tools show of a trial; each costs a write, and its folder has the rest."""
 
@@ -65,7 +65,7 @@ class OptunaStudy:
         self._open: dict[int, OpenTrial] = {}
 
     def unfinished(self) -> list[Job]:
-        """Trials that an earlier supervisor left RUNNING. Those whose folder has a result are told it here."""
+        """Trials that an earlier supervisor left RUNNING. If a folder has a result, it is recorded here."""
         jobs = []
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             opened = self._opened(Trial(self._study, frozen._trial_id), set(frozen.intermediate_values))
@@ -101,25 +101,25 @@ class OptunaStudy:
         return self._next is None
 
     def observe(self, number: int, record: EpochRecord) -> Verdict:
-        """Takes an epoch of a running trial and says whether it may go on. Trial 0, the recipe, always may."""
+        """Records an epoch of a running trial and decides if it may continue. Trial 0, the recipe, always may."""
         opened = self._open[number]
         with database_errors(self.folder):
             self._record(opened, record)
         if number == 0 or record.step >= opened.job.config.planned_epochs:
             return "go on"
         with database_errors(self.folder), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, where a trial reported nothing but NaN
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy's, where a trial reported only NaN
             return "prune" if opened.trial.should_prune() else "go on"
 
     def job(self, number: int) -> Job:
-        """The job of a trial that has not been told."""
+        """The job of a trial that has no recorded result yet."""
         return self._open[number].job
 
     def tell(self, number: int) -> TrialResult:
         """Closes a trial with the result in its folder, and returns that."""
         result = self.folder.trial(number).result()
         if result is None:
-            raise AssertionError(f"trial {number} has no result to tell")
+            raise AssertionError(f"trial {number} has no result to record")
         trial = self._open.pop(number).trial
         with database_errors(self.folder):
             for name in ATTRIBUTES:
@@ -139,7 +139,7 @@ class OptunaStudy:
 
     @property
     def seconds_run(self) -> float:
-        """How long supervisors have run the study, all together."""
+        """How long supervisors have run the study, in total."""
         return float(self._study.user_attrs.get("seconds_run", 0.0))
 
     @seconds_run.setter

@@ -1,4 +1,4 @@
-"""The supervisor: one process owns a study, asks, starts trials, hears their epochs, answers and tells."""
+"""The supervisor: one process owns a study, asks, starts trials, receives their epochs, answers and tells."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ TICK = 0.25
 
 @dataclass
 class Supervisor:
-    """Runs a study until its budget is used or somebody stops it; `events()` is the whole of it.
+    """Runs a study until its budget is used or someone stops it; `events()` does all of it.
 
-    After it, `stopped` says why it ended early: None means that the budget is used (or the grid). Where it can't go on,
-    it raises why, once the running trials have saved their epoch.
+    Afterwards `stopped` says why it ended early; None means that the budget (or the grid) is used up. If the study can't
+    continue, `events()` raises the cause, once the running trials have saved their epoch.
     """
 
     study: OptunaStudy
@@ -112,8 +112,8 @@ class Supervisor:
 
     def _answer(self, event: Heard) -> Iterator[Event]:
         if isinstance(event, Halted):
-            told = f"trial {event.number} can't go on: {event.reason}"
-            yield from self._halt(StudyError(told, "once that is mended, the same command goes on with the study"))
+            problem = f"trial {event.number} can't continue: {event.reason}"
+            yield from self._halt(StudyError(problem, "once that is fixed, the same command resumes the study"))
             yield Paused(event.number)
             return
         if isinstance(event, Reported):
@@ -143,7 +143,7 @@ class Supervisor:
             record_failure(folder, reason, event.number, params)
         try:
             result = self.study.tell(event.number)
-        except StudyError as error:  # the folder has the result: the next start tells it
+        except StudyError as error:  # the folder has the result: the next start records it
             yield from self._halt(error)
             return
         yield Finished(result)
@@ -174,6 +174,6 @@ class Supervisor:
         alike = self._failures[-FAILURES_IN_A_ROW:] == [self._failures[-1]] * FAILURES_IN_A_ROW
         if alike or count == ANY_FAILURES_IN_A_ROW:
             log = self.study.folder.trial(result.trial or 0).log_file
-            told = f"{FAILURES_IN_A_ROW} trials in a row failed alike" if alike else f"{count} trials in a row failed"
-            hint = f"look into {log}; `elta-tune run` goes on with the study"
-            yield from self._halt(StudyError(f"{told}: {result.reason}", hint))
+            problem = f"{FAILURES_IN_A_ROW if alike else count} trials in a row failed{' alike' if alike else ''}"
+            hint = f"look into {log}; `elta-tune run` resumes the study"
+            yield from self._halt(StudyError(f"{problem}: {result.reason}", hint))

@@ -334,7 +334,7 @@ def test_commands_work_whichever_back_end_ran(finished, nni_studies):
 def test_a_study_continues_only_under_its_own_back_end(finished, nni_studies):
     arguments = ("run", "--space", "mixed.yaml", "--recipe", "tiny.yaml", "--name", NAME)
     code, said = nni_studies.run(*arguments, "--backend", "optuna")
-    assert code == 2 and "study mixed runs under nni, and can't go on under optuna" in said
+    assert code == 2 and "study mixed runs under nni, and can't continue under optuna" in said
     code, said = nni_studies.run(*arguments)
     assert code == 0 and "study mixed is finished: 4 of 4 trials" in said
 

@@ -140,7 +140,7 @@ def test_a_study_ends_when_its_trials_fail_for_whatever_reasons(studies, begun):
 def test_a_full_disk_ends_the_study_and_costs_no_trial(studies, begun):
     command = begun["full"]
     assert command.wait(240) == 2, studies.said(command)
-    assert "elta-tune: trial 0 can't go on: [Errno 28] No space left on device" in studies.said(command)
+    assert "elta-tune: trial 0 can't continue: [Errno 28] No space left on device" in studies.said(command)
     assert studies.results("full") == {} and studies.processes(study="full") == []
     kept = studies.epochs("full")
     assert [line["step"] for line in kept] == [1, 2]

@@ -137,9 +137,9 @@ READ = {
 UNREADABLE = {
     "truncated JPEG": ("a.jpg", lambda: encoded(Image.fromarray(NOISE), "JPEG")[:-200], "truncated"),
     "truncated PNG": ("a.png", lambda: encoded(Image.fromarray(NOISE), "PNG")[:3000], ""),
-    "zero bytes": ("a.jpg", lambda: b"", "it is no image"),
-    "a text": ("a.jpg", lambda: b"<html>404 Not Found</html>", "it is no image"),
-    "an EPS": ("a.jpg", lambda: encoded(Image.fromarray(NOISE), "EPS"), "it is no image"),
+    "zero bytes": ("a.jpg", lambda: b"", "it is not an image"),
+    "a text": ("a.jpg", lambda: b"<html>404 Not Found</html>", "it is not an image"),
+    "an EPS": ("a.jpg", lambda: encoded(Image.fromarray(NOISE), "EPS"), "it is not an image"),
     "a PNG bomb": ("a.png", lambda: png_bomb(30_000), "pixels"),
     "a PNG bomb that Pillow only warns of": ("a.png", lambda: png_bomb(10_000), "100000000 pixels"),
     "a PNG that claims to have no pixels": ("a.png", lambda: png_bomb(0), ""),

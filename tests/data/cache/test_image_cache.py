@@ -232,7 +232,7 @@ def test_undecodable_file_is_named_and_retried_after_a_change(tmp_path: Path, de
         assert cached.decoded.tolist() == [0, 3]
         assert set(cached.unreadable) == {1, 2, 4}
         assert "directory" in cached.unreadable[4]
-        assert cached.unreadable[1] == cached.unreadable[2] == "it is no image"
+        assert cached.unreadable[1] == cached.unreadable[2] == "it is not an image"
         np.testing.assert_array_equal(pixels(cached.images[16].subset(cached.decoded))[1], expected(files[3], 16))
         assert len(decoded) == 4
     Image.new("RGB", (30, 30), (1, 2, 3)).save(files[1])

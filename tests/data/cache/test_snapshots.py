@@ -53,7 +53,7 @@ def assert_as_begun(dataset: Dataset) -> None:
     assert dataset.train.ids.tolist() == ["train0.png", "train3.png", "train4.png", "train5.png"]
     assert reds(dataset.train) == reds(dataset.train, 16) == [0, 3, 4, 5]
     assert reds(dataset.val) == [100, 101, 102, 103, 104, 105]
-    assert dataset.train.left_out == (("train1.png", "there is no such file"), ("train2.png", "it is no image"))
+    assert dataset.train.left_out == (("train1.png", "there is no such file"), ("train2.png", "it is not an image"))
 
 
 def test_a_trial_needs_no_file_of_an_image(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_other_studies_do_not_change_images_of_a_resumed_one(tmp_path: Path) -> 
         assert running.stdout.readline() == "goes on\n"
         assert_as_begun(prepare(config, ImageCache(tmp_path / "cache")))  # the same images may be shared
         redden(tmp_path / "images" / "val0.png")
-        with pytest.raises(DataError, match="have changed since a run that still goes on") as refused:
+        with pytest.raises(DataError, match="have changed since another run") as refused:
             prepare(config, ImageCache(tmp_path / "cache"))
         assert "`cache=FOLDER`" in str(refused.value.hint)
         assert_as_begun(open_dataset(config, ImageCache(tmp_path / "cache")))

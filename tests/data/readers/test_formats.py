@@ -470,13 +470,13 @@ REFUSED = {
         b'[{"image_id": "1", "label": [1,0,0,0,0,0,0,0,0,0]},\n\n {"image_id": "2",\n  "label": [1, 2]}]',
         "ava.json",
         3,
-        "label: '[1, 2]' is no list of 10 numbers of votes",
+        "label: '[1, 2]' is not a list of 10 numbers of votes",
     ),
     "idealo, no votes": (
         b'[\n{"image_id": "1", "label": [0,0,0,0,0,0,0,0,0,0]}]',
         "ava.json",
         2,
-        "label: '[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]' is no list",
+        "label: '[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]' is not a list",
     ),
     "ArtiMuse": (
         b'[\n {"image": "a{.jpg", "gt_score": 5},\n {"image": "b.jpg", "gt_score": "high"}\n]',
@@ -513,7 +513,7 @@ REFUSED = {
         lines("name,mos,official_split", "a,4,train", "b,4,holdout"),
         "meta.csv",
         3,
-        "official_split: 'holdout' is no split (train, val, test)",
+        "official_split: 'holdout' is not a split (train, val, test)",
     ),
 }
 

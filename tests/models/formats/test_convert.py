@@ -197,7 +197,7 @@ def test_the_command_exports_any_model(tmp_path: Path, command: Callable[..., An
     assert command("export", "first.ckpt", "safetensors", "--force").returncode == 0
     unknown = command("export", "first.ckpt", "onx")
     assert unknown.returncode == 2
-    assert "onx: is no format of export" in unknown.stderr
+    assert "unknown export format 'onx'" in unknown.stderr
     assert "did you mean 'onnx'" in unknown.stderr
     assert "--export" not in unknown.stderr
 
@@ -207,7 +207,7 @@ def test_a_text_where_the_model_card_goes_is_not_replaced(tmp_path: Path, comman
     (tmp_path / "paper.md").write_text("years of work")
     refused = command("export", "first.ckpt", "safetensors", "--out", "paper.safetensors")
     assert refused.returncode == 2
-    assert "paper.md: is there already, where the model card goes" in refused.stderr
+    assert "paper.md: already exists, where the model card goes" in refused.stderr
     assert (tmp_path / "paper.md").read_text() == "years of work"
     assert not (tmp_path / "paper.safetensors").exists()
     assert command("export", "first.ckpt", "ckpt", "--out", "paper.ckpt").returncode == 0  # which writes no card

@@ -186,7 +186,7 @@ def test_machine_fault_stops_the_study_and_loses_no_epoch(
     in_the_way = study_folder.trial(0).metrics_file
     in_the_way.mkdir(parents=True)  # a line of metrics can't be written then, as on a full disk
     events: list[Event] = []
-    with pytest.raises(StudyError, match=r"trial 0 can't go on: .*metrics\.jsonl"):
+    with pytest.raises(StudyError, match=r"trial 0 can't continue: .*metrics\.jsonl"):
         note(supervise(plan, local(2)), events)
     assert kinds(events, Stopping) == [Stopping("fault")]
     assert {event.number for event in kinds(events, Paused)} == {0, 1}  # the neighbour saved its epoch first
