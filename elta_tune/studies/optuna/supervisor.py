@@ -38,8 +38,8 @@ TICK = 0.25
 class Supervisor:
     """Runs a study until its budget is used or someone stops it; `events()` does all of it.
 
-    Afterwards `stopped` says why it ended early; None means that the budget (or the grid) is used up. If the study can't
-    continue, `events()` raises the cause, once the running trials have saved their epoch.
+    Afterwards `stopped` says why it ended early; None means that the budget (or the grid) is used up. If the study
+    can't continue, `events()` raises the cause, once the running trials have saved their epoch.
     """
 
     study: OptunaStudy
