@@ -1,7 +1,7 @@
-"""Every verb of the command as a typed function: `run`, `train`, `best`, `evaluate`, `predict`, `export`, …
+"""Every verb of the command as a typed function: `run`, `train`, `show`, `best`, `evaluate`, `predict`, `export`, …
 
-They print nothing; what the command refuses raises an `elta_tune.errors.EltaTuneError` here. What takes long to import
-is imported by the function that needs it.
+They print nothing, and raise `elta_tune.errors.EltaTuneError` where the command refuses. Slow imports are in the
+functions that need them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from elta_tune.models.checkpoint import Checkpoint
     from elta_tune.models.formats.kinds import Kind
     from elta_tune.models.released import Head
-    from elta_tune.records import EpochRecord, StudyFolder, TrialResult
+    from elta_tune.records import EpochRecord, StudyFolder, TrialFolder, TrialResult
     from elta_tune.results.evaluate import Evaluation
     from elta_tune.results.predict import Prediction
     from elta_tune.results.sharpen import Sharpened
@@ -85,6 +85,34 @@ class Study:
 
         return best_result(self.folder, self.plan)
 
+    def trial(self, number: int) -> TrialFolder:
+        """The folder of a trial.
+
+        Raises:
+            StudyError: the study has no such trial.
+        """
+        from elta_tune.errors import StudyError
+
+        found = self.folder.trial(number)
+        if not found.path.exists():
+            raise StudyError(f"study {self.folder.name} has no trial {number}")
+        return found
+
+    def params(self, number: int) -> dict[str, Any]:
+        """What the study gave a trial, also before it has a result."""
+        from elta_tune.config import load_recipe
+
+        file = self.trial(number).config_file
+        if not file.exists():
+            return {}
+        get = load_recipe(file).get
+        return {name: get(name) for name, each in self.plan.space.parameters.items() if each.is_active(get)}
+
+    @property
+    def unfinished(self) -> list[tuple[int, list[EpochRecord]]]:
+        """Number and epochs of each trial without a result."""
+        return [(number, trial.epochs()) for number, trial in self.folder.trials() if trial.result() is None]
+
     def dataframe(self) -> pd.DataFrame:
         """One row per trial that ended: its place and state, its parameters and metrics by their names."""
         import pandas as pd
@@ -135,7 +163,7 @@ def run(
     on_event: Callable[[Event], None] | None = None,
     progress: Progress | None = None,
 ) -> Study:
-    """Starts a study, or goes on with it, up to its budget; returns when that is used.
+    """Starts a study, or continues it, until its budget is used.
 
     Each trial runs in a process of its own. What ends the call early (Ctrl-C, an exception of `on_event`) ends the
     trials at once, and the same call goes on, each trial from its last epoch.
@@ -220,21 +248,17 @@ def find_recipe(
     Raises:
         EltaTuneError: there is none, or both are named.
     """
-    from elta_tune.config import TrialConfig, load_recipe
-    from elta_tune.documents import find_document
+    from elta_tune.config import TrialConfig
     from elta_tune.errors import ConfigError
 
     if (recipe is None) == (source is None):
         raise ConfigError("train: name either a recipe, or `source=STUDY[:TRIAL]`")
-    if isinstance(recipe, TrialConfig):
-        return recipe.replace(overrides or {}, source="`overrides`"), "recipe"
     if recipe is not None:
-        file = find_document(os.fspath(recipe), "trials")
-        return load_recipe(file, overrides or {}), file.stem
+        return _recipe(recipe, overrides), "recipe" if isinstance(recipe, TrialConfig) else Path(recipe).stem
     from elta_tune.results.sources import find_trial
 
     trial = find_trial(os.fspath(source or ""), Path(runs))
-    return load_recipe(trial.folder.config_file, overrides or {}), trial.name
+    return _recipe(trial.folder.config_file, overrides), trial.name
 
 
 def train(
@@ -296,6 +320,8 @@ def evaluate(
     images: File | None = None,
     from_predictions: File | None = None,
     head: Head | None = None,
+    predictions: File | None = None,
+    force: bool = False,
     overrides: Mapping[str, Any] | None = None,
     device: str = "auto",
     runs: File = RUNS,
@@ -312,7 +338,9 @@ def evaluate(
         images: their folder; left out, `images/` beside it.
         from_predictions: instead of a model, a file of image_id, gt, score[, score2 …].
         head: emd or mse, of a checkpoint of the released code, which holds both; left out, the one that was trained, or
-            emd where the file does not tell (its `note` says so).
+            emd where that is unknown (its `note` says so).
+        predictions: a CSV file for the predictions.
+        force: replaces an existing file.
         overrides: other values of the recipe's `data` fields, by dotted names; of predictions: scale, threshold and the
             training file (train, ratings or root; with it format, columns and split).
         device: cpu, cuda:0, mps; auto: the first GPU, else the CPU.
@@ -333,6 +361,8 @@ def evaluate(
         raise ConfigError("`images`: needs `csv=FILE`; for a split of the model's own data: `data.images=FOLDER`")
     if split not in (None, "val", "test", "train"):
         raise ConfigError(f"`split={split}`: should be val, test or train")
+    from elta_tune.files import write_csv
+    from elta_tune.models.outputs import check_output, naming_unwritable
     from elta_tune.results.evaluate import (
         data_with,
         evaluate_model,
@@ -342,24 +372,31 @@ def evaluate(
     )
     from elta_tune.training.devices import choose_device
 
+    if predictions is not None:
+        check_output(Path(predictions), force, "predictions")
     if model is None and from_predictions is not None:
-        return evaluate_predictions(Path(from_predictions), predictions_data(overrides or {}))
-    if model is None or from_predictions is not None:
+        found = evaluate_predictions(Path(from_predictions), predictions_data(overrides or {}))
+    elif model is None or from_predictions is not None:
         raise ConfigError("evaluate: name either a model, or `from_predictions=FILE`")
-    checkpoint = _checkpoint(model, runs, head)
-    if csv is not None:
-        split = "test"
-        data = table_data(checkpoint, Path(csv), None if images is None else Path(images), overrides or {})
     else:
-        data = data_with(checkpoint.config, overrides or {})
-    return evaluate_model(
-        checkpoint,
-        data,
-        split or "val",
-        cache=_image_cache(cache),
-        device=choose_device(device),
-        progress=progress or no_progress,
-    )
+        checkpoint = _checkpoint(model, runs, head)
+        if csv is not None:
+            split = "test"
+            data = table_data(checkpoint, Path(csv), None if images is None else Path(images), overrides or {})
+        else:
+            data = data_with(checkpoint.config, overrides or {})
+        found = evaluate_model(
+            checkpoint,
+            data,
+            split or "val",
+            cache=_image_cache(cache),
+            device=choose_device(device),
+            progress=progress or no_progress,
+        )
+    if predictions is not None:
+        with naming_unwritable(Path(predictions)):
+            write_csv(Path(predictions), found.predictions.to_frame())
+    return found
 
 
 def predict(
@@ -432,12 +469,40 @@ def repair(study: File | None = None, *, runs: File = RUNS, cache: File | None =
     return list(repair_study(folder, _cache(cache)))
 
 
-def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, Any]:
-    """The best trial of a study, as plain values: value, parameters, metrics, checkpoint, and what
-    the recipe as it stands reached.
+def show(study: Study | File | None = None, trial: int | None = None, *, runs: File = RUNS) -> dict[str, Any]:
+    """A study with its trials, or one trial epoch by epoch, as plain values.
 
     Args:
         study: its folder or its name under `runs`; left out, the last one.
+        trial: number of a trial; None: all trials.
+
+    Raises:
+        StudyError: there is no such study or trial, or a file of it is damaged.
+    """
+    shown = study if isinstance(study, Study) else Study.open(study, runs=runs)
+    if trial is None:
+        running = [{"trial": number, "epochs": _dicts(epochs)} for number, epochs in shown.unfinished]
+        return {**summarize(shown).to_dict(), "results": _dicts(shown.results), "unfinished": running}
+    folder = shown.trial(trial)
+    result = folder.result()
+    content = {"result": result and result.to_dict(), "epochs": _dicts(folder.epochs())}
+    return {"study": shown.folder.name, "trial": trial, **content}
+
+
+def _dicts(records: Sequence[EpochRecord | TrialResult]) -> list[dict[str, Any]]:
+    return [record.to_dict() for record in records]
+
+
+def best(
+    study: Study | File | None = None, *, test: bool = False, runs: File = RUNS, cache: File | None = None
+) -> dict[str, Any]:
+    """The best trial of a study, as plain values: value, parameters, metrics, checkpoint; and trial 0, the recipe
+    without changes.
+
+    Args:
+        study: its folder or its name under `runs`; left out, the last one.
+        test: also measures both trials on the test split.
+        cache: folder of decoded images; None: the command's.
 
     Raises:
         StudyError: there is no such study, or no trial of it is complete.
@@ -446,7 +511,7 @@ def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, A
     result, recipe = found.best, found.folder.trial(0).result()
     folder = found.folder.trial(result.trial or 0)
     names = ("trial", "value", "best_step", "best_round", "best_epoch", "params", "metrics")
-    return {
+    content = {
         "study": found.folder.name,
         "metric": found.plan.space.objective.metric,
         **{name: getattr(result, name) for name in names},
@@ -454,6 +519,17 @@ def best(study: Study | File | None = None, *, runs: File = RUNS) -> dict[str, A
         "config": str(folder.config_file),
         "recipe": recipe and {name: getattr(recipe, name) for name in ("trial", "state", "value", "metrics")},
     }
+    if test:
+        from elta_tune.results.export import measure_trial
+
+        images = _image_cache(cache)
+        measured = measure_trial(found.folder, result, "test", cache=images)
+        content |= {"test": measured["metrics"], "test_data": measured["data"]["test"]}
+        if recipe and recipe.state == "complete":
+            is_other = recipe.trial != result.trial
+            of_recipe = measure_trial(found.folder, recipe, "test", cache=images) if is_other else measured
+            content["recipe"]["test"] = of_recipe["metrics"]
+    return content
 
 
 @dataclass(frozen=True)
@@ -525,7 +601,7 @@ def sharpen(
     from elta_tune.config import TrialConfig
     from elta_tune.documents import find_document
     from elta_tune.errors import ConfigError
-    from elta_tune.models.outputs import check_output, unwritable_told
+    from elta_tune.models.outputs import check_output, naming_unwritable
 
     if isinstance(holdout, float) and not 0 < holdout < 1:
         raise ConfigError(f"`holdout={holdout:g}`: should be a file, or a share between 0 and 1")
@@ -539,7 +615,7 @@ def sharpen(
     judge = holdout if isinstance(holdout, float) else Path(holdout)
     found = sharpen_predictions(Path(predictions), judge, searched, recipe, metric=metric, trials=trials)
     if out is not None:
-        with unwritable_told(Path(out)):
+        with naming_unwritable(Path(out)):
             write_csv(Path(out), found.labels.selection.to_frame())
     return found
 
@@ -713,10 +789,12 @@ def space_from_nni(file: File) -> str:
     return from_nni(Path(file))
 
 
-def _recipe(recipe: File, overrides: Mapping[str, Any] | None) -> TrialConfig:
-    from elta_tune.config import load_recipe
+def _recipe(recipe: File | TrialConfig, overrides: Mapping[str, Any] | None) -> TrialConfig:
+    from elta_tune.config import TrialConfig, load_recipe
     from elta_tune.documents import find_document
 
+    if isinstance(recipe, TrialConfig):
+        return recipe.replace(overrides or {}, source="`overrides`")
     return load_recipe(find_document(os.fspath(recipe), "trials"), overrides or {})
 
 

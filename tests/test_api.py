@@ -35,15 +35,14 @@ assert len(study.results) == 2
 print(study.best.value)
 """
 TYPED = """\
-from collections.abc import Mapping
-from typing import Any
 import elta_tune
+from elta_tune.records import EpochRecord, TrialResult
 
-def tell(line: Mapping[str, Any]) -> None: ...
+def report(record: EpochRecord) -> None: ...
 
 study = elta_tune.run("a.yaml", overrides={"seed": 1}, on_event=lambda event: None)
 value: float = elta_tune.best(study)["value"]
-result: dict[str, Any] = elta_tune.train("a.yaml", on_epoch=tell)
+result: TrialResult = elta_tune.train("a.yaml", on_epoch=report)
 metrics: dict[str, float] = elta_tune.evaluate("best.ckpt", split="test").metrics
 scores: list[float | None] = [one.score for one in elta_tune.predict("best.ckpt", ["photos"])]
 study.export("ckpt", "best.ckpt")
@@ -171,7 +170,7 @@ def test_trial_is_trained_again_and_its_predictions_measured(here: Path) -> None
     (folder,) = (here / "runs").glob("train-*")
     assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 5
     found = elta_tune.evaluate(from_predictions=folder / "predictions.csv")
-    assert found.metrics["srcc"] == pytest.approx(again["metrics"]["srcc"], abs=1e-9)
+    assert found.metrics["srcc"] == pytest.approx(again.metrics["srcc"], abs=1e-9)
     with pytest.raises(ConfigError, match="either a recipe, or"):
         elta_tune.train()
     with pytest.raises(ConfigError, match="either a model, or"):

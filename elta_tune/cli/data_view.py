@@ -23,7 +23,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def show_check(content: Mapping[str, Any]) -> None:
-    """What `describe` tells: splits, histogram, images that are there twice or left out."""
+    """The content of `api.check_data`: splits, histogram, duplicate images, images left out."""
     splits = content["splits"]
     console.print(_splits_table(splits))
     for name, split in splits.items():
@@ -89,7 +89,7 @@ def _bar(share: float) -> str:
 
 
 def _remarks(content: Mapping[str, Any]) -> Iterator[Text]:
-    """What is odd, and what is not allowed."""
+    """What looks wrong, and what a study refuses."""
     for name, split in content["splits"].items():
         if split["images"] and (left_out := split["images"]["left_out"]):
             shown = "; ".join(f"{item['id']!r}: {item['reason']}" for item in left_out[:3])
@@ -111,14 +111,14 @@ def _kind(item: Mapping[str, Any]) -> tuple[str, str, str, bool]:
 
 
 def show_plan(content: Mapping[str, Any]) -> None:
-    """What `describe_cache` tells: how much there is, and how much decoding the rest takes."""
+    """The content of `api.decode_images`: how much is cached, and how much is to be decoded."""
     table = plain_table(["split", "images", "px", "in all", "to decode"], right=["images", "in all", "to decode"])
     for name, split in content["splits"].items():
         sizes = [size_text(split[key]) for key in ("bytes", "missing")]
         table.add_row(name, f"{split['images']:,}", ", ".join(map(str, split["edges"])), *sizes)
     console.print(table)
-    told = f"to decode: {size_text(content['missing'])}, into {content['cache']} ({size_text(content['free'])} free)"
-    console.print(Text(told), soft_wrap=True)
+    line = f"to decode: {size_text(content['missing'])}, into {content['cache']} ({size_text(content['free'])} free)"
+    console.print(Text(line), soft_wrap=True)
 
 
 def show_entries(cache: Path, entries: Sequence[Entry]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.control import Control
@@ -18,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from elta_tune.cli.study_progress import Running, StudyProgress, place_of
-from elta_tune.cli.text import STATE_STYLE, columns_of, duration, errors, metric, parameters, skipped_rounds
+from elta_tune.cli.text import STATE_STYLE, columns_of, duration, metric, parameters, skipped_rounds
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Reported
 from elta_tune.records import EpochRecord, TrialResult
@@ -26,7 +24,6 @@ from elta_tune.studies.events import Event, Finished, Paused, Retried, Started, 
 
 INDENT = 2
 """Columns before the parameters of a running trial."""
-Shown = TypeVar("Shown")
 SHORTEST_BAR = 8
 """Columns below which an epoch bar says nothing."""
 
@@ -163,24 +160,6 @@ def study_view(
     view = LiveView(progress, console, epochs)
     with view.live:
         yield view
-
-
-def unfailing(show: Callable[[Shown], None]) -> Callable[[Shown], None]:
-    """A function that shows something, which after a fault of its own shows nothing more: the work goes on."""
-    has_failed = False
-
-    def show_if_possible(item: Shown) -> None:
-        nonlocal has_failed
-        if has_failed:
-            return
-        try:
-            show(item)
-        except Exception:
-            has_failed = True
-            errors.print(traceback.format_exc(), soft_wrap=True)
-            errors.print("note: this can't be shown; the work goes on", style="yellow")
-
-    return show_if_possible
 
 
 class EpochLines:

@@ -42,11 +42,7 @@ def evaluate(
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import errors
     from elta_tune.config import read_overrides
-    from elta_tune.files import write_csv
-    from elta_tune.models.outputs import check_output, unwritable_told
 
-    if predictions is not None:
-        check_output(predictions, force, "predictions")
     with preparing(errors) as progress:
         found = api.evaluate(
             model,
@@ -55,19 +51,20 @@ def evaluate(
             images=images,
             from_predictions=from_predictions,
             head=cast("ReleasedHead | None", head),
+            predictions=predictions,
+            force=force,
             overrides=read_overrides(overrides or ()),
             device=device,
             runs=runs,
             cache=cache,
             progress=progress,
         )
-    _tell_note(model, found.note)
-    if predictions is not None:
-        with unwritable_told(predictions):
-            write_csv(predictions, found.predictions.to_frame())
-    told = {"model": model, "split": None if csv or from_predictions else split or "val", "data": found.data}
-    told |= {name: getattr(found.yardstick, name) for name in ("scale", "threshold", "tail_cuts", "higher_is_better")}
-    _tell_metrics({**told, "metrics": found.metrics}, as_json)
+    _print_note(model, found.note)
+    content = {"model": model, "split": None if csv or from_predictions else split or "val", "data": found.data}
+    content |= {
+        name: getattr(found.yardstick, name) for name in ("scale", "threshold", "tail_cuts", "higher_is_better")
+    }
+    _print_metrics({**content, "metrics": found.metrics}, as_json)
 
 
 def predict(
@@ -152,7 +149,7 @@ def export(
     written = api.export(
         model, cast("Kind", kind), output, force=force, head=cast("ReleasedHead | None", head), runs=runs
     )
-    _tell_note(model, written.note)
+    _print_note(model, written.note)
     differs = f"differs by at most {written.difference:.1e}" if written.difference else "is equal"
     say(f"{written.file}\nread back: what the file computes for random images {differs}")
 
@@ -161,11 +158,11 @@ def _load(model: str, runs: Path, head: str | None) -> Checkpoint:
     from elta_tune.results.sources import load_model
 
     checkpoint = load_model(model, runs, cast("ReleasedHead | None", head))
-    _tell_note(model, checkpoint.note)
+    _print_note(model, checkpoint.note)
     return checkpoint
 
 
-def _tell_note(model: str | None, text: str | None) -> None:
+def _print_note(model: str | None, text: str | None) -> None:
     from elta_tune.cli.text import note
 
     if text is not None:
@@ -201,7 +198,7 @@ def sharpen(
         force=force,
         overrides=read_overrides(overrides or ()),
     )
-    _tell_sharpening(found, metric, out, as_json)
+    _print_sharpening(found, metric, out, as_json)
 
 
 def _share_or_file(text: str) -> Path | float:
@@ -211,7 +208,7 @@ def _share_or_file(text: str) -> Path | float:
         return Path(text)
 
 
-def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) -> None:
+def _print_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) -> None:
     from elta_tune.cli.text import console, number, plain_table
     from elta_tune.cli.text import metric as figure
 
@@ -232,10 +229,10 @@ def _tell_sharpening(found: Sharpened, metric: str, out: Path, as_json: bool) ->
         table.add_row(name, *(figure(choice.metrics[name]) for choice in columns.values()))
     console.print(table)
     if found.left_out:
-        console.print(f"{found.left_out:,} images have a reason instead of a score, and are left out")
-    told = ", ".join(f"{count:,} of {labels.pool_spread[name]:,} {name}" for name, count in labels.spread.items())
+        console.print(f"{found.left_out:,} images could not be scored and are left out")
+    by_segment = ", ".join(f"{count:,} of {labels.pool_spread[name]:,} {name}" for name, count in labels.spread.items())
     console.print(
-        f"{len(selection.rows):,} of {selection.pool_size:,} images are pseudo-labelled: {told}", soft_wrap=True
+        f"{len(selection.rows):,} of {selection.pool_size:,} images are pseudo-labelled: {by_segment}", soft_wrap=True
     )
     if labels.diagnosis:
         figures = ", ".join(f"{name} {figure(labels.diagnosis[name])}" for name in ("mae", "srcc"))
@@ -253,22 +250,22 @@ def _line(prediction: Prediction, as_json: bool) -> str:
     return f"{metric(prediction.score):>8}  {printable(prediction.image_id + reason)}"
 
 
-def _tell_metrics(told: dict[str, Any], as_json: bool) -> None:
+def _print_metrics(content: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        return print_json(told)
+        return print_json(content)
     from rich.text import Text
 
     from elta_tune.cli.text import console, metric, plain_table
 
-    data, (low, high) = told["data"], told["scale"]
+    data, (low, high) = content["data"], content["scale"]
     left_out = f", {data['left_out']} left out" if data.get("left_out") else ""
     hashed = f", hash {data['hash']}" if "hash" in data else ""
     console.print(Text(f"{data['file']}: {data['rows']:,} images{left_out}{hashed}"), soft_wrap=True)
-    side = "more" if told.get("higher_is_better", True) else "less"
-    console.print(f"on a scale of {low:g}…{high:g}, where {side} than {told['threshold']:g} is beautiful")
+    side = "more" if content.get("higher_is_better", True) else "less"
+    console.print(f"on a scale of {low:g}…{high:g}, where {side} than {content['threshold']:g} is beautiful")
     table = plain_table(["metric", "value"], right=["value"])
-    for name, value in told["metrics"].items():
+    for name, value in content["metrics"].items():
         table.add_row(name, metric(value) if isinstance(value, float) else str(value))
     console.print(table)
-    if told["tail_cuts"] is None:
-        console.print("no tails: the training split is not known; name its file: --set data.train=FILE")
+    if content["tail_cuts"] is None:
+        console.print("no metrics of the tails: the training split is unknown; name its file: --set data.train=FILE")

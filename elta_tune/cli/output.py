@@ -9,9 +9,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, ParamSpec
+
+Shown = ParamSpec("Shown")
 
 ASCII = {"–": "-", "…": "...", "·": "|", "≤": "<=", "≥": ">=", "─": "-", "┈": "-", "█": "#", "•": "*"}
 """What is printed instead of our own symbols where the encoding of the output lacks them."""
@@ -162,6 +165,24 @@ def stop_without_output() -> None:
     """
     if isinstance(sys.stdout, Output) and sys.stdout.fault is not None:
         raise SystemExit(1)
+
+
+def unfailing(show: Callable[Shown, None]) -> Callable[Shown, None]:
+    """A function that shows something. After an error of its own it shows nothing more, and the work goes on."""
+    has_failed = False
+
+    def show_if_possible(*args: Shown.args, **kwargs: Shown.kwargs) -> None:
+        nonlocal has_failed
+        if has_failed:
+            return
+        try:
+            show(*args, **kwargs)
+        except Exception:
+            has_failed = True
+            print(printable(traceback.format_exc()), file=sys.stderr)
+            print("note: this can't be shown; the work goes on", file=sys.stderr)
+
+    return show_if_possible
 
 
 def printable(text: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from elta_tune.cli.output import unfailing
+
 
 class _Loading:
     """What happens before the first bar: imports take seconds."""
@@ -20,7 +22,7 @@ class _Loading:
 
 @contextmanager
 def preparing(console: Console) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar for each part of the preparation of data; yields what takes (done, total, what)."""
+    """A bar for each part of the preparation of data; yields a function of (done, total, what)."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     status = console.status(_Loading())
@@ -39,7 +41,7 @@ def preparing(console: Console) -> Iterator[Callable[[int, int, str], None]]:
     if console.is_terminal:
         status.start()
     try:
-        yield show
+        yield unfailing(show)
     finally:
         status.stop()
         progress.stop()

@@ -78,21 +78,20 @@ def run(
         while True:
             with launch(request, options) as running:
                 if running is None:
-                    return tell_finished(request.folder, resolve_plan(request))
-                tell_started(running)
+                    return print_finished(request.folder, resolve_plan(request))
+                print_started(running)
                 if not detach:
                     watch(running, is_live=executor != "inline")
             if detach or not ended_too_early(running):
                 break
     if detach:
         stop = command("stop", study_argument(request.folder))
-        told = f"left running; to watch it: the same command; to end it: {stop}"
-        console.print(told, soft_wrap=True)
+        console.print(f"the study keeps running; to watch it: the same command; to end it: {stop}", soft_wrap=True)
 
 
 @contextmanager
 def resume_hint_on_interrupt() -> Iterator[None]:
-    """Prints how to go on after Ctrl-C or SIGTERM. Standard output only reports on the work."""
+    """Prints how to go on after Ctrl-C or SIGTERM. From here on, standard output only reports on the work."""
     from elta_tune.cli.text import console, this_command
 
     work_goes_on()
@@ -106,17 +105,17 @@ def resume_hint_on_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def tell_finished(folder: StudyFolder, plan: StudyPlan) -> None:
-    """Says that nothing is left to do, and what came out."""
+def print_finished(folder: StudyFolder, plan: StudyPlan) -> None:
+    """A study whose budget is used: its outcome, and how to go on."""
     from elta_tune.cli.text import console
     from elta_tune.studies.completion import is_exhausted, trials_wanted
 
-    told = f"study {folder.name} is finished: {folder.used_budget()} of {trials_wanted(plan)} trials"
-    console.print(told, soft_wrap=True)
+    done = f"{folder.used_budget()} of {trials_wanted(plan)} trials"
+    console.print(f"study {folder.name} is finished: {done}", soft_wrap=True)
     more = "its space is used up" if is_exhausted(folder, plan) else "--trials raises the budget"
     more = "its grid is used up" if plan.space.sampler.name == "grid" else more
-    console.print(f"{more}; another study of the same: --name NAME")
-    tell_outcome(folder, plan)
+    console.print(f"{more}; to start another study: --name NAME")
+    print_outcome(folder, plan)
 
 
 def wanted_slots(workers: str, devices: str) -> tuple[list[str] | None, int | None]:
@@ -133,35 +132,35 @@ def wanted_slots(workers: str, devices: str) -> tuple[list[str] | None, int | No
     return names, None if workers == "auto" else int(workers)
 
 
-def tell_prepared(plan: StudyPlan, dataset: Dataset, slots: Sequence[Slot]) -> None:
-    """What a study is trained on, and what is to be known of it."""
+def print_data(plan: StudyPlan, dataset: Dataset, slots: Sequence[Slot]) -> None:
+    """The data of a study, with the notes on them."""
     from rich.text import Text
 
-    from elta_tune.cli.text import console, errors
+    from elta_tune.cli.text import console, note
+    from elta_tune.errors import plural
     from elta_tune.executors import cores_text
 
     for line in (*dataset.warnings, *filter(None, [plan.note])):
-        errors.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
+        note(line)
     splits = [split for split in (dataset.train, dataset.val, dataset.test, dataset.pool) if split is not None]
     sizes = ", ".join(f"{len(split.ids):,} {split.name}" for split in splits)
     console.print(Text(f"{sizes} images; {cores_text(slots)}"))
     for split in splits:
         if split.left_out:
-            left_out = f"note: {split.file}: {len(split.left_out)} images are missing or unreadable and left out"
-            errors.print(Text(left_out, style="yellow"), soft_wrap=True)
+            note(f"{split.file}: {plural(len(split.left_out), 'image')} left out: missing or unreadable")
 
 
-def tell_started(running: RunningStudy) -> None:
-    """What is running: how far it is, where, on which data."""
+def print_started(running: RunningStudy) -> None:
+    """A study that starts: its data, folder, address and trials so far."""
     from elta_tune.cli.output import FLAGS
-    from elta_tune.cli.text import console, errors
+    from elta_tune.cli.text import console, note
     from elta_tune.studies.completion import trials_wanted
 
     folder, plan = running.folder, running.plan
     if running.dataset is not None:
-        tell_prepared(plan, running.dataset, running.slots)
-    for note in running.notes:
-        errors.print(f"note: {note}", style="yellow", soft_wrap=True)
+        print_data(plan, running.dataset, running.slots)
+    for line in running.notes:
+        note(line)
     verb = "is running: attached to it" if running.attached else "goes on" if running.resumed else "starts"
     done = "" if running.attached else f": {folder.used_budget()} of {trials_wanted(plan)} trials done"
     console.print(f"study {folder.name} {verb}{done}\n{folder.path}", soft_wrap=True)
@@ -169,19 +168,19 @@ def tell_started(running: RunningStudy) -> None:
         options = ", ".join(FLAGS[name] for name in running.ignored)
         console.print(f"note: {options}: as it was started; to change that, stop it first", style="yellow")
     if running.address:
-        tell_address(running.address)
+        print_address(running.address)
     console.print()
 
 
-def tell_address(address: str) -> None:
-    """Where the web UI is."""
+def print_address(address: str) -> None:
+    """The address of the web UI."""
     from elta_tune.cli.text import console
 
     console.print(f"web UI, for this user alone: {address}", soft_wrap=True)
 
 
 def hang_up() -> tuple[signal.Signals, ...]:
-    """The signal of a terminal that closes, unless nohup has it ignored."""
+    """The signal of a terminal that closes. It stops a study as Ctrl-C does, unless nohup ignores it."""
     return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
 
 
@@ -191,7 +190,8 @@ def watch(running: RunningStudy, *, is_live: bool = True) -> None:
     Args:
         is_live: whether the terminal is free for a table that is redrawn, and not a debugger's.
     """
-    from elta_tune.cli.live import study_view, unfailing
+    from elta_tune.cli.live import study_view
+    from elta_tune.cli.output import unfailing
     from elta_tune.cli.study_progress import StudyProgress
     from elta_tune.cli.text import console, this_command
     from elta_tune.studies.events import interruptible
@@ -199,13 +199,11 @@ def watch(running: RunningStudy, *, is_live: bool = True) -> None:
     folder, plan = running.folder, running.plan
     progress = StudyProgress(plan, len(running.slots), folder.results(), running.seconds_before)
     view_of = study_view(progress, console, lambda number: folder.trial(number).epochs(), is_live=is_live)
-    # A closed terminal, too, stops what can run without one and was not left so by --detach.
-    signals = hang_up() if running.address else ()
-    with interruptible(running, *signals), view_of as view, closing(running.events()) as events:
+    with interruptible(running, *hang_up()), view_of as view, closing(running.events()) as events:
         show = unfailing(view.show)
         for event in events:
             show(event)
-    tell_outcome(folder, plan)
+    print_outcome(folder, plan)
     if running.stopped == "interrupted":
         console.print(f"stopped; to go on:\n  {this_command()}", soft_wrap=True)
         raise typer.Exit(130)
@@ -213,7 +211,7 @@ def watch(running: RunningStudy, *, is_live: bool = True) -> None:
         console.print("the time of the study is used up; to go on: the same command with a larger --timeout")
 
 
-def tell_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
+def print_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     """The best trials, where everything lies, and what to type next."""
     from rich.text import Text
 
@@ -266,7 +264,8 @@ def train(
 ) -> None:
     """Runs one trial without a study, in this process: the path to debug. The same command goes on where it was."""
     from elta_tune import api
-    from elta_tune.cli.live import EpochLines, unfailing
+    from elta_tune.cli.live import EpochLines
+    from elta_tune.cli.output import unfailing
     from elta_tune.cli.progress import preparing
     from elta_tune.cli.text import console, duration, metric
     from elta_tune.config import read_overrides
@@ -283,9 +282,8 @@ def train(
             on_ready=until_ready.close,
             progress=until_ready.enter_context(preparing(console)),
         )
-    told = result.reason or f"{config.evaluation.metric} {metric(result.value)} at step {result.best_step}"
-    told = f"{result.state}: {told}, after {duration(result.seconds)}\n{folder}"
-    console.print(told, soft_wrap=True)
+    outcome = result.reason or f"{config.evaluation.metric} {metric(result.value)} at step {result.best_step}"
+    console.print(f"{result.state}: {outcome}, after {duration(result.seconds)}\n{folder}", soft_wrap=True)
     if result.state == "failed":
-        console.print("to train it anew, remove that folder or choose another with --out")
+        console.print("to train it again, remove this folder, or choose another: --out FOLDER")
         raise typer.Exit(1)

@@ -95,9 +95,11 @@ def duration(seconds: float | None) -> str:
 def counts(results: Sequence[TrialResult]) -> str:
     """``12 trials: 8 complete, 4 pruned; 3 min of training``."""
     states = [result.state for result in results]
-    told = ", ".join(f"{states.count(state)} {state}" for state in STATE_STYLE if state in states)
+    by_state = ", ".join(f"{states.count(state)} {state}" for state in STATE_STYLE if state in states)
     plural = "s" if len(results) > 1 else ""
-    return f"{len(results)} trial{plural}: {told}; {duration(sum(result.seconds for result in results))} of training"
+    return (
+        f"{len(results)} trial{plural}: {by_state}; {duration(sum(result.seconds for result in results))} of training"
+    )
 
 
 def command(*words: str) -> str:
@@ -133,7 +135,7 @@ def trial_table(results: Sequence[TrialResult], objective: str) -> RenderableTyp
         lines.append(Text.assemble(f"{result.trial:>5}  ", state, f"  {rest}"))
         if result.state == "failed":
             lines.append(Padding(Text(result.reason or "", style="red"), (0, 0, 0, 7), expand=False))
-        lines += [Padding(Text(told), (0, 0, 0, 7), expand=False) for told in skipped_rounds(result)]
+        lines += [Padding(Text(line), (0, 0, 0, 7), expand=False) for line in skipped_rounds(result)]
         lines.append(Padding(Text(parameters(result.params), style="dim"), (0, 0, 0, 7), expand=False))
     return Group(*lines)
 
@@ -145,14 +147,14 @@ def skipped_rounds(result: TrialResult) -> list[str]:
 
 def diagnosed_rounds(result: TrialResult) -> list[str]:
     """``round 1: by the pool's own ratings of 113 pseudo-labels: srcc 0.6123, mae 0.4021``, where it has any."""
-    told = []
+    lines = []
     for each in result.rounds:
         if found := each.diagnosis:
             values = ", ".join(f"{name} {metric(found.get(name))}" for name in ("srcc", "mae"))
-            told.append(
+            lines.append(
                 f"round {each.round}: by the pool's own ratings of {found.get('images', 0):g} pseudo-labels: {values}"
             )
-    return told
+    return lines
 
 
 def epoch_table(epochs: Sequence[EpochRecord], objective: str) -> RenderableType:

@@ -20,7 +20,7 @@ def ui(
 ) -> None:
     """Opens NNI's web UI on a study that NNI ran; Ctrl-C closes it. Of a running study it says the address."""
     from elta_tune import api
-    from elta_tune.cli.run import hang_up, tell_address
+    from elta_tune.cli.run import hang_up, print_address
     from elta_tune.cli.text import console
 
     # A shell in the background has switched the first one off; of the terminal's end nohup has.
@@ -29,8 +29,8 @@ def ui(
     try:
         with api.open_ui(study, port=port, runs=runs) as opened:
             if isinstance(opened, str):
-                return tell_address(opened)
-            tell_address(opened.address)
+                return print_address(opened)
+            print_address(opened.address)
             console.print("Ctrl-C closes it")
             opened.wait()
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from elta_tune.records.owner import owner_of
 
 
 @contextmanager
-def unwritable_told(path: Path) -> Iterator[None]:
+def naming_unwritable(path: Path) -> Iterator[None]:
     """Makes a StudyError that names the file of what the system says where it can't be written."""
     try:
         yield
@@ -48,6 +48,6 @@ def check_output(path: Path, force: bool, argument: str) -> None:
     refuse_existing(path, force, argument)
     if path.exists() and not path.is_file():
         raise StudyError(f"{path}: is not a file, and can't be replaced")
-    with unwritable_told(path):
+    with naming_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()

@@ -19,7 +19,7 @@ from elta_tune.method.scores import SCALE
 from elta_tune.models.checkpoint import Checkpoint, save_checkpoint
 from elta_tune.models.formats.convert import write_model
 from elta_tune.models.formats.kinds import Kind
-from elta_tune.models.outputs import unwritable_told
+from elta_tune.models.outputs import naming_unwritable
 from elta_tune.processes import child_environment, python_command
 from elta_tune.records import Environment, StudyFolder, TrialResult
 from elta_tune.results.sources import checkpoint_of_trial
@@ -44,7 +44,7 @@ def export(study: StudyFolder, result: TrialResult, path: Path, kind: Kind, *, c
             trial did: by how much; or the file can't be written.
     """
     checkpoint, predictions = trial_checkpoint(study, result), study.trial(result.trial or 0).predictions_file
-    with unwritable_told(path):
+    with naming_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     measured = _measured(checkpoint, "val", cache=cache, like=result.environment)
     difference = _compare(checkpoint, result, predictions, measured)
@@ -59,7 +59,7 @@ def measure_trial(study: StudyFolder, result: TrialResult, split: str, *, cache:
 def _measured(checkpoint: Checkpoint, split: str, *, cache: ImageCache, like: Environment | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trial.ckpt"  # which tells where its data are, as other formats do not
-        with unwritable_told(file):
+        with naming_unwritable(file):
             write_atomic(file, lambda aside: save_checkpoint(checkpoint, aside, "ckpt"))
         return measure(file, split, cache=cache, like=like)
 

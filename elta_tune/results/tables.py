@@ -10,7 +10,7 @@ from typing import Any
 
 from elta_tune.errors import ConfigError
 from elta_tune.files import as_utf8, atomic_path, to_json
-from elta_tune.models.outputs import unwritable_told
+from elta_tune.models.outputs import naming_unwritable
 from elta_tune.results.predict import Prediction
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -43,7 +43,7 @@ def write_table(path: Path, predictions: Iterable[Prediction], bins: int) -> Non
         StudyError: it can't be written.
     """
     write = {".csv": _write_csv, ".jsonl": _write_json_lines, ".parquet": _write_parquet}[path.suffix]
-    with unwritable_told(path), atomic_path(path) as aside:
+    with naming_unwritable(path), atomic_path(path) as aside:
         write(aside, predictions, bins)
 
 

@@ -113,6 +113,6 @@ class interruptible:  # noqa: N801 - a context manager, named like contextlib's
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._running.interrupted:
+        if self._running.interrupted and number != signal.SIGHUP:  # a closed terminal sends it more than once
             raise KeyboardInterrupt
         self._running.interrupted = True

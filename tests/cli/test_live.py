@@ -12,7 +12,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from elta_tune.cli.live import EpochLines, LiveView, View, study_view, unfailing
+from elta_tune.cli.live import EpochLines, LiveView, View, study_view
+from elta_tune.cli.output import unfailing
 from elta_tune.cli.study_progress import StudyProgress, place_of
 from elta_tune.config import TrialConfig
 from elta_tune.executors import Job, Reported

@@ -7,9 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from elta_tune.cli.output import Output, as_typed, encodable_json
+from elta_tune.cli.progress import preparing
 from elta_tune.cli.text import SafeConsole
 
 ENTRY = (sys.executable, "-m", "elta_tune")
@@ -87,3 +90,14 @@ def test_a_view_that_could_not_be_written_fails(arguments, tmp_path):
 def test_a_closed_output_is_not_reused_by_files(tmp_path):
     command = f"{sys.executable} -m elta_tune list >&- 2>&-"
     assert subprocess.run(["sh", "-c", command], cwd=tmp_path, check=False).returncode == 1
+
+
+def test_a_progress_bar_that_fails_ends_no_work(monkeypatch, capsys):
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("no such style")
+
+    monkeypatch.setattr(Progress, "update", fail)
+    with preparing(Console(file=io.StringIO())) as progress:
+        progress(0, 2, "images")
+        progress(1, 2, "images")
+    assert capsys.readouterr().err.count("no such style") == 2  # the line that raises, and what it says: once

@@ -140,7 +140,7 @@ def test_without_a_study_commands_say_how_to_start_one(elta_tune: Run, tmp_path:
     for command in ("show", "best"):
         done = elta_tune(command)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "elta-tune run --space default.yaml" in done.stderr
+        assert "start one: elta-tune run" in done.stderr
 
 
 def test_an_unknown_trial_is_refused(elta_tune: Run, finished: Path) -> None:

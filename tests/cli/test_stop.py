@@ -2,12 +2,17 @@
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from elta_tune.cli.run import hang_up
+from elta_tune.studies.events import interruptible
 
 COMMAND = str(Path(sys.executable).with_name("elta-tune"))
 LR = "parameters:\n  optim.lr: {type: float, low: 0.1x, high: 10x, log: true}\n"
@@ -81,3 +86,23 @@ def test_process_that_reused_the_study_pid_is_not_signalled(elta_tune, recipe_fi
     assert refused.returncode == 2
     known = f"study far runs as {told}\n  stop it there" if host == "elsewhere" else "study far still runs: "
     assert refused.stderr.startswith(f"elta-tune: {known}")
+
+
+class TestHangUp:
+    """The signal of a terminal that closes: it may come more than once."""
+
+    def test_stops_a_study_as_ctrl_c_does(self):
+        running = SimpleNamespace(interrupted=False)
+        with interruptible(running, *hang_up()):
+            signal.raise_signal(signal.SIGHUP)
+            assert running.interrupted
+            signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+    def test_is_ignored_under_nohup(self):
+        previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            assert hang_up() == ()
+        finally:
+            signal.signal(signal.SIGHUP, previous)

@@ -18,7 +18,7 @@ from elta_tune.models.checkpoint import Checkpoint, load_checkpoint, save_checkp
 from elta_tune.models.formats.kinds import Kind, card_file
 from elta_tune.models.formats.onnx import run_onnx, write_onnx
 from elta_tune.models.formats.timm import HEAD_FILE, check_weights, read_folder, read_timm, write_folder, write_timm
-from elta_tune.models.outputs import unwritable_told
+from elta_tune.models.outputs import naming_unwritable
 from elta_tune.training.model import AestheticModel
 
 TOLERANCE = 1e-4
@@ -43,7 +43,7 @@ def write_model(checkpoint: Checkpoint, path: Path, kind: Kind) -> float:
     write, read_back = FORMATS[kind]
     if path.is_dir() and not (path / HEAD_FILE).is_file():
         raise StudyError(f"{path}: is a folder that was not exported here; it is left as it is")
-    with unwritable_told(path):
+    with naming_unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as aside:
             with disk_errors(path):
