@@ -106,8 +106,8 @@ def run_trial(
         while True:
             try:
                 reporter.report(record)
-            except (TrialPruned, TrialStopped) as verdict:
-                record = trial.throw(verdict)
+            except Exception as error:  # a verdict, or a fault, is one of the training that waits there
+                record = trial.throw(error)
             else:
                 record = next(trial)
     except StopIteration as end:

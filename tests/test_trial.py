@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -475,8 +475,8 @@ def test_saved_epoch_is_recorded_despite_an_earlier_verdict(
 ) -> None:
     append, verdicts = TrialFolder.append, [TrialPruned()]
 
-    def append_late(folder: TrialFolder, record: Mapping[str, Any]) -> None:
-        if record["step"] == 2 and verdicts:
+    def append_late(folder: TrialFolder, record: EpochRecord) -> None:
+        if record.step == 2 and verdicts:
             raise verdicts.pop()
         append(folder, record)
 

@@ -66,7 +66,7 @@ def test_resuming_after_ctrl_c_gives_the_uninterrupted_result(
     config = recipe.replace({"training.epochs": 30})
     whole = run_trial(config, TrialFolder(tmp_path / "whole"), NoReporter(), cache=ImageCache(cache))
     assert curve(tmp_path / "broken") == curve(tmp_path / "whole")
-    assert result["metrics"] == whole["metrics"]
+    assert result["metrics"] == whole.metrics
 
 
 def test_failed_training_reports_its_cause(

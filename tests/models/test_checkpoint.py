@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from elta_tune.config import TrialConfig
+from elta_tune.data.cache.image_cache import ImageCache
 from elta_tune.errors import ModelError
 from elta_tune.files import write_json
 from elta_tune.models.checkpoint import load_checkpoint, save_checkpoint
@@ -144,7 +145,11 @@ def test_score_head_has_no_bins_even_on_data_with_votes(
     """Nor have they in what older versions wrote, which noted those of the data."""
     trial = TrialFolder(tmp_path / "trial")
     result = run_trial(
-        recipe.replace({"model.head": "mse", "training.epochs": 1}), trial, NoReporter(), cache=cache, number=0
+        recipe.replace({"model.head": "mse", "training.epochs": 1}),
+        trial,
+        NoReporter(),
+        cache=ImageCache(cache),
+        number=0,
     )
     assert result.model is not None and result.model.bins is None
     with_bins = replace(result, model=replace(result.model, bins=(1, 3.25, 5.5, 7.75, 10)))

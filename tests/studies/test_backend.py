@@ -71,9 +71,9 @@ class TestEveryBackEnd:
             assert running.resumed
             with closing(running.events()) as events:
                 seen += events
-        finished = [event.result["trial"] for event in seen if isinstance(event, Finished)]
+        finished = [event.result.trial for event in seen if isinstance(event, Finished)]
         assert running.stopped is None and sorted(finished) == [0, 1]
-        assert {result["state"] for result in study_folder.results()} == {"complete"}
+        assert {result.state for result in study_folder.results()} == {"complete"}
         assert backend_of(study_folder).name == name
         assert is_finished(study_folder, read_plan(study_folder))
 

@@ -156,6 +156,6 @@ def test_study_with_an_exhausted_space_is_finished(studies, begun):
     assert command.wait(240) == 0, studies.said(command)
     assert "all 2 points of the space were tried" in studies.said(command)
     code, said = studies.run(*arguments("used-up", space="two"))
-    assert (code, "study used-up is finished: 2 of 4 trials" in said, "http://" in said) == (0, True, False), said
+    assert (code, "study used-up is finished: 2 of 2 trials" in said, "http://" in said) == (0, True, False), said
     assert '"state": "finished"' in studies.run("list", "--json")[1].partition('"study": "used-up"')[2]
     assert studies.processes(study="used-up") == []
