@@ -93,10 +93,11 @@ class Study:
         """
         from elta_tune.errors import StudyError
 
-        found = self.folder.trial(number)
-        if not found.path.exists():
-            raise StudyError(f"study {self.folder.name} has no trial {number}")
-        return found
+        trials = dict(self.folder.trials())
+        if number not in trials:
+            hint = f"its trials are {min(trials)} to {max(trials)}" if trials else None
+            raise StudyError(f"study {self.folder.name} has no trial {number}", hint)
+        return trials[number]
 
     def params(self, number: int) -> dict[str, Any]:
         """What the study gave a trial, also before it has a result."""

@@ -54,7 +54,7 @@ def _flag(found: re.Match[str]) -> str:
 
 
 def _word(text: str) -> str:
-    return text if re.fullmatch(r"[\w@%+=:,./…-]+", text) else shlex.quote(text)
+    return text if re.fullmatch(r"[\w@%+=:,./…-]+", text) else shlex.quote(text.replace("\n", "\\n"))
 
 
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:

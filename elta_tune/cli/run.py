@@ -215,6 +215,7 @@ def print_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     """The best trials, where everything lies, and what to type next."""
     from rich.text import Text
 
+    from elta_tune.cli.live import print_line
     from elta_tune.cli.text import command, console, counts, metric, trial_table
     from elta_tune.results.ranking import ranked
     from elta_tune.studies.backend import backend_of
@@ -226,15 +227,16 @@ def print_outcome(folder: StudyFolder, plan: StudyPlan) -> None:
     objective, study = plan.space.objective.metric, study_argument(folder)
     console.print()
     console.print(trial_table((ranking or results)[:SHOWN], objective))
-    lines = [f"\n{counts(results)}"]
+    console.print()
+    print_line(console, counts(results))
     if is_exhausted(folder, plan):
-        lines.append(f"all {len(results)} points of the space were tried")
+        print_line(console, f"all {len(results)} points of the space were tried")
     if ranking:
         best, first = ranking[0], next((result for result in ranking if result.trial == 0), None)
         gain = f"; trial 0, the recipe as it stands: {metric(first.value)}" if first else ""
         gain = ", the recipe as it stands" if best is first else gain
-        lines.append(f"best: trial {best.trial}, {objective} {metric(best.value)}{gain}")
-    lines += [f"folder: {folder.path}", f"all trials: {command('show', study)}"]
+        print_line(console, f"best: trial {best.trial}, {objective} {metric(best.value)}{gain}")
+    lines = [f"folder: {folder.path}", f"all trials: {command('show', study)}"]
     if backend_of(folder).has_ui:
         lines.append(f"web UI: {command('ui', study)}")
     if ranking:

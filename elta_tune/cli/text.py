@@ -125,10 +125,10 @@ def main_metrics(objective: str) -> list[str]:
 def trial_table(results: Sequence[TrialResult], objective: str) -> RenderableType:
     """Trials: number, state, metrics at the best epoch; below each its parameters, which need the whole width."""
     metrics = columns_of(objective)
-    heads = ["trial", "state   ", *(f"{name:>8}" for name in metrics), "step", "time"]
+    heads = ["trial", "state   ", *(f"{name:>6}" for name in metrics), "step", "time"]
     lines: list[RenderableType] = [Text("  ".join(heads), style="bold"), Rule(style="dim", characters="─")]
     for result in results:
-        values = [f"{metric(result.metrics.get(name)):>8}" for name in metrics]
+        values = [f"{metric(result.metrics.get(name)):>{max(6, len(name))}}" for name in metrics]
         state = Text(f"{result.state:<8}", style=STATE_STYLE[result.state])
         step = "–" if result.best_step is None else str(result.best_step)
         rest = "  ".join([*values, f"{step:>4}", duration(result.seconds)])

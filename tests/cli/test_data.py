@@ -70,7 +70,7 @@ def test_check_ends_with_two_where_a_study_would_be_refused(data, recipe_file, t
     options = ("--set", f"data.root={root}", "--set", "data.max_missing=0.1")
     shown, refused = data("check", "tiny.yaml", *options, code=2)
     assert "1 image in pool and val, the same pixels: 'pool_003.png' = 'holiday.bmp'" in shown
-    assert "train: 1 images left out: 'train_000.png': there is no such file" in shown
+    assert "train: 1 image left out: 'train_000.png': there is no such file" in shown
     assert "can start" not in shown
     assert "'pool_003.png' is also in" in refused
     content = data("check", "tiny.yaml", *options, "--json", code=2)

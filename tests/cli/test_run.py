@@ -247,8 +247,8 @@ def test_messages_offer_the_command_as_it_was_typed(elta_tune: Run, finished: Pa
     ("arguments", "message"),
     [
         (("--runs", "tiny.yaml"), "tiny.yaml/space-tiny: can't be written"),
-        (("--name", ".."), "--name '..': is empty"),
-        (("--name", "a/b"), "--name 'a/b': has a separator of folders"),
+        (("--name", ".."), "--name ..: is empty"),
+        (("--name", "a/b"), "--name a/b: has a separator of folders"),
         (("--name", "a\nb"), "--name 'a\\nb': has a character that can't be seen"),
         (("--workers", "0"), "--workers 0: should be a number from 1 on, or auto"),
         (("--workers", "two"), "--workers two: should be a number from 1 on, or auto"),

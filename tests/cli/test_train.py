@@ -58,7 +58,7 @@ def test_resuming_after_ctrl_c_gives_the_uninterrupted_result(
     assert again.returncode == 0, again.stderr
     first = re.search(r"^epoch (\d+)/30", again.stdout, re.MULTILINE)
     assert first is not None
-    assert int(first[1]) >= done  # the last one is told of once more
+    assert int(first[1]) >= done  # the last one is reported again
     result = json.loads((tmp_path / "broken" / "result.json").read_text())
     assert f"complete: srcc {result['value']:.4f} at step {result['best_step']}" in again.stdout
 
@@ -80,7 +80,7 @@ def test_failed_training_reports_its_cause(
     reason = json.loads((folder / "result.json").read_text())["reason"]
     assert reason.startswith("the loss became")
     assert f"failed: {reason}" in done.output
-    assert "choose another with --out" in done.output
+    assert "choose another: --out FOLDER" in done.output
 
 
 def test_a_folder_that_is_taken_or_no_folder_is_refused(elta_tune: Run, recipe_file: Path, tmp_path: Path) -> None:
