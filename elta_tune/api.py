@@ -336,7 +336,7 @@ def evaluate(
             best trial), STUDY:TRIAL or a trial's folder.
         split: val, test or train of the model's own data; left out, val.
         csv: a rating file of other images instead, all of which are measured.
-        images: their folder; left out, `images/` beside it.
+        images: their folder; left out, `images/` next to it.
         from_predictions: instead of a model, a file of image_id, gt, score[, score2 …].
         head: emd or mse, of a checkpoint of the released code, which holds both; left out, the one that was trained, or
             emd where that is unknown (its `note` says so).

@@ -98,6 +98,13 @@ def test_best_is_what_the_command_prints(command_here: Run) -> None:
     assert elta_tune.best() == elta_tune.best("space-tiny") == json.loads(command_here("best", "--json"))
 
 
+def test_show_gives_what_the_command_prints(command_here: Run) -> None:
+    assert json.loads(to_json(elta_tune.show("space-tiny"))) == json.loads(command_here("show", "--json"))
+    assert json.loads(to_json(elta_tune.show(trial=0))) == json.loads(command_here("show", "0", "--json"))
+    with pytest.raises(StudyError, match="study space-tiny has no trial 7"):
+        elta_tune.show("space-tiny", 7)
+
+
 def test_study_continues_with_a_larger_budget_as_in_the_cli(here: Path, command_here: Run) -> None:
     """On a copy under another name: three trials from here, of which the command finds none left to do."""
     heard: list[Any] = []
@@ -106,6 +113,7 @@ def test_study_continues_with_a_larger_budget_as_in_the_cli(here: Path, command_
     assert [result.trial for result in first.results] == [0]
     study = elta_tune.run("space.yaml", "tiny.yaml", trials=2, on_event=heard.append, **asked)
     assert [event.result.trial for event in heard if isinstance(event, Finished)] == [1]
+    assert max(len(repr(event)) for event in heard) <= 120, heard  # for `on_event=print`
     assert elta_tune.run("space.yaml", "tiny.yaml", **asked).results == study.results
     words = ("run", "--space", "space.yaml", "--recipe", "tiny.yaml", "--name", "other", "--trials", "2")
     told = command_here(*words, "--set", "self_training.rounds=0")

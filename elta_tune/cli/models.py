@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: Annotated[str | None, MODEL] = None,
     csv: Annotated[Path | None, typer.Option(help="Rating file of other images.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Their folder.", show_default="images/ beside it")] = None,
+    images: Annotated[Path | None, typer.Option(help="Their folder.", show_default="images/ next to it")] = None,
     split: Annotated[str | None, typer.Option(help="val, test or train of its own data.", show_default="val")] = None,
     from_predictions: Annotated[Path | None, typer.Option(help="Predictions that exist: no model is needed.")] = None,
     head: Head = None,

@@ -46,6 +46,10 @@ class Reported:
     number: int
     record: EpochRecord
 
+    def __repr__(self) -> str:
+        shown = [f"{name}={self.record.value(name):.4g}" for name in ("loss", "srcc") if name in self.record.values]
+        return f"Reported({', '.join([f'trial={self.number}', f'step={self.record.step}', *shown])})"
+
 
 @dataclass(frozen=True)
 class Ended:
