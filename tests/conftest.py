@@ -27,7 +27,7 @@ os.environ.pop("FORCE_COLOR", None)
 """What commands print is compared as plain text."""
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-"""Where it is set, each of the many processes that the tests start would compile torch anew: seconds of each."""
+"""If it is set, each of the many processes that the tests start compiles torch again, which takes seconds."""
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -57,7 +57,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and weights that stands beside a checkout; without it the test is skipped."""
+    """The folder of real data and weights next to a checkout; without it the test is skipped."""
     folder = Path(os.environ.get("ELTA_TUNE_SHARED") or Path(__file__).parents[2] / "shared")
     if not (folder / "data").is_dir():
         pytest.skip(f"real data is absent: {folder}")

@@ -1,4 +1,4 @@
-"""The house: each room imports the rooms above it alone, and `--help` wakes nothing that is slow."""
+"""The rules of imports between rooms; `--help` imports nothing slow."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""A recipe: what it accepts at either end of each range, what `--set` does to it, what of it survives writing."""
+"""A recipe: what it accepts at both ends of each range, what `--set` changes, what writing it keeps."""
 
 import math
 from pathlib import Path

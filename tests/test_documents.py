@@ -1,4 +1,4 @@
-"""YAML is read strictly, and whatever stands in a file ends in a value or in a message, never in a traceback."""
+"""YAML is read strictly: any content gives a value or a message, never a traceback."""
 
 import copy
 import math

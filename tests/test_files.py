@@ -1,4 +1,4 @@
-"""Files stay whole through kills and full disks, and no file that is read can block or fill the memory."""
+"""Files stay whole through kills and full disks; reading one can neither block nor fill the memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from elta_tune.files import (
 
 
 class Killed(BaseException):
-    """Stands for a kill, where the test goes on in the same process."""
+    """Replaces a kill, so that the test can continue in the same process."""
 
 
 class TestWriting:

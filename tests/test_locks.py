@@ -1,4 +1,4 @@
-"""Locks: one holder, known by its number, that a child may inherit and that a kill gives back."""
+"""Locks: one holder, known by its process number; a child may inherit one, and a kill releases it."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Child processes import what this one does, whatever lies in the working directory."""
+"""Child processes import what this one does, whatever the working directory contains."""
 
 from __future__ import annotations
 

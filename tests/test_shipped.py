@@ -1,4 +1,4 @@
-"""What ships: every recipe and space fits, says how to run it, and stays finite at its corners; the wheel has them."""
+"""Shipped recipes and spaces fit, say how to run them, stay finite at their corners, and are in the wheel."""
 
 import os
 import re
@@ -172,7 +172,7 @@ def test_own_recipe_names_released_values_that_differ():
 
 
 def extremes(parameter):
-    """The lowest and highest value, and what is no number."""
+    """The lowest and highest value, and NaN."""
     numbers = [value for value in parameter.probes() if isinstance(value, int | float)]
     return [min(numbers), max(numbers), *(value for value in parameter.probes() if value not in numbers)]
 
@@ -225,7 +225,7 @@ def test_sharpened_labels_are_distributions_at_space_corners():
 
 
 def test_the_wheel_has_the_recipes_and_spaces_and_finds_them(tmp_path):
-    """Built and run as it is installed, without a checkout beside it; from what uv has in its cache alone."""
+    """Built, installed and run without a checkout, only from uv's cache."""
     uv = shutil.which("uv")
     if uv is None:
         pytest.skip("uv is not installed")

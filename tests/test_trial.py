@@ -1,4 +1,4 @@
-"""One trial in its folder: what it leaves, in which order, and that no stop, kill or full disk costs an epoch."""
+"""One trial in its folder: what it writes, in which order; no stop, kill or full disk loses an epoch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Act = Callable[[int], None]
 
 
 class Watching:
-    """A reporter that keeps what it is told, then acts."""
+    """A reporter that keeps what is reported, then acts."""
 
     def __init__(self, act: Act = lambda step: None) -> None:
         self.steps: list[int] = []
@@ -86,7 +86,7 @@ def run(cache: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def unbroken(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrialConfig], Path]:
-    """The folder of a trial that nobody stopped, trained once."""
+    """The folder of an uninterrupted trial, trained once."""
     folders: dict[str, Path] = {}
 
     def find(config: TrialConfig) -> Path:
@@ -528,7 +528,7 @@ def test_a_diverged_loss_fails_the_trial_with_its_place(recipe: TrialConfig, run
 
 @pytest.fixture
 def same_images(data_root: Path, tmp_path: Path) -> Path:
-    """A data set whose validation images are all grey: nothing can tell them apart."""
+    """A data set whose validation images are all the same grey."""
     root = tmp_path / "grey"
     shutil.copytree(data_root, root)
     for number, file in enumerate(sorted((root / "images").glob("val_*"))):

@@ -1,4 +1,4 @@
-"""Files of weights from anywhere: what is read, what is refused, and that no code in them is run."""
+"""Files of weights from any source: what is read, what is refused, and that no code in them is run."""
 
 from __future__ import annotations
 

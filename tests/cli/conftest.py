@@ -25,7 +25,7 @@ SPACE: dict[str, Any] = {
     },
 }
 RUN = ("run", "--space", "space.yaml", "--recipe", "tiny.yaml", "--set", "training.epochs=5")
-"""The command that starts the study, and goes on with it."""
+"""The command that starts the study, and resumes it."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""`elta-tune best`: the winner as JSON and as a checkpoint that was measured again."""
+"""`elta-tune best`: the best trial as JSON and as a checkpoint that was measured again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_only_json_is_on_stdout_and_the_checkpoint_in_its_file(elta_tune: Run, f
         name: best[name] for name in ("trial", "value", "params", "metrics")
     }
     assert told["recipe"]["trial"] == 0
-    assert told["recipe"]["test"].keys() == told["test"].keys()  # what tuning bought on images that none has seen
+    assert told["recipe"]["test"].keys() == told["test"].keys()  # the gain of tuning on unseen images
     assert {"srcc", "plcc", "accuracy"} <= told["test"].keys()
     assert told["test"] != told["metrics"]
     assert told["test_data"]["rows"] == 16

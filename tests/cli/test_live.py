@@ -1,4 +1,4 @@
-"""What one sees of a running study: it fits the terminal, whatever its size and however many trials run."""
+"""The view of a running study: it fits a terminal of any size, with any number of running trials."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_columns_agree_between_rows(plan: StudyPlan) -> None:
     view = view_of(plan, 1, terminal())
     view.show(started(plan, 11, **{"self_training.rounds": 0}))
     rows = [text for text in shown(view) if text.startswith("trial ")]
-    assert len({text.index("epoch") for text in rows}) == 2  # the round stands before it
+    assert len({text.index("epoch") for text in rows}) == 2  # the round comes before it
     assert len({text.index("srcc") for text in rows}) == 1
 
 

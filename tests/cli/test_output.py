@@ -1,4 +1,4 @@
-"""What is printed can't end the work, whatever becomes of the streams; messages show flags of the command."""
+"""Printing never ends the work, even if a stream fails; messages show flags of the command."""
 
 import io
 import json

@@ -26,7 +26,7 @@ def own_data(data_root, recipe_file):
 
 @pytest.fixture
 def refused(elta_tune, tmp_path, recipe_file):
-    """Runs the command beside an earlier study, and returns the one message with which it refuses."""
+    """Runs the command next to an earlier study, and returns the message with which it refuses."""
     earlier = tmp_path / "runs" / "earlier"
     earlier.mkdir(parents=True)
     (earlier / "study.yaml").write_text("precious\n")

@@ -1,4 +1,4 @@
-"""`elta-tune run`: a study starts, ends, and goes on after whatever ended it."""
+"""`elta-tune run`: a study starts, ends, and resumes after any end."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Command:
         self.signal(signal.SIGCONT)
 
     def freeze_at(self, pattern: str) -> None:
-        """Until it has printed that; all of it stands still then."""
+        """Waits until it has printed that, then suspends it."""
         self.wait_until(lambda: re.search(pattern, self.output) is not None)
         self.signal(signal.SIGSTOP)
         self.others = psutil.Process(self.process.pid).children(recursive=True)
@@ -117,14 +117,14 @@ def states(study: Path) -> list[tuple[int, str]]:
 
 
 def way_on(command: Command) -> str:
-    """The command line that it says goes on."""
+    """The command line that it prints to resume."""
     found = re.search(r"to go on(?:, each trial from its last epoch)?:\n  (.*)", command.output)
     assert found is not None, command.output + command.errors
     return found[1]
 
 
 def epochs(output: str, trial: int) -> list[int]:
-    """The epochs of a trial of one round that were told, in order."""
+    """The printed epochs of a trial of one round, in order."""
     return [int(epoch) for epoch in re.findall(rf"trial +{trial}  (?:round 0  )?epoch (\d+)/5", output)]
 
 
@@ -178,7 +178,7 @@ def test_study_resumes_after_any_end(start: Callable[[str], Command], elta_tune:
     for trial in range(4):
         told = [found for output in outputs if (found := epochs(output, trial))]
         for before, after in itertools.pairwise(told):
-            assert after[0] >= before[-1]  # it was told of once more, not done once more
+            assert after[0] >= before[-1]  # it was printed again, not trained again
 
 
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, "elta-tune stop"])

@@ -1,4 +1,4 @@
-"""`elta-tune stop` ends a study of Optuna's from another terminal, as Ctrl-C does in its own."""
+"""`elta-tune stop` ends a study under Optuna from another terminal, as Ctrl-C does in its own."""
 
 import os
 import platform

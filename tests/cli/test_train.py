@@ -1,4 +1,4 @@
-"""`elta-tune train`: one trial in the foreground, that goes on where Ctrl-C left it."""
+"""`elta-tune train`: one trial in the foreground, which resumes where Ctrl-C stopped it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study would be made of is told in numbers that one can count, and with all that speaks against it."""
+"""The check reports the images of a study in verifiable counts, and every reason to refuse it."""
 
 from __future__ import annotations
 

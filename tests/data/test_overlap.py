@@ -1,4 +1,4 @@
-"""An image in two splits is found by its id, its bytes or its pixels, and nothing else is taken for one."""
+"""An image in two splits is found by its id, bytes or pixels, without false alarms."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_many_renamed_held_out_images_in_train_are_refused(tmp_path: Path, held_
         save(root, f"{held_out}{number}.png", f"twin{number}.png")
     write_list(root, "train", ["train0", "train1", "twin0", "again"])
     copied(root, "twin0.png", "again.png")
-    assert len(check(root)) == 1  # one of two, which is no more than the half that is allowed, though it is there twice
+    assert len(check(root)) == 1  # one of two images, the allowed half, though it is a duplicate
     write_list(root, "train", ["train0", "train1", "twin0", "twin1"])
     with pytest.raises(DataError, match=f"'twin0' is also in .*{held_out}.csv as '{held_out}0'"):
         check(root)

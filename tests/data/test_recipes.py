@@ -1,4 +1,4 @@
-"""Each data set's recipe finds the files as its authors give them out, and trains them as the released code does."""
+"""The recipe of each data set finds the files as published, and trains on them as the released code does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data that have scores alone train either head on their own scale, from the rating file to the exported weights."""
+"""Data with scores only train either head on their own scale, from the rating file to the exported weights."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_trial_learns_scores_and_its_weights_predict_them(
     mae = np.mean([abs(score - truth[row["image_id"]]) for score, row in zip(predicted, predictions, strict=True)])
     assert result.metrics["mae"] == pytest.approx(mae, rel=1e-4)
     assert result.metrics["mae"] < 50  # on 0…100
-    assert "emd_r2" not in result.metrics  # nobody gave distributions
+    assert "emd_r2" not in result.metrics  # the data have no distributions
     assert result.model is not None
     assert tuple(result.model.scale) == (0, 100)
 

@@ -1,4 +1,4 @@
-"""Splits come from files, from a column of one file, or are held out alike in their scores from tail to tail."""
+"""Splits come from files, from a column of one file, or are held out with the same distribution of scores."""
 
 from __future__ import annotations
 

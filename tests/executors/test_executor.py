@@ -106,7 +106,7 @@ class TestExecutor:
         assert next_event(executor) == Ended(0, None)
         assert TrialFolder(job.folder).result() is None
         executor.start(job)
-        assert steps(run_out(executor), 0) == [1, 2, 3]  # what was heard before is told once more
+        assert steps(run_out(executor), 0) == [1, 2, 3]  # earlier epochs are reported again
         assert [record.step for record in TrialFolder(job.folder).epochs()] == [1, 2, 3]
 
     def test_a_folder_that_is_unusable_halts_the_trial(
@@ -227,7 +227,7 @@ class TestProcesses:
             executor.start(job)
             assert isinstance(next_event(executor), Reported)
         os.kill(process_of(jobs[victim]), signal.SIGKILL)
-        executor.answer(victim, "go on")  # nobody is there to hear it, which does no harm
+        executor.answer(victim, "go on")  # the process is gone, which does no harm
         ended = next_event(executor)
         assert (type(ended), ended.number) == (Ended, victim)
         executor.answer(1 - victim, "go on")

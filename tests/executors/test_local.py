@@ -35,11 +35,11 @@ if __name__ == "__main__":
     while executor.running:
         print("heard", executor.wait(240), flush=True)
 """
-"""Trial 0 waits for its verdict, trial 1 trains, and nobody will answer either."""
+"""Trial 0 waits for its verdict, trial 1 trains, and neither will get an answer."""
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that run; a zombie, whose parent here may be nobody's child, is dead."""
+    """Those that run; a zombie, which may have no parent to reap it here, is dead."""
     return [item for item in processes if item.is_running() and item.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -1,4 +1,4 @@
-"""Exported files stand by themselves, run no code when they are read, and others are refused."""
+"""Exported files are self-contained and run no code when read; other files are refused."""
 
 from __future__ import annotations
 

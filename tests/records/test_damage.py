@@ -1,4 +1,4 @@
-"""A damaged file of an unfinished trial lets the trial begin again; a file that can't be read stops it untouched."""
+"""A damaged file makes an unfinished trial start again; an unreadable one stops it and is kept."""
 
 from __future__ import annotations
 

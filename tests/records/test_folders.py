@@ -1,4 +1,4 @@
-"""What is on disk stays whole: kills at any moment, full disks, two processes at once."""
+"""Folders stay whole through kills at any moment, full disks, and two processes at once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from elta_tune.trial import record_failure
 
 
 class Killed(BaseException):
-    """Stands for a kill, where the test goes on in the same process."""
+    """Replaces a kill, so that the test can continue in the same process."""
 
 
 # metrics.jsonl
@@ -113,7 +113,7 @@ def two_good_epochs(recipe: TrialConfig, cache: Path, folder: TrialFolder) -> It
 def test_weights_match_the_checkpoint_after_a_kill_at_any_rename(
     renames: int, recipe: TrialConfig, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A best epoch with a selection is four renames: pseudo-labels, weights beside, checkpoint, weights."""
+    """A best epoch with a selection is four renames: pseudo-labels, new weights, checkpoint, weights."""
     folder = TrialFolder(tmp_path / "trial")
     epochs = two_good_epochs(recipe, cache, folder)
     weights = []

@@ -1,4 +1,4 @@
-"""What a command writes does not go into a folder that something else owns."""
+"""No command writes into a folder that something else owns."""
 
 from __future__ import annotations
 

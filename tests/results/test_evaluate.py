@@ -1,4 +1,4 @@
-"""Evaluating a file, a trial, other images and predictions that exist."""
+"""Evaluating a file, a trial, other images and existing predictions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_exported_file_has_the_metrics_of_result_json(
     result = trial.result()
     assert result is not None
     save_checkpoint(checkpoint_of_trial(trial, result, None), tmp_path / f"best.{kind}", kind)
-    place = ("--set", f"data.root={data_root}") if kind == "safetensors" else ()  # which does not tell where they lie
+    place = ("--set", f"data.root={data_root}") if kind == "safetensors" else ()  # which does not contain their path
     done = command("evaluate", f"best.{kind}", "--json", "--predictions", "again.csv", *place)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -107,7 +107,7 @@ def test_another_make_of_device_may_differ_a_little_more(
 def test_on_any_scale_the_same_share_of_it_may_differ(
     recipe: TrialConfig, data_root: Path, cache: Path, tmp_path: Path, change_weights: Change
 ) -> None:
-    """A change that is small on 1…10 is no large one where ratings go to a million."""
+    """A change that is small on 1…10 stays small where ratings go to a million."""
     root = tmp_path / "data"
     shutil.copytree(data_root, root)
     for split in ("train", "val"):

@@ -1,4 +1,4 @@
-"""Measuring in a process of its own, as an export does."""
+"""Measuring in a separate process, as an export does."""
 
 from __future__ import annotations
 

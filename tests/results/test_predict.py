@@ -1,4 +1,4 @@
-"""Scoring images that nobody has rated."""
+"""Scoring unrated images."""
 
 from __future__ import annotations
 

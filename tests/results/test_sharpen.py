@@ -1,4 +1,4 @@
-"""Sharpening searched on predictions that exist."""
+"""Searching the sharpening on existing predictions."""
 
 from __future__ import annotations
 

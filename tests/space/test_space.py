@@ -84,7 +84,7 @@ def test_unreadable_entry_does_not_hide_other_errors(write):
         "  optim.lrr: {type: float, low: 0.1x, high: 10x}\n"
         "  mixup.tau_1: {type: float, low: 0.6, high: 1.0}\n"
         "  self_training.rounds: {type: int, low: none, high: 2}\n"
-        "  sharpening.threshold: {type: float, low: 0.1, high: 0.9, when: self_training.rounds > 0}\n"  # hangs on it
+        "  sharpening.threshold: {type: float, low: 0.1, high: 0.9, when: self_training.rounds > 0}\n"  # depends on it
         "enqueue:\n- {mixup.tau_1: 3}\n"
     )
     assert refusal(load_space, file, TrialConfig()) == [

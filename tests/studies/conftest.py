@@ -1,4 +1,4 @@
-"""Plans of studies, and what a study left behind."""
+"""Plans of studies, and the files of a study."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def table() -> Callable[[StudyFolder], list[tuple[Any, ...]]]:
 
 @pytest.fixture(scope="session")
 def database() -> Callable[[StudyFolder], list[dict[str, Any]]]:
-    """Reads what stands in a study's database."""
+    """Reads a study's database."""
     return _database
 
 

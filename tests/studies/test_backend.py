@@ -1,4 +1,4 @@
-"""Back ends: what each of them promises, how a study finds its own, what is refused before anything starts."""
+"""Back ends: what each guarantees, how a study finds its own, what is refused before anything starts."""
 
 import platform
 import sys

@@ -1,4 +1,4 @@
-"""The plan of a study: what it goes on with, what it refuses, what of it survives in study.yaml."""
+"""The plan of a study: how it continues, what it refuses, what study.yaml keeps of it."""
 
 import pytest
 import yaml

@@ -1,4 +1,4 @@
-"""What a trial of the study would trip over is found before the first one starts."""
+"""What would make a trial of the study fail is found before the first one starts."""
 
 from __future__ import annotations
 

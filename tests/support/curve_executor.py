@@ -1,4 +1,4 @@
-"""Trials in no time: an executor whose epochs are a curve, for tests of studies."""
+"""Instant trials: an executor whose epochs follow a curve, for tests of studies."""
 
 from __future__ import annotations
 

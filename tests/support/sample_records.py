@@ -1,4 +1,4 @@
-"""Records that tests write: an epoch and a result, with values for all that a test does not care about."""
+"""Records that tests write: an epoch and a result, with defaults for what a test does not need."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets in memory, and a recipe that trains on them in a blink."""
+"""Data sets in memory, and a recipe that trains on them in milliseconds."""
 
 from __future__ import annotations
 

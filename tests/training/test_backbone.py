@@ -1,4 +1,4 @@
-"""Backbones by all their names, and their weights from any file; what does not fit is refused by name."""
+"""Backbones by all their names, with weights from any file; what does not fit is named and refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices by name: those that are here work, all others are refused by their name."""
+"""Devices by name: existing ones work, all others are named and refused."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_training_resumes_at_any_epoch_as_if_never_stopped(
             (epoch.step, epoch.round, epoch.metrics, epoch.training["loss"])
             for epoch in self_training_rounds(config, dataset, CPU, resume=resume)
         ]
-        assert repr(rest) == repr(unbroken[at + 1 :])  # NaN is no other NaN
+        assert repr(rest) == repr(unbroken[at + 1 :])  # NaN does not equal NaN
 
 
 def test_retraining_freezes_the_best_backbone_and_keeps_its_head(

@@ -1,4 +1,4 @@
-"""Any timm backbone with either head; weights from files; what does not fit is refused by name."""
+"""Any timm backbone with either head; weights from files; what does not fit is named and refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounds of training on labels and pseudo-labels: docs/method.md §4 by hand, and going on after a stop at any epoch."""
+"""Rounds of training on labels and pseudo-labels: docs/method.md §4 by hand, and resuming after a stop at any epoch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from elta_tune.training.self_training import Epoch, check_fits, self_training_ro
 MakeDataset = Callable[..., Dataset]
 CPU = torch.device("cpu")
 FIRST_IS_BEST = {"evaluation.metric": "bmae"}
-"""Twelve images fill no bin of it: it is never a number, and what is no number never beats the first epoch's."""
+"""Twelve images fill no bin of it: the metric is always NaN, and NaN never beats the first epoch's value."""
 
 
 def epochs_of(config: TrialConfig, dataset: Dataset, **options: Any) -> Iterator[tuple[Epoch, dict[str, Tensor]]]:
@@ -224,7 +224,7 @@ def test_pairs_zero_switches_mixing_off(quick: TrialConfig, make_dataset: MakeDa
 
 
 class Stop:
-    """A checkpoint as it lies on disk, with the best weights beside it."""
+    """A checkpoint as on disk, with the best weights next to it."""
 
     def __init__(self, epoch: Epoch, best_weights: dict[str, Tensor]) -> None:
         self.step = epoch.step

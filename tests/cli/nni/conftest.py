@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, far from the ones that NNI is given when none is named."""
+    """A free port, far from NNI's default ones."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]
         return port
@@ -148,7 +148,7 @@ class NniStudies:
         return {int(file.parent.name): json.loads(file.read_text()) for file in files}
 
     def query(self, study: str, sql: str) -> list[tuple[Any, ...]]:
-        """What stands in NNI's own database."""
+        """Rows of NNI's own database."""
         file = self.root / "runs" / study / "nni" / "experiment" / "db" / "nni.sqlite"
         with closing(sqlite3.connect(file)) as database:
             return database.execute(sql).fetchall()

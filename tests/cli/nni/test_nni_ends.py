@@ -1,4 +1,4 @@
-"""However a study under NNI ends, nothing is left of it, and the next start goes on from the last epoch."""
+"""However a study under NNI ends, no process is left, and the next start resumes from the last epoch."""
 
 import signal
 
@@ -66,7 +66,7 @@ def test_a_trial_resumes_under_its_id_whatever_ended_its_study(studies):
     (studies.root / "planted.py").write_text(f"open({str(studies.root / 'executed')!r}, 'w')")
     studies.change("one", "update ExperimentProfile set params = json_set(params, '$.assessor', json(?))", planted)
 
-    # It ends by itself, with nobody attached.
+    # It ends by itself, with no command attached.
     (studies.root / "waits").unlink()
     before = studies.epochs("one")
     code, said = studies.run(*run, "--detach")
@@ -85,7 +85,7 @@ def test_a_trial_resumes_under_its_id_whatever_ended_its_study(studies):
     trials = studies.query("one", "select distinct trialJobId from TrialJobEvent where trialJobId != ''")
     assert trials == [(result["nni_trial_id"],)]
     sequences = studies.query("one", "select sequence from MetricData where type = 'PERIODICAL' order by sequence")
-    assert sequences == [(step,) for step in range(EPOCHS)]  # NNI was told each epoch, and once
+    assert sequences == [(step,) for step in range(EPOCHS)]  # each epoch was reported to NNI once
 
 
 def test_a_killed_node_or_tuner_ends_its_study_with_a_message(studies):

@@ -1,4 +1,4 @@
-"""What goes wrong in a study under NNI ends it with its cause, or costs it nothing."""
+"""A fault in a study under NNI ends it with the cause named, or loses nothing."""
 
 import pytest
 
@@ -99,7 +99,7 @@ def test_a_tuner_that_never_connects_ends_the_study(without_a_trial):
 
 def test_kills_and_a_lost_request_cost_no_epoch(studies, without_a_trial):
     def killed(kind, number):
-        """The study goes on to the second epoch of a trial, when a process of it is killed; returns the epochs."""
+        """Kills a process of the study at the second epoch of a trial; returns the epochs."""
         command = studies.start(*CUT)
         studies.wait_for(lambda: len(studies.epochs("cut", number)) == 2, command)
         studies.kill(kind, "cut")
@@ -124,7 +124,7 @@ def test_kills_and_a_lost_request_cost_no_epoch(studies, without_a_trial):
         assert len(lines) in (epochs, epochs + number)  # trial 1 trains while its verdict is on its way
         assert lines[:2] == kept[number]  # nothing was trained again
         told = f"select sequence from MetricData where type = 'PERIODICAL' and trialJobId = '{trial}' order by sequence"
-        assert studies.query("cut", told) == [(step,) for step in range(epochs)]  # NNI was told each epoch, and once
+        assert studies.query("cut", told) == [(step,) for step in range(epochs)]  # each epoch was reported to NNI once
     assert "not reported: NNI does not answer" in studies.root.joinpath("runs/cut/trials/0000/log.txt").read_text()
     assert studies.processes(study="cut") == []
 

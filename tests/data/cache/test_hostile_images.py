@@ -1,4 +1,4 @@
-"""Images that are not perfect: each is read in the way that is stated here, or left out with its reason."""
+"""Imperfect images: each is read as documented here, or left out with a reason."""
 
 from __future__ import annotations
 

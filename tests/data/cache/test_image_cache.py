@@ -44,7 +44,7 @@ try:
 except DataError as error:
     print("refused:", error.message, flush=True)
 """
-"""A process that builds a cache when told to, and prints how far it is."""
+"""A process that builds a cache on request, and prints its progress."""
 
 
 def write_images(folder: Path, count: int = 60, edge: int = 50) -> list[str]:

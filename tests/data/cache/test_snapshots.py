@@ -1,4 +1,4 @@
-"""A trial takes the images that its study began with, without a look at their files."""
+"""A trial uses the images that its study began with, and does not look at their files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def reds(split: Split, edge: int = 12) -> list[int]:
 
 
 def redden(file: Path) -> None:
-    """Another image under the name of one, of which the file system can tell that it is another."""
+    """Replaces an image, so that the file system shows the change."""
     before = file.stat().st_mtime
     Image.new("RGB", (20, 20), (250, 5, 5)).save(file)
     os.utime(file, (before + 2, before + 2))

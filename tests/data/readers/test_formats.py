@@ -1,4 +1,4 @@
-"""Each form of rating files that is found in the wild, as a small file with a MOS that was worked out by hand."""
+"""Each format of rating files in the wild, as a small file with a MOS computed by hand."""
 
 from __future__ import annotations
 
@@ -379,7 +379,7 @@ def test_the_same_file_may_list_a_pool(tmp_path: Path, name: str) -> None:
     case = CASES[name]
     read(case, tmp_path)
     if case.form == "eva":
-        return  # a row for each vote is no list
+        return  # a row for each vote is not a list
     pool = read_unlabelled(tmp_path / case.file, DataConfig())
     assert pool.ids.tolist() == case.ids
     assert not isinstance(pool, Ratings)

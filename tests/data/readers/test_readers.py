@@ -1,4 +1,4 @@
-"""Rating files are read as they are found; what is wrong is named by file, line, column and rule."""
+"""Rating files of any common form are read; errors name file, line, column and rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports: each format is read by its own tool and says what the model says."""
+"""Exports: each format is read by its own tool and predicts what the model predicts."""
 
 from __future__ import annotations
 

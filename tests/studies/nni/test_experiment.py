@@ -1,4 +1,4 @@
-"""What the back end holds to, whatever node does: trials check their parameters, processes are found and ended."""
+"""What the back end guarantees, whatever node does: trials check their parameters, processes are found and ended."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""NNI's node behind the guard: open to its own user on this machine, with the secret, and to nobody else."""
+"""NNI's node behind the guard: open only to its own user on this machine, with the secret."""
 
 import http.client
 import os

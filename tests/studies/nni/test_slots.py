@@ -1,4 +1,4 @@
-"""Slots that processes share by lock files: each for one, and free again when he is killed."""
+"""Slots that processes share by lock files: each has one holder, and is free again when that is killed."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A space in NNI's words: NNI's own tuners, run on it, reach exactly the trials that the space has."""
+"""A space in NNI's format: NNI's own tuners reach exactly the points of the space."""
 
 import json
 import subprocess

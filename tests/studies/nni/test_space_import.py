@@ -1,4 +1,4 @@
-"""A space of NNI's as one of ours: the same values, from any file, and no script is run."""
+"""NNI's search spaces converted to elta-tune's: the same values, from any file, and no script is run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a trial tells NNI, over a socket: numbers only, each epoch once, and nothing is lost when nobody listens."""
+"""What a trial reports to NNI over a socket: numbers only, each epoch once, nothing lost when node is down."""
 
 import json
 import math

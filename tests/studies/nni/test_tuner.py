@@ -1,4 +1,4 @@
-"""NNI's own tuners and Medianstop under our layer: first guesses, no repetitions, no dead dispatcher."""
+"""NNI's own tuners and Medianstop under elta-tune's layer: first guesses, no repetitions, no dead dispatcher."""
 
 import json
 

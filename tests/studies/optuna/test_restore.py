@@ -1,4 +1,4 @@
-"""The folders of the trials are the truth: a database that is lost, moved or at odds with them is made again."""
+"""The folders of the trials are the truth: a database that is lost, moved or in conflict with them is rebuilt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Optuna back end: what it asks for, in which order, the same again after any cut; what it tells."""
+"""The Optuna back end: what it asks for, in which order, the same after any interruption; what it records."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_study_resumes_the_same_from_any_cut(
         assert table(folder) == table(whole)
         assert database(folder) == database(whole)
         cuts += 1
-    assert cuts > 10  # the trial is asked for, draws, reports and is told
+    assert cuts > 10  # a trial is asked for, draws, reports and gets its result
 
 
 def test_reported_values_match_the_folders(
@@ -191,7 +191,7 @@ def test_unreported_result_is_reported(make_plan_of: MakePlan, study_folder: Stu
     job = study.ask()
     assert job is not None
     executor.start(job)
-    while executor.running:  # nobody hears of it
+    while executor.running:  # the study does not see it
         for event in executor.wait(0):
             if isinstance(event, Reported):
                 executor.answer(event.number, "go on")

@@ -157,7 +157,7 @@ def test_a_trial_may_die_at_every_epoch_once(
     killed: set[int] = set()
     for event in supervise(make_plan_of(RATES, changes={"training.epochs": 40}, budget={"trials": 1})).events():
         events.append(event)
-        # The next epoch may have been reported before the kill: it is no sign of life.
+        # The next epoch may have been reported before the kill: it does not show that the process lives.
         step = event.record.step if isinstance(event, Reported) else 0
         if step % 2 and len(killed) < 5 and step not in killed:
             killed.add(step)
