@@ -116,8 +116,8 @@ def test_study_continues_with_a_larger_budget_as_in_the_cli(here: Path, command_
     assert max(len(repr(event)) for event in heard) <= 120, heard  # for `on_event=print`
     assert elta_tune.run("space.yaml", "tiny.yaml", **asked).results == study.results
     words = ("run", "--space", "space.yaml", "--recipe", "tiny.yaml", "--name", "other", "--trials", "2")
-    told = command_here(*words, "--set", "self_training.rounds=0")
-    assert told.startswith("study other is finished: 2 of 2 trials")
+    output = command_here(*words, "--set", "self_training.rounds=0")
+    assert output.startswith("study other is finished: 2 of 2 trials")
 
     frame = study.dataframe()
     results = json.loads(command_here("show", "other", "--json"))["results"]
@@ -136,18 +136,18 @@ def test_exported_best_trial_evaluates_as_with_the_command(here: Path, command_h
         study.export("ckpt", "best.ckpt")
     for split in ("val", "test"):
         found = elta_tune.evaluate("best.ckpt", split=split, device="cpu")
-        told = json.loads(command_here("evaluate", "best.ckpt", "--split", split, "--json", "--device", "cpu"))
-        assert json.loads(to_json(found.metrics)) == told["metrics"]
-        assert found.data == told["data"]
+        output = json.loads(command_here("evaluate", "best.ckpt", "--split", split, "--json", "--device", "cpu"))
+        assert json.loads(to_json(found.metrics)) == output["metrics"]
+        assert found.data == output["data"]
     assert elta_tune.evaluate("space-tiny", device="cpu").metrics["srcc"] == pytest.approx(study.best.value)
 
     (here / "photos").mkdir(exist_ok=True)
     for name in ("val_000.png", "val_001.png"):
         (here / "photos" / name).write_bytes((data_root / "images" / name).read_bytes())
     (here / "photos" / "torn.jpg").write_bytes(b"no image")
-    told = command_here("predict", "best.ckpt", "photos", "--sort", "--json", "--device", "cpu")
+    output = command_here("predict", "best.ckpt", "photos", "--sort", "--json", "--device", "cpu")
     lines = [json_line(one) for one in elta_tune.predict("best.ckpt", "photos", sort=True, device="cpu")]
-    assert [json.loads(line) for line in lines] == [json.loads(line) for line in told.splitlines()]
+    assert [json.loads(line) for line in lines] == [json.loads(line) for line in output.splitlines()]
     assert "torn.jpg" in lines[-1]
 
 

@@ -56,8 +56,8 @@ def test_pickle_that_would_run_code_is_refused(
     write(file, mark)
     with pytest.raises(ModelError, match=r"would run its own code|holds something else than tensors"):
         read_weights(file)
-    told = command("predict", file, tmp_path)
-    assert told.returncode == 2
+    refused = command("predict", file, tmp_path)
+    assert refused.returncode == 2
     assert not mark.exists()
     if write in (write_pickle, write_old_pickle):
         pickle.loads(file.read_bytes())  # the file would have done it
@@ -123,7 +123,7 @@ def test_numbers_and_options_of_trainings_are_read(value: np.generic, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "reason"),
     [
         ("w.h5", b"\x89HDF\r\n\x1a\n" + bytes(40), r"HDF5 \(Keras\) is not read"),
         ("w.pth", b"\x89HDF\r\n\x1a\n" + bytes(40), r"HDF5 \(Keras\) is not read"),
@@ -134,11 +134,11 @@ def test_numbers_and_options_of_trainings_are_read(value: np.generic, tmp_path: 
         ("w.bin", b"GGUF" + bytes(40), "GGUF is not read"),
     ],
 )
-def test_file_of_another_tool_is_named(name: str, content: bytes, told: str, tmp_path: Path) -> None:
+def test_file_of_another_tool_is_named(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ModelError, match=rf"{name}: {told}") as refused:
+    with pytest.raises(ModelError, match=rf"{name}: {reason}") as refused:
         read_weights(tmp_path / name)
-    assert ("git lfs pull" if "lfs" in told.lower() or "web" in told else "torch.save") in str(refused.value.hint)
+    assert ("git lfs pull" if "lfs" in reason.lower() or "web" in reason else "torch.save") in str(refused.value.hint)
 
 
 def test_program_of_torchscript_is_refused(tmp_path: Path) -> None:

@@ -33,19 +33,19 @@ def test_only_json_is_on_stdout_and_the_checkpoint_in_its_file(elta_tune: Run, f
     assert (finished.parents[1] / "best.ckpt").read_text() == "precious"
     done = elta_tune(*arguments, "--force")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
     best = max(results(finished), key=lambda result: result["value"])
-    assert told["study"] == "space-tiny"
-    assert {name: told[name] for name in ("trial", "value", "params", "metrics")} == {
+    assert answer["study"] == "space-tiny"
+    assert {name: answer[name] for name in ("trial", "value", "params", "metrics")} == {
         name: best[name] for name in ("trial", "value", "params", "metrics")
     }
-    assert told["recipe"]["trial"] == 0
-    assert told["recipe"]["test"].keys() == told["test"].keys()  # the gain of tuning on unseen images
-    assert {"srcc", "plcc", "accuracy"} <= told["test"].keys()
-    assert told["test"] != told["metrics"]
-    assert told["test_data"]["rows"] == 16
-    assert told["difference"] <= 1e-5
-    path = Path(told["checkpoint"])
+    assert answer["recipe"]["trial"] == 0
+    assert answer["recipe"]["test"].keys() == answer["test"].keys()  # the gain of tuning on unseen images
+    assert {"srcc", "plcc", "accuracy"} <= answer["test"].keys()
+    assert answer["test"] != answer["metrics"]
+    assert answer["test_data"]["rows"] == 16
+    assert answer["difference"] <= 1e-5
+    path = Path(answer["checkpoint"])
     assert path == finished.parents[1] / "best.ckpt"
 
     content = torch.load(path, weights_only=True)
@@ -60,11 +60,11 @@ def test_table_shows_main_metrics_next_to_the_recipe(elta_tune: Run, finished: P
     brief, whole = elta_tune("best", "space-tiny").stdout, elta_tune("best", "space-tiny", "--all").stdout
     assert brief.startswith(f"study space-tiny: trial {ranking[0]['trial']}, best at step")
     recipe, is_best = results(finished)[0], ranking[0]["trial"] == 0
-    for told in (brief, whole):
-        line = next(line for line in told.splitlines() if line.split()[:1] == ["srcc"])
+    for output in (brief, whole):
+        line = next(line for line in output.splitlines() if line.split()[:1] == ["srcc"])
         values = [ranking[0]["value"], *([] if is_best else [recipe["value"]])]
         assert line.split() == ["srcc", *(f"{value:.4f}" for value in values)]
-        assert max(len(line) for line in told.splitlines() if not line.startswith("checkpoint: ")) <= 80
+        assert max(len(line) for line in output.splitlines() if not line.startswith("checkpoint: ")) <= 80
     shown = [
         line.split()[0] for line in brief.splitlines() if line.split()[:1] and line.split()[0] in recipe["metrics"]
     ]

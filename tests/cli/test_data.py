@@ -39,8 +39,8 @@ def test_check_shows_splits_and_the_histogram_with_its_tails(data, recipe_file, 
     shown, _ = data("check", "tiny.yaml")
     lines = shown.splitlines()
     assert all(len(line) <= 80 for line in lines if str(data_root) not in line)
-    told = rows(shown)
-    assert told["train"][:1] == [str(data_root / "train.csv")]
+    described = rows(shown)
+    assert described["train"][:1] == [str(data_root / "train.csv")]
     table = rows("\n".join(lines[: lines.index(next(line for line in lines if line.startswith("train ")))]))
     assert {name: table[name][:4] for name in ("train", "val", "test", "pool")} == {
         "train": ["32", "0", "0", "0"],

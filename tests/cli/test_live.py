@@ -256,7 +256,7 @@ def test_trial_without_a_study_prints_epochs_within_80_columns(recipe: TrialConf
 
 
 @pytest.mark.parametrize(
-    ("fields", "line", "told"),
+    ("fields", "line", "expected"),
     [
         ({}, {}, "epoch 0/20"),
         ({"self_training.rounds": 1}, {"round": 1, "epoch": 3}, "round 1  epoch 3/5"),
@@ -266,10 +266,10 @@ def test_trial_without_a_study_prints_epochs_within_80_columns(recipe: TrialConf
     ],
 )
 def test_epoch_line_shows_its_round_and_head_only_training(
-    fields: dict[str, Any], line: dict[str, int], told: str
+    fields: dict[str, Any], line: dict[str, int], expected: str
 ) -> None:
     record = EpochRecord(1, line["round"], line["epoch"], 1, {}, 0.0) if line else None
-    assert place_of(TrialConfig().replace(fields), record) == told
+    assert place_of(TrialConfig().replace(fields), record) == expected
 
 
 def test_a_narrower_terminal_leaves_no_stale_row(plan: StudyPlan) -> None:

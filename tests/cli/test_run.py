@@ -176,8 +176,8 @@ def test_study_resumes_after_any_end(start: Callable[[str], Command], elta_tune:
     assert states(study) == [(number, "COMPLETE") for number in range(4)]
     assert table(study) == table(finished)
     for trial in range(4):
-        told = [found for output in outputs if (found := epochs(output, trial))]
-        for before, after in itertools.pairwise(told):
+        runs = [found for output in outputs if (found := epochs(output, trial))]
+        for before, after in itertools.pairwise(runs):
             assert after[0] >= before[-1]  # it was printed again, not trained again
 
 

@@ -73,8 +73,8 @@ def test_process_that_reused_the_study_pid_is_not_signalled(elta_tune, recipe_fi
     assert elta_tune(*arguments).returncode == 0
     lock = tmp_path / "runs" / "far" / "study.lock"
     with subprocess.Popen(["sleep", "600"]) as decoy:
-        told = f"process {decoy.pid} on {host}"
-        holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock), told], stdout=subprocess.PIPE, text=True)
+        text = f"process {decoy.pid} on {host}"
+        holder = subprocess.Popen([sys.executable, "-c", HOLD, str(lock), text], stdout=subprocess.PIPE, text=True)
         try:
             assert holder.stdout.readline() == "held\n"
             refused = elta_tune("stop", "far")
@@ -84,7 +84,7 @@ def test_process_that_reused_the_study_pid_is_not_signalled(elta_tune, recipe_fi
             holder.communicate()
             decoy.kill()
     assert refused.returncode == 2
-    known = f"study far runs as {told}\n  stop it there" if host == "elsewhere" else "study far still runs: "
+    known = f"study far runs as {text}\n  stop it there" if host == "elsewhere" else "study far still runs: "
     assert refused.stderr.startswith(f"elta-tune: {known}")
 
 

@@ -86,9 +86,9 @@ def test_failed_training_reports_its_cause(
 def test_a_folder_that_is_taken_or_no_folder_is_refused(elta_tune: Run, recipe_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused = elta_tune("train", "tiny.yaml", "--out", "file/folder")
-    told = f"elta-tune: {tmp_path}/file/folder: can't be written: Not a directory\n  choose another --out\n"
-    assert (refused.returncode, refused.stderr) == (2, told)
+    message = f"elta-tune: {tmp_path}/file/folder: can't be written: Not a directory\n  choose another --out\n"
+    assert (refused.returncode, refused.stderr) == (2, message)
     with TrialFolder(tmp_path / "taken").lock():
         refused = elta_tune("train", "tiny.yaml", "--out", "taken")
-    told = f"elta-tune: {tmp_path}/taken: is being trained (process {os.getpid()})\n  choose another --out\n"
-    assert (refused.returncode, refused.stderr) == (2, told)
+    message = f"elta-tune: {tmp_path}/taken: is being trained (process {os.getpid()})\n  choose another --out\n"
+    assert (refused.returncode, refused.stderr) == (2, message)

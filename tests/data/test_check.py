@@ -40,7 +40,7 @@ def write_root(root: Path) -> TrialConfig:
     return TrialConfig.model_validate({"data": data, "training": {"batch_size": 4}})
 
 
-def told(config: TrialConfig, **options: bool) -> dict[str, Any]:
+def checked(config: TrialConfig, **options: bool) -> dict[str, Any]:
     """The description, by way of JSON."""
     cache = Path(str(config.data.root)) / "cache"
     content = describe(examine(config.data, ImageCache(cache), no_progress, recipes=[config], **options))
@@ -50,7 +50,7 @@ def told(config: TrialConfig, **options: bool) -> dict[str, Any]:
 
 def test_each_number_is_the_one_that_one_counts(tmp_path: Path) -> None:
     config = write_root(tmp_path)
-    content = told(config)
+    content = checked(config)
     train, val, pool = (content["splits"][name] for name in ("train", "val", "pool"))
     assert [train["rows"], val["rows"], pool["rows"]] == [8, 2, 3]
     assert train["votes"] == {"min": 3, "median": 4.5, "max": 10}  # 4 5 3 4 8 10 6 3
@@ -76,7 +76,7 @@ def test_images_are_counted_as_they_are_found(tmp_path: Path) -> None:
     config = write_root(tmp_path)
     (tmp_path / "images" / "train5.png").unlink()
     (tmp_path / "images" / "train0.png").write_bytes(b"broken")
-    content = told(config)
+    content = checked(config)
     images = content["splits"]["train"]["images"]
     left_out = images.pop("left_out")
     assert images == {"found": 7, "missing": 1, "unreadable": 1, "used": 6}
@@ -93,7 +93,7 @@ def test_all_reasons_to_refuse_a_study_are_reported_at_once(tmp_path: Path) -> N
         file.write("train0.png,1,1,1\n")
     with (tmp_path / "pool.csv").open("a") as file:
         file.write("val0.png\n")
-    content = told(config)
+    content = checked(config)
     messages = [item["message"] for item in content["refusals"]]
     assert not content["ok"]
     assert len(messages) == 3
@@ -108,7 +108,7 @@ def test_nothing_is_decoded_where_the_study_is_refused_anyway(tmp_path: Path, mo
     with (tmp_path / "val.csv").open("a") as file:
         file.write("train0.png,1,1,1\n")
     monkeypatch.setattr(builder, "shrink", lambda *arguments: pytest.fail("an image is decoded"))
-    content = told(config)
+    content = checked(config)
     assert not content["ok"]
     assert content["splits"]["train"]["images"] == {
         "found": 8,
@@ -121,11 +121,11 @@ def test_nothing_is_decoded_where_the_study_is_refused_anyway(tmp_path: Path, mo
 
 def test_labels_are_checked_without_images(tmp_path: Path) -> None:
     config = write_root(tmp_path)
-    everything = told(config)
+    everything = checked(config)
     for file in (tmp_path / "images").iterdir():
         file.unlink()
     (tmp_path / "images").rmdir()
-    content = told(config, labels_only=True)
+    content = checked(config, labels_only=True)
     assert content["ok"]
     for name in ("train", "val"):
         for key in ("rows", "votes", "mos", "histogram", "segments", "hash"):
@@ -133,7 +133,7 @@ def test_labels_are_checked_without_images(tmp_path: Path) -> None:
         assert content["splits"][name]["images"] is None
     with (tmp_path / "val.csv").open("a") as file:
         file.write("train0.png,1,1,1\n")
-    assert not told(config, labels_only=True)["ok"]
+    assert not checked(config, labels_only=True)["ok"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_validation_that_no_prediction_does_well_on_is_refused(
     lines = ["image_id,count_1,count_2,count_3", "val0.png,1,0,1", "val1.png,2,3,2"]
     (tmp_path / "val.csv").write_text("\n".join(lines[: rows + 1]) + "\n")
     for options in ({}, {"labels_only": True}):
-        refusals = [refusal["message"] for refusal in told(config, **options)["refusals"]]
+        refusals = [refusal["message"] for refusal in checked(config, **options)["refusals"]]
         assert refusals == ([] if why is None else [f"{tmp_path / 'val.csv'}: {why}"])
 
 
@@ -163,7 +163,7 @@ def test_duplicate_images_are_reported_with_their_splits(tmp_path: Path) -> None
     for split, name in (("val", "holiday.bmp"), ("train", "again.bmp")):
         with (tmp_path / f"{split}.csv").open("a") as file:
             file.write(f"{name},1,1,1\n")
-    content = told(config)
+    content = checked(config)
     assert [
         (item["first"]["split"], item["first"]["id"], item["second"]["split"], item["second"]["id"], item["refused"])
         for item in content["shared"]
@@ -178,8 +178,8 @@ def test_duplicate_images_are_reported_with_their_splits(tmp_path: Path) -> None
 def test_self_training_without_a_pool_is_refused(tmp_path: Path) -> None:
     config = write_root(tmp_path)
     (tmp_path / "pool.csv").unlink()
-    assert told(config)["ok"]
-    (refusal,) = told(config.replace({"self_training.rounds": 1}))["refusals"]
+    assert checked(config)["ok"]
+    (refusal,) = checked(config.replace({"self_training.rounds": 1}))["refusals"]
     assert "there is no pool" in refusal["message"]
 
 
@@ -188,7 +188,7 @@ def test_votes_are_counted_where_they_are_counts(tmp_path: Path, counts: str) ->
     config = write_root(tmp_path)
     rows = "".join(f"train{number}.png,{counts}\n" for number in range(8))
     (tmp_path / "train.csv").write_text(f"image_id,count_1,count_2,count_3\n{rows}")
-    votes = told(config, labels_only=True)["splits"]["train"]["votes"]
+    votes = checked(config, labels_only=True)["splits"]["train"]["votes"]
     assert votes == ({"min": 1, "median": 1, "max": 1} if counts == "1,0,0" else None)
 
 

@@ -198,16 +198,16 @@ def test_the_fingerprint_is_of_ids_and_labels(tmp_path: Path) -> None:
 def test_the_demo_is_drawn_once_and_then_read_like_any_data(tmp_path: Path) -> None:
     demo = {"train": 6, "val": 4, "test": 3, "pool": 2, "size": 20}
     settings = DataConfig.model_validate({"demo": demo, "resize": 20, "crop": 16})
-    told: list[str] = []
-    dataset = prepare(settings, ImageCache(tmp_path), lambda done, total, what: told.append(what))
+    reported: list[str] = []
+    dataset = prepare(settings, ImageCache(tmp_path), lambda done, total, what: reported.append(what))
     assert [len(dataset.train.ids), len(dataset.val.ids)] == [6, 4]
     assert dataset.test is not None
     assert dataset.pool is not None
     assert [len(dataset.test.ids), len(dataset.pool.ids)] == [3, 2]
     assert dataset.scale == (1.0, 10.0)
     assert dataset.threshold == 5.0
-    assert any("demo" in what for what in told)
-    told.clear()
-    again = prepare(settings, ImageCache(tmp_path), lambda done, total, what: told.append(what))
-    assert not told
+    assert any("demo" in what for what in reported)
+    reported.clear()
+    again = prepare(settings, ImageCache(tmp_path), lambda done, total, what: reported.append(what))
+    assert not reported
     assert again.train.fingerprint == dataset.train.fingerprint

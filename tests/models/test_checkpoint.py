@@ -117,15 +117,15 @@ def test_weights_of_another_model_are_refused_by_their_file(
         checkpoint.model()
 
 
-@pytest.mark.parametrize(("kind", "told"), [("onnx", "ONNX is not read"), ("timm", "a backbone alone")])
+@pytest.mark.parametrize(("kind", "reason"), [("onnx", "ONNX is not read"), ("timm", "a backbone alone")])
 def test_export_for_other_programs_is_refused_by_kind(
-    kind: Kind, told: str, study: StudyFolder, result: TrialResult, tmp_path: Path
+    kind: Kind, reason: str, study: StudyFolder, result: TrialResult, tmp_path: Path
 ) -> None:
     if kind == "onnx":
         pytest.importorskip("onnx")
     path = tmp_path / DEFAULT_NAMES[kind]
     write_model(trial_checkpoint(study, result), path, kind)
-    with pytest.raises(ModelError, match=rf"^{path}: .*{told}") as refused:
+    with pytest.raises(ModelError, match=rf"^{path}: .*{reason}") as refused:
         load_model_file(path)
     assert ("ckpt, safetensors" if kind == "timm" else "torch.save") in str(refused.value.hint)
 

@@ -38,9 +38,9 @@ def test_an_exported_file_has_the_metrics_of_result_json(
     place = ("--set", f"data.root={data_root}") if kind == "safetensors" else ()  # which does not contain their path
     done = command("evaluate", f"best.{kind}", "--json", "--predictions", "again.csv", *place)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["metrics"] == pytest.approx(result.metrics, abs=1e-5)
-    assert told["data"] == asdict(result.data["val"])
+    answer = json.loads(done.stdout)
+    assert answer["metrics"] == pytest.approx(result.metrics, abs=1e-5)
+    assert answer["data"] == asdict(result.data["val"])
     again, before = (pd.read_csv(file) for file in (tmp_path / "again.csv", trial.predictions_file))
     assert list(again.columns) == list(before.columns)
     np.testing.assert_allclose(again.drop(columns="image_id"), before.drop(columns="image_id"), atol=1e-5)
@@ -89,10 +89,10 @@ def test_model_without_tails_takes_those_of_a_training_file(
     arguments = ("evaluate", "imported.ckpt", "--csv", data_root / "test.csv")
     assert "name its file: --set data.train=FILE" in command(*arguments).stdout
     done = command(*arguments, "--json", "--set", f"data.train={data_root / 'train.csv'}")
-    told = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
     known = json.loads(command("evaluate", trial.path, "--split", "test", "--json").stdout)
-    assert told["metrics"] == known["metrics"]
-    assert told["tail_cuts"] == pytest.approx(known["tail_cuts"])
+    assert answer["metrics"] == known["metrics"]
+    assert answer["tail_cuts"] == pytest.approx(known["tail_cuts"])
     gone = command(*arguments, "--set", f"data.train={tmp_path / 'gone.csv'}")
     assert (gone.returncode, "gone.csv: no such file" in gone.stderr) == (2, True)
 
@@ -148,9 +148,9 @@ def test_scale_and_threshold_are_printed_with_the_metrics(command: Callable[...,
     assert refused.returncode == 2
     assert f"{file}:2: gt: '0' is outside the scale 1…10; " in refused.stderr
     assert "--set 'data.scale=[lowest,highest]'" in refused.stderr
-    told = json.loads(command("evaluate", "--from-predictions", file, "--set", "data.scale=[0,100]", "--json").stdout)
-    assert (told["scale"], told["threshold"], told["tail_cuts"]) == ([0, 100], 50, None)
-    assert told["metrics"]["accuracy"] == 0.99
+    answer = json.loads(command("evaluate", "--from-predictions", file, "--set", "data.scale=[0,100]", "--json").stdout)
+    assert (answer["scale"], answer["threshold"], answer["tail_cuts"]) == ([0, 100], 50, None)
+    assert answer["metrics"]["accuracy"] == 0.99
     plain = command("evaluate", "--from-predictions", file, "--set", "data.scale=[0,100]")
     assert "on a scale of 0…100, where more than 50 is beautiful" in plain.stdout
 
@@ -227,7 +227,7 @@ def test_predictions_are_written_where_nothing_is_lost(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("image_id,gt,score\na,5,5.1\nb,5,none\n", ":3: score: 'none' is not a number"),
         ("image_id,score\na,5\n", "no column gt"),
@@ -240,16 +240,16 @@ def test_predictions_are_written_where_nothing_is_lost(
         ("image_id,gt,score,score02,score3\na,5,5,1,0\n", "there is no column score2, but score02 is there"),
     ],
 )
-def test_a_wrong_file_of_predictions_is_refused(text: str, told: str, tmp_path: Path) -> None:
+def test_a_wrong_file_of_predictions_is_refused(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "wrong.csv"
     file.write_text(text)
     with pytest.raises(DataError, match=r"wrong\.csv") as refused:
         evaluate_predictions(file, NO_DATA)
-    assert told in refused.value.message
+    assert message in refused.value.message
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((), "either a model, or --from-predictions"),
         (("nothing", "--json"), "nothing"),
@@ -259,11 +259,11 @@ def test_a_wrong_file_of_predictions_is_refused(text: str, told: str, tmp_path: 
     ],
 )
 def test_model_that_cannot_be_evaluated_is_one_clear_error(
-    arguments: tuple[str, ...], told: str, command: Callable[..., Any]
+    arguments: tuple[str, ...], message: str, command: Callable[..., Any]
 ) -> None:
     done = command("evaluate", *arguments)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 

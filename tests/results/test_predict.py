@@ -142,7 +142,7 @@ def test_a_model_that_predicts_no_numbers_is_the_reason(diverged: Checkpoint, ph
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("photos", "--json", "--out", "scores.csv"), "predict: --json and --out exclude each other"),
         (("photos", "--set", "data.crop=64"), "--set: data.crop: has no effect here; what has: data.columns.id"),
@@ -152,10 +152,10 @@ def test_a_model_that_predicts_no_numbers_is_the_reason(diverged: Checkpoint, ph
     ],
 )
 def test_options_without_effect_are_refused(
-    arguments: tuple[str, ...], told: str, trial: TrialFolder, photos: Path, command: Callable[..., Any]
+    arguments: tuple[str, ...], message: str, trial: TrialFolder, photos: Path, command: Callable[..., Any]
 ) -> None:
     done = command("predict", trial.path, *arguments)
-    assert (done.returncode, done.stdout, done.stderr.startswith(f"elta-tune: {told}")) == (2, "", True), done.stderr
+    assert (done.returncode, done.stdout, done.stderr.startswith(f"elta-tune: {message}")) == (2, "", True), done.stderr
 
 
 def test_the_column_of_ids_may_be_named(
@@ -210,8 +210,8 @@ def test_predictions_can_be_sharpened_despite_a_broken_image(
     options = ("--space", "low.yaml", "--trials", "5", "--json", "--set", "sharpening.threshold=0.01")
     done = command("sharpen", "logits.csv", *holdout, *options)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert (told["left_out"], told["pool"]["images"], told["scale"]) == (1, 4, [1, 5])
+    answer = json.loads(done.stdout)
+    assert (answer["left_out"], answer["pool"]["images"], answer["scale"]) == (1, 4, [1, 5])
     val = pd.read_csv(trial.predictions_file)["image_id"][0]
     (photos / val).write_bytes((photos / "test_000.png").read_bytes())
     assert command("predict", trial.path, photos, "--out", "logits.csv", "--force").returncode == 0
@@ -238,21 +238,21 @@ def test_a_name_that_is_not_utf8_is_written_with_escapes(
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
+    ("raised", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory."), OutOfMemoryError),
         (RuntimeError("expected scalar type Half"), RuntimeError),
     ],
 )
 def test_a_fault_of_the_model_is_not_blamed_on_the_file(
-    raised: Exception, told: type[Exception], trial: TrialFolder, photos: Path, tmp_path: Path
+    raised: Exception, expected: type[Exception], trial: TrialFolder, photos: Path, tmp_path: Path
 ) -> None:
     def failing(*arguments: object) -> None:
         raise raised
 
     checkpoint = load_model(str(trial.path), tmp_path)
     predictions = predict_images(checkpoint, list_images([photos]), batch_size=2)
-    with register_module_forward_pre_hook(failing), pytest.raises(told) as refused:
+    with register_module_forward_pre_hook(failing), pytest.raises(expected) as refused:
         write_table(tmp_path / "scores.csv", predictions, 5)
     assert not list(tmp_path.glob("*scores*"))
     if isinstance(refused.value, OutOfMemoryError):

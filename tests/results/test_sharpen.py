@@ -188,17 +188,17 @@ def test_the_command_writes_what_self_training_would_train_on(tmp_path: Path, co
     write_predictions(tmp_path / "logits.csv", 300)
     done = command("sharpen", "logits.csv", "--trials", "40", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
     table = pd.read_csv(tmp_path / "pseudo_labels.csv", dtype={"image_id": str})
-    assert len(table) == told["pool"]["selected"] == sum(told["pool"]["spread"].values())
-    assert told["pool"]["diagnosis"]["mae"] > 0
+    assert len(table) == answer["pool"]["selected"] == sum(answer["pool"]["spread"].values())
+    assert answer["pool"]["diagnosis"]["mae"] > 0
     assert list(table.columns[:4]) == ["image_id", "score", "confidence", "sharpened_1"]
-    assert (table["confidence"] > told["best"]["params"]["sharpening.threshold"]).all()
+    assert (table["confidence"] > answer["best"]["params"]["sharpening.threshold"]).all()
     np.testing.assert_allclose(table.filter(regex="^raw_").sum(axis=1), 1, atol=1e-5)
     refused = command("sharpen", "logits.csv")
     assert (refused.returncode, "--force" in refused.stderr) == (2, True)
     plain = command("sharpen", "logits.csv", "--trials", "40", "--force")
-    assert f"{told['pool']['selected']} of 150 images are pseudo-labelled" in plain.stdout
+    assert f"{answer['pool']['selected']} of 150 images are pseudo-labelled" in plain.stdout
 
 
 def test_the_space_that_ships_varies_sharpening(recipe: TrialConfig, tmp_path: Path) -> None:
@@ -248,8 +248,8 @@ def test_a_pool_is_judged_by_the_hold_outs_own_scale_and_tails(
     (tmp_path / "trial" / "result.json").unlink()
     with pytest.raises(DataError, match=r"predictions\.csv:2: gt: .* is outside the scale 1…5; .*data\.scale"):
         search(pool, holdout, space, recipe)
-    told = search(pool, holdout, space, recipe.replace({"data.scale": [0, 100]}))
-    assert told.best.metrics["mae"] < 20
+    searched = search(pool, holdout, space, recipe.replace({"data.scale": [0, 100]}))
+    assert searched.best.metrics["mae"] < 20
 
 
 def test_images_that_could_not_be_read_are_left_out_and_counted(

@@ -56,11 +56,11 @@ def test_a_study_is_its_best_trial_and_a_number_any(runs: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("reference", "told"),
+    ("reference", "message"),
     [("first:7", "has no trial 7"), ("fist", "did you mean 'first'"), ("first:x", "no study 'first:x'")],
 )
-def test_missing_files_are_reported(reference: str, told: str, runs: Path) -> None:
-    with pytest.raises(StudyError, match=told):
+def test_missing_files_are_reported(reference: str, message: str, runs: Path) -> None:
+    with pytest.raises(StudyError, match=message):
         load_model(reference, runs)
 
 
@@ -105,8 +105,8 @@ def test_the_weights_in_a_trials_folder_are_the_trial(runs: Path) -> None:
 def test_mistyped_file_is_reported_as_one(reference: str, runs: Path) -> None:
     with pytest.raises(StudyError) as refused:
         load_model(reference, runs)
-    told = f"{reference}: there is no such file or trial, and there is no study {reference!r} in {runs}"
-    assert refused.value.message.startswith(told)
+    message = f"{reference}: there is no such file or trial, and there is no study {reference!r} in {runs}"
+    assert refused.value.message.startswith(message)
 
 
 def test_trial_that_failed_before_its_first_epoch_has_a_cause(

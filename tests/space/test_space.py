@@ -197,9 +197,9 @@ def test_unreadable_entry_does_not_hide_other_errors(write):
     ],
 )
 def test_malformed_space_is_reported_with_field_and_line(text, expected, write):
-    told = refusal(load_space, write(text), TrialConfig())
-    assert len(told) >= len(expected)
-    for wanted, line in zip(expected, told, strict=False):
+    lines = refusal(load_space, write(text), TrialConfig())
+    assert len(lines) >= len(expected)
+    for wanted, line in zip(expected, lines, strict=False):
         assert wanted in line
 
 
@@ -230,13 +230,13 @@ def test_an_empty_space_lacks_its_parameters(write):
     ],
 )
 def test_either_end_of_a_range_builds_a_recipe(parameter, bad_end, check):
-    told = refusal(check, parameter)
-    assert f"2: parameters.{parameter.partition(':')[0]}: {bad_end}" in " ".join(told)
+    lines = refusal(check, parameter)
+    assert f"2: parameters.{parameter.partition(':')[0]}: {bad_end}" in " ".join(lines)
 
 
 def test_both_ends_out_of_range_are_reported(check):
-    told = refusal(check, "sharpening.threshold: {type: float, low: -1, high: 2}", self_training__rounds=1)
-    assert [line.partition(": should")[2] for line in told] == [
+    lines = refusal(check, "sharpening.threshold: {type: float, low: -1, high: 2}", self_training__rounds=1)
+    assert [line.partition(": should")[2] for line in lines] == [
         " be greater than or equal to 0, not -1.0",
         " be less than 1, not 2.0",
     ]
@@ -397,8 +397,8 @@ def test_a_field_may_vary_only_where_its_feature_is_on(switch, field, check):
 def test_a_condition_that_never_holds_is_refused(when, field, own, check):
     others = ("self_training.rounds: {type: int, low: 0, high: 2}", "mixup.tau_1: {type: float, low: 0.1, high: 1}")
     when = when if when.startswith("[") else f"'{when}'"
-    told = refusal(check, *others, f"optim.lr: {{type: float, low: 0.1x, high: 10x, when: {when}}}")
-    assert told == [f"4: parameters.optim.lr: its condition never holds: {field} {own}"]
+    lines = refusal(check, *others, f"optim.lr: {{type: float, low: 0.1x, high: 10x, when: {when}}}")
+    assert lines == [f"4: parameters.optim.lr: its condition never holds: {field} {own}"]
 
 
 @pytest.mark.parametrize(
@@ -563,8 +563,8 @@ def test_grid_has_each_valid_combination_once(check):
 
 def test_grid_that_is_uncountable_or_too_large_is_refused(check):
     fields = ("optim.lr: {type: float, low: 0, high: 1, step: 1e-5}", "training.epochs: {type: int, low: 1, high: 20}")
-    told = refusal(check, *fields, top="sampler: {name: grid}\n", optim__lr=1e-5)
-    assert "a grid of 2,000,020 combinations is too large; the limit is 10,000: use larger" in told[-1]
+    lines = refusal(check, *fields, top="sampler: {name: grid}\n", optim__lr=1e-5)
+    assert "a grid of 2,000,020 combinations is too large; the limit is 10,000: use larger" in lines[-1]
     one_value = "optim.lr: {type: float, low: 1x, high: 1x}"
     assert check(one_value, top="sampler: {name: grid}\n").grid(TrialConfig()) == [{"optim.lr": 1e-5}]
 
@@ -618,8 +618,8 @@ def test_score_head_also_fixes_self_training(check):
 
 def test_sampler_blind_to_pruned_trials_refuses_a_pruner(check):
     top = "sampler: {name: gp}\npruner: {name: median}\n"
-    told = "pruner.name: should be none with the gp sampler, not median"
-    assert told in refusal(check, FULL[0], top=top)[0]
+    message = "pruner.name: should be none with the gp sampler, not median"
+    assert message in refusal(check, FULL[0], top=top)[0]
     assert check(FULL[0], top=top.replace("median", "none")).sampler.name == "gp"
 
 

@@ -118,11 +118,11 @@ def test_images_taken_more_or_fewer_at_a_time_are_other_features(config: TrialCo
 
 def test_a_pool_that_no_round_reads_is_left_out(config: TrialConfig, tmp_path: Path) -> None:
     dataset = open_dataset(config.data, ImageCache(tmp_path / "cache"))
-    told: list[str] = []
+    seen: list[str] = []
     for rounds, splits in ((0, {"train", "val"}), (1, {"train", "val", "pool"})):
         changed = config.replace({"self_training.rounds": rounds})
-        compute_frozen(changed, dataset, ImageCache(tmp_path / "cache"), lambda done, total, what: told.append(what))
-        assert {what.split()[-2] for what in told} == splits
+        compute_frozen(changed, dataset, ImageCache(tmp_path / "cache"), lambda done, total, what: seen.append(what))
+        assert {what.split()[-2] for what in seen} == splits
 
 
 def test_features_are_listed_and_removed_as_cache_parts(config: TrialConfig, tmp_path: Path) -> None:

@@ -103,10 +103,10 @@ class NniStudies:
     def address(self, command: subprocess.Popen[str]) -> tuple[str, int]:
         """The web UI's URL and port, once the command says them."""
 
-        def told() -> re.Match[str] | None:
+        def printed_address() -> re.Match[str] | None:
             return re.search(r"http://127\.0\.0\.1:(\d+)/\w+/", self.said(command))
 
-        found = told() if command.poll() == 0 else self.wait_for(told, command)
+        found = printed_address() if command.poll() == 0 else self.wait_for(printed_address, command)
         assert found is not None
         return found[0], int(found[1])
 

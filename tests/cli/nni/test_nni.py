@@ -196,9 +196,9 @@ def test_the_epochs_are_drawn_as_curves(page, running, nni_studies):
     page.get_by_text("Intermediate result", exact=True).click()
     page.wait_for_selector("canvas")
     assert_drawn(page, "curves", top=200, bottom=500)
-    told = nni_studies.query(NAME, "select trialJobId, sequence, data from MetricData where type = 'PERIODICAL'")
+    values = nni_studies.query(NAME, "select trialJobId, sequence, data from MetricData where type = 'PERIODICAL'")
     for number, result in nni_studies.results(NAME).items():
-        curve = [json.loads(json.loads(data)) for trial, _, data in told if trial == result.get("nni_trial_id")]
+        curve = [json.loads(json.loads(data)) for trial, _, data in values if trial == result.get("nni_trial_id")]
         lines = nni_studies.epochs(NAME, number)
         assert [metrics["default"] for metrics in curve] == [line["srcc"] for line in lines]
         assert [metrics["accuracy"] for metrics in curve] == [line["accuracy"] for line in lines]

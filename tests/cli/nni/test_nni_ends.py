@@ -89,9 +89,9 @@ def test_a_trial_resumes_under_its_id_whatever_ended_its_study(studies):
 
 
 def test_a_killed_node_or_tuner_ends_its_study_with_a_message(studies):
-    told = {"node": "NNI's node process was ended from outside", "tuner": "NNI's tuner died"}
+    messages = {"node": "NNI's node process was ended from outside", "tuner": "NNI's tuner died"}
     (studies.root / "waits").touch()
-    commands = {kind: studies.start(*RUN, "--name", kind, *NEW) for kind in told}
+    commands = {kind: studies.start(*RUN, "--name", kind, *NEW) for kind in messages}
     alone = studies.start(*RUN, "--name", "alone", *NEW)
     ports = {kind: studies.address(command)[1] for kind, command in commands.items()}
     for kind, command in commands.items():
@@ -99,7 +99,7 @@ def test_a_killed_node_or_tuner_ends_its_study_with_a_message(studies):
         studies.kill(kind, kind)
     for kind, command in commands.items():
         assert command.wait(240) == 2, studies.said(command)
-        assert f"elta-tune: {told[kind]}" in studies.said(command)
+        assert f"elta-tune: {messages[kind]}" in studies.said(command)
     # Nobody watches, and node is killed: its children end with it.
     studies.wait_for(lambda: studies.processes("trial", "alone") and studies.epochs("alone"), alone)
     alone.kill()
@@ -120,9 +120,9 @@ def test_failures_of_one_cause_or_a_used_up_grid_end_a_study(studies):
     arguments = ("run", "--recipe", "tiny.yaml", "--backend", "nni", "--space")
     commands = {sampler: studies.start(*arguments, f"{sampler}.yaml") for sampler in ("random", "grid")}
     ports = [studies.address(command)[1] for command in commands.values()]
-    told = {"random": (2, f"elta-tune: 3 trials in a row failed alike: {fault}"), "grid": (0, "2 trials: 2 failed")}
+    endings = {"random": (2, f"elta-tune: 3 trials in a row failed alike: {fault}"), "grid": (0, "2 trials: 2 failed")}
     for sampler, command in commands.items():
-        code, line = told[sampler]
+        code, line = endings[sampler]
         assert (command.wait(240), line in studies.said(command)) == (code, True), studies.said(command)
         results = studies.results(f"{sampler}-tiny-nni")
         assert [result["reason"] for result in results.values()] == [fault] * (3 if sampler == "random" else 2)

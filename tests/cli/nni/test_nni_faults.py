@@ -11,7 +11,7 @@ root, study = Path("{root}"), Path(os.environ.get("ELTA_TUNE_NNI_STUDY", "")).na
 number = os.environ.get("NNI_TRIAL_SEQ_ID")
 is_tuner = number is None and os.environ.get("SDK_PROCESS") == "dispatcher"
 
-if is_tuner and study == "cut" and not (root / "mended").exists():
+if is_tuner and study == "cut" and not (root / "repaired").exists():
     if (root / "again").exists():
         print("ImportError: no module named that", file=sys.stderr, flush=True)
         os._exit(3)
@@ -86,7 +86,7 @@ def without_a_trial(studies):
     ends = [studies.run(*CUT)]
     (studies.root / "again").touch()
     ends.append(studies.run(*CUT))
-    (studies.root / "mended").touch()
+    (studies.root / "repaired").touch()
     return ends
 
 
@@ -123,8 +123,8 @@ def test_kills_and_a_lost_request_cost_no_epoch(studies, without_a_trial):
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
         assert len(lines) in (epochs, epochs + number)  # trial 1 trains while its verdict is on its way
         assert lines[:2] == kept[number]  # nothing was trained again
-        told = f"select sequence from MetricData where type = 'PERIODICAL' and trialJobId = '{trial}' order by sequence"
-        assert studies.query("cut", told) == [(step,) for step in range(epochs)]  # each epoch was reported to NNI once
+        sql = f"select sequence from MetricData where type = 'PERIODICAL' and trialJobId = '{trial}' order by sequence"
+        assert studies.query("cut", sql) == [(step,) for step in range(epochs)]  # each epoch was reported to NNI once
     assert "not reported: NNI does not answer" in studies.root.joinpath("runs/cut/trials/0000/log.txt").read_text()
     assert studies.processes(study="cut") == []
 

@@ -185,10 +185,10 @@ def test_bad_image_is_left_out_with_a_reason_and_others_kept(tmp_path: Path, nam
     config = write_root(tmp_path, [file])
     (tmp_path / "images" / file).write_bytes(content())
     train = prepare(config, ImageCache(tmp_path / "cache")).train
-    ((left_out, told),) = train.left_out
+    ((left_out, given_reason),) = train.left_out
     assert left_out == file
-    assert told
-    assert reason in told
+    assert given_reason
+    assert reason in given_reason
     assert train.ids.tolist() == ["good.png"]
     assert train.images[SIZE].gather(np.array([0]))[0, 0, 0].tolist() == [0, 90, 90]
     with pytest.raises(DataError, match="1 of 2 images is missing or unreadable"):

@@ -30,7 +30,7 @@ from elta_tune.errors import DataError
 
 builder.COMMIT_SECONDS = float("inf")  # it commits by the number of images alone
 
-def told(done, total, what):
+def report(done, total, what):
     print(done, flush=True)
     time.sleep(float(sys.argv[3]))
 
@@ -40,7 +40,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFIN
 files = sorted(map(str, Path(sys.argv[1]).iterdir()))
 try:
     cache = ImageCache(Path(sys.argv[2]))
-    cache.complete(cache.look_up(files, (24, 16)), told, "decoding")
+    cache.complete(cache.look_up(files, (24, 16)), report, "decoding")
 except DataError as error:
     print("refused:", error.message, flush=True)
 """
@@ -179,12 +179,12 @@ def test_killed_build_resumes(tmp_path: Path, decoded: list[tuple[int, ...]]) ->
     for file in tmp_path.glob("cache/*/*/*.bin"):  # and its last writes are torn
         with file.open("ab") as stream:
             stream.write(b"torn")
-    told: list[int] = []
+    reported: list[int] = []
     known = ImageCache(tmp_path / "cache").look_up(files, SIZES)
     assert len(known.decoded) >= builder.COMMIT_IMAGES
-    cached = ImageCache(tmp_path / "cache").complete(known, lambda done, total, what: told.append(done), "decoding")
-    assert told == list(range(len(known.decoded) + 1, count + 1))
-    assert len(decoded) == len(told)
+    cached = ImageCache(tmp_path / "cache").complete(known, lambda done, total, what: reported.append(done), "decoding")
+    assert reported == list(range(len(known.decoded) + 1, count + 1))
+    assert len(decoded) == len(reported)
     assert_right(cached, files)
 
 

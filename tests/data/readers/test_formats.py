@@ -431,12 +431,12 @@ AMBIGUOUS = {
 
 @pytest.mark.parametrize("name", AMBIGUOUS)
 def test_ambiguous_names_are_refused_with_candidates(tmp_path: Path, name: str) -> None:
-    content, told = AMBIGUOUS[name]
+    content, parts = AMBIGUOUS[name]
     (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises(EltaTuneError) as error:
         read_ratings(tmp_path / "train.csv", DataConfig(scale=(1, 5)))
     message = f"{error.value.message} {error.value.hint}"
-    assert all(part in message for part in [str(tmp_path / "train.csv"), *told]), message
+    assert all(part in message for part in [str(tmp_path / "train.csv"), *parts]), message
 
 
 REFUSED = {
@@ -529,7 +529,7 @@ def test_a_bad_row_of_any_form_is_named_by_its_line(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize(
-    ("content", "file", "told"),
+    ("content", "file", "expected"),
     [
         (b"[1, 2]", "a.json", "list of objects"),
         (b'[{"image": 1},\n oops]', "a.json", "a.json:2: not JSON"),
@@ -539,12 +539,12 @@ def test_a_bad_row_of_any_form_is_named_by_its_line(tmp_path: Path, name: str) -
         (lines("name,score,name", "a,1,b"), "a.csv", "name: two columns"),
     ],
 )
-def test_file_that_is_not_a_table_is_refused(tmp_path: Path, content: Any, file: str, told: str) -> None:
+def test_file_that_is_not_a_table_is_refused(tmp_path: Path, content: Any, file: str, expected: str) -> None:
     content(tmp_path / file) if callable(content) else (tmp_path / file).write_bytes(content)
     with pytest.raises(EltaTuneError) as error:
         read_ratings(tmp_path / file, DataConfig())
     assert str(tmp_path / file) in error.value.message
-    assert told in error.value.message
+    assert expected in error.value.message
 
 
 @pytest.mark.parametrize("name", ["ArtiMuse", "ICAA17K", "pyiqa", "plain CSV"])

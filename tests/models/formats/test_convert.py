@@ -140,8 +140,8 @@ def assert_same_features(model: Any, checkpoint: Checkpoint, size: int) -> None:
 def test_model_card_has_metrics_split_and_config_but_no_paths(tmp_path: Path) -> None:
     write_model(new_checkpoint("test_resnet", 54), tmp_path / "best.safetensors", "safetensors")
     card = (tmp_path / "best.md").read_text()
-    for told in ("| srcc | 0.7123 |", "| n_low | 3 |", "val.csv, 7 images, hash abc", "backbone: test_resnet"):
-        assert told in card
+    for fact in ("| srcc | 0.7123 |", "| n_low | 3 |", "val.csv, 7 images, hash abc", "backbone: test_resnet"):
+        assert fact in card
     assert "to be filled in" in card
     assert "private" not in card
 

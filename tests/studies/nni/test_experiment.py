@@ -83,9 +83,9 @@ def test_a_trial_refuses_the_parameters_of_another(without, tmp_path, monkeypatc
             results += [event.result] if isinstance(event, Finished) else []
             watcher.interrupted |= len(results) == 2
     assert members(NniFolder(study_folder)) == []
-    told = {result.trial: result.reason for result in results}
-    assert sorted(told) == [0, 1]
-    for number, reason in told.items():
+    reasons = {result.trial: result.reason for result in results}
+    assert sorted(reasons) == [0, 1]
+    for number, reason in reasons.items():
         wrong = f"parameter_id {1 - number}, on record are {number}"
         assert reason == f"NNI sent the parameters of another trial: {wrong}"
         assert study_folder.trial(number).epochs() == []

@@ -66,8 +66,8 @@ OUTSIDE += ["/{prefix}x/", "//{prefix}/", "/%2f{prefix}/", "/x/../{prefix}/"]
 
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_nothing_is_served_without_the_secret(node, path):
-    told = "forbidden: open the whole address that the command printed; elta-tune ui prints it again\n"
-    assert ask(node, path) == (403, told)
+    refusal = "forbidden: open the whole address that the command printed; elta-tune ui prints it again\n"
+    assert ask(node, path) == (403, refusal)
 
 
 def test_each_request_of_a_connection_needs_the_secret(node):

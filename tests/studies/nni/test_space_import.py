@@ -145,7 +145,7 @@ def test_a_space_that_went_to_nni_and_back_has_the_same_trials(parameters):
 
 
 @pytest.mark.parametrize(
-    ("space", "told"),
+    ("space", "message"),
     [
         ({"lrr": {"_type": "uniform", "_value": [0, 1]}}, "lrr: is not a field of a recipe that a study can vary"),
         ({"name": {"_type": "choice", "_value": [1]}}, None),
@@ -194,13 +194,13 @@ def test_a_space_that_went_to_nni_and_back_has_the_same_trials(parameters):
         ),
     ],
 )  # fmt: skip
-def test_unsupported_entries_are_refused_by_name(space, told):
-    if told is None:
+def test_unsupported_entries_are_refused_by_name(space, message):
+    if message is None:
         assert parameters_of(space, source="x") == {"optim.name": {"type": "categorical", "choices": [1]}}
         return
     with pytest.raises(ConfigError) as caught:
         parameters_of(space, source="x.json")
-    assert f"x.json: {told}" in caught.value.message
+    assert f"x.json: {message}" in caught.value.message
 
 
 def test_every_fault_is_reported_at_once():
@@ -236,7 +236,7 @@ def test_unsupported_entries_become_a_comment_above_the_space(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "message"),
     [
         ("a.py", "x = {'lr': {'_type': 'choice', '_value': list(range(3))}}", r"a\.py:1: the search space is computed"),
         ("a.py", "x = 1", "should assign one dictionary .* but has none"),
@@ -253,9 +253,9 @@ def test_unsupported_entries_become_a_comment_above_the_space(tmp_path):
         ("absent.json", None, "can't be read"),
     ],
 )  # fmt: skip
-def test_a_file_without_a_readable_space_is_refused(tmp_path, name, text, told):
+def test_a_file_without_a_readable_space_is_refused(tmp_path, name, text, message):
     file = tmp_path / name
     if text is not None:
         file.write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         from_nni(file)

@@ -80,7 +80,7 @@ def report(reporter, tmp_path, *lines):
         reporter.report(record)
 
 
-def told():
+def received_metrics():
     """The metrics that node has heard of."""
     return [json.loads(command["metric"]) for _, command in Node.heard]
 
@@ -98,7 +98,7 @@ LINE = {"step": 1, "round": 0, "srcc": 0.5, "plcc": 0.4, "accuracy": 0.75, "mae"
 def test_an_epoch_is_reported_once_with_its_objective_as_default(reporter, tmp_path):
     report(reporter("plcc"), tmp_path, *({**LINE, "step": step} for step in (1, 1, 2, 3)))
     assert {path for path, _ in Node.heard} == {"/secret/env/local-env/abc"}
-    metrics = told()
+    metrics = received_metrics()
     assert [metric["sequence"] for metric in metrics] == [0, 2]  # node knows of the second, from before a restart
     assert {(m["type"], m["parameter_id"], m["trial_job_id"]) for m in metrics} == {("PERIODICAL", 7, "abc")}
     assert list(json.loads(metrics[0]["value"]).items()) == [
@@ -137,11 +137,11 @@ def test_requests_that_fail_while_node_lives_lose_nothing(reporter, tmp_path, fa
     reporter = reporter()
     Node.failing = failing
     report(reporter, tmp_path, LINE)
-    assert len(told()) == (0 if failing == nni_channel.TRIES else 1)
+    assert len(received_metrics()) == (0 if failing == nni_channel.TRIES else 1)
     report(reporter, tmp_path, {**LINE, "step": 3, "srcc": 0.6})
     Node.failing = failing
     reporter.finish({**LINE, "srcc": 0.6})  # a result that NNI does not take does not undo the trial
-    sent = [(m["type"], m["sequence"], json.loads(m["value"])["default"]) for m in told()]
+    sent = [(m["type"], m["sequence"], json.loads(m["value"])["default"]) for m in received_metrics()]
     final = [] if failing == nni_channel.TRIES else [("FINAL", 0, 0.6)]
     assert sent == [("PERIODICAL", 0, 0.5), ("PERIODICAL", 2, 0.6), *final]
 
