@@ -67,7 +67,7 @@ def images_folder(config: DataConfig, listed: ImageList) -> str:
 
 
 def fingerprint(ids: NDArray[np.object_], scores: NDArray[np.float64] | None) -> str:
-    """A hash of the ids and labels of a split, in whatever order: results are compared on the same one only."""
+    """A hash of the ids and labels of a split in any order: only results with the same hash are compared."""
     order = sorted(range(len(ids)), key=ids.__getitem__)
     digest = hashlib.blake2b(id_bytes("\0".join(ids[order])), digest_size=8)
     digest.update(b"" if scores is None else scores[order].round(6).tobytes())

@@ -162,7 +162,7 @@ def _pixel_digest(file: str) -> bytes:
 
 
 def _look_alike(previews: Previews) -> Index:
-    """The images (M,) of which there is another with its size and nearly its thumbnail, in their order."""
+    """The images (M,) that share size and nearly the thumbnail with another one, in their order."""
     _, sizes = np.unique(previews["size"], axis=0, return_inverse=True)
     order = np.argsort(sizes, kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(sizes))[:-1]) if len(order) else []

@@ -73,7 +73,7 @@ def open_dataset(config: DataConfig, cache: ImageCache, splits: Sequence[str] = 
 def open_split(
     config: DataConfig, name: LabelledName, cache: ImageCache, progress: Progress = no_progress
 ) -> tuple[Split, Ratings]:
-    """One split alone, decoded if it is not, and its rating file, which contains scale and threshold.
+    """A single split, decoded if necessary, and its rating file, which contains scale and threshold.
 
     Raises:
         DataError: the split does not exist, a file is missing or wrong, or too many images are missing.

@@ -102,7 +102,7 @@ def _split(
 
 
 def _images(examined: Examined, name: SplitName) -> dict[str, Any] | None:
-    """How many images are there; `unreadable` and `used` are unknown where they were not decoded."""
+    """Counts of images; `unreadable` and `used` are unknown if the images were not decoded."""
     if name not in examined.located:
         return None
     located, cached = examined.located[name], examined.cached.get(name)

@@ -14,7 +14,7 @@ from elta_tune.data.splits import SPLITS, SplitRatings, read_splits
 
 @dataclass(frozen=True)
 class ResolvedData:
-    """A `data` section that names files, and what they contain; the rooms below take this alone."""
+    """A `data` section with its files resolved, and their content: the only input of later steps."""
 
     config: DataConfig
     ratings: SplitRatings

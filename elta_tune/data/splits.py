@@ -109,7 +109,7 @@ def hold_out(ratings: Ratings, split: SplitConfig) -> NDArray[np.str_]:
 
 
 def hash_ranks(ids: NDArray[np.object_], seed: int) -> NDArray[np.uint64]:
-    """A number (N,) for each image, which depends on its id and the seed alone."""
+    """A number (N,) for each image, which depends only on its id and the seed."""
     digests = [hashlib.blake2b(id_bytes(f"{seed}\0{name}"), digest_size=8).digest() for name in ids]
     return np.frombuffer(b"".join(digests), dtype=">u8")
 

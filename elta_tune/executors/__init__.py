@@ -109,7 +109,7 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends whatever still runs, at once."""
+        """Ends all running trials at once."""
         ...
 
 

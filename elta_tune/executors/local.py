@@ -29,7 +29,7 @@ class Server:
     def __init__(self) -> None:
         self.owner = os.getpid()
         self.control, theirs = socket.socketpair()
-        # The kernel ends it with the thread that starts it, of which only the main one is sure to live long enough.
+        # The kernel ends it with the thread that starts it; only the main thread surely lives long enough.
         is_main = threading.current_thread() is threading.main_thread()
         command = python_command("elta_tune.executors.server", *([str(self.owner)] if is_main else []))
         # It starts with SIGINT blocked: a Ctrl-C before it ignores that would end it.
@@ -132,7 +132,7 @@ class LocalExecutor:
             self._running[number].reports.send(verdict)
 
     def close(self) -> None:
-        """Ends whatever still runs, at once."""
+        """Ends all running trials at once."""
         for running in self._running.values():
             with suppress(OSError):
                 running.watch.send("kill")
@@ -160,7 +160,7 @@ class LocalExecutor:
         except (EOFError, OSError):
             running.server.kill()  # it died, and takes a moment; the next trial has another one
         with suppress(EOFError, OSError):
-            while True:  # until the process is gone, also without a server that knows
+            while True:  # until the process is gone, even if the server is, too
                 running.reports.recv()
         running.watch.close()
         running.reports.close()

@@ -120,7 +120,7 @@ def _run(server: int, reports: Connection, life: Connection) -> NoReturn:
 
         work(reports, life)
         code = 0
-    except BaseException:  # whatever it is, no code of the server may run in this process
+    except BaseException:  # whatever was raised, no code of the server may run in this process
         traceback.print_exc()
     finally:
         try:

@@ -1,4 +1,4 @@
-"""The model card: what one should know of a model that is passed on."""
+"""The model card: what users of a shared model should know."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command is asked to write: looked at before the work is done, not after."""
+"""Output paths of commands, checked before the work starts."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class StudyFolder:
         write_text(self.study_file, study_yaml)
 
     def trial(self, number: int) -> TrialFolder:
-        """The folder of a trial, whether it is there or not."""
+        """The folder of a trial, which need not exist."""
         return TrialFolder(self.path / "trials" / f"{number:04d}")
 
     def trials(self) -> list[tuple[int, TrialFolder]]:
@@ -57,7 +57,7 @@ class StudyFolder:
         return [(number, self.trial(number)) for number in numbers]
 
     def restart_damaged(self) -> list[str]:
-        """Lets each unfinished trial begin again whose saved state is damaged; returns a line for each.
+        """Makes each unfinished trial with a damaged saved state start again; returns a line for each.
 
         Raises:
             StudyError: a file can't be read, or the result of a trial is damaged.

@@ -268,7 +268,7 @@ class TrialFolder:
         return self.path / "pseudo_labels" / f"round_{round}.csv"
 
     def append(self, record: EpochRecord) -> None:
-        """Appends an epoch to `metrics.jsonl`, unless it is there.
+        """Appends an epoch to `metrics.jsonl`, unless it is already there.
 
         Raises:
             DamagedError: a line of it is damaged.
@@ -327,7 +327,7 @@ class TrialFolder:
             return SavedEpoch(record, best, {**content, "best_weights": load_file(self.best_file)})
         except (DamagedError, OSError):
             raise
-        except Exception as error:  # whatever torch and safetensors raise for content that is not theirs
+        except Exception as error:  # torch and safetensors may raise anything for foreign content
             raise DamagedError(f"{self.last_file}: is damaged: {type(error).__name__}: {error}") from error
 
     def finish(self, result: TrialResult, predictions: pd.DataFrame | None) -> None:
@@ -348,7 +348,7 @@ class _PlainValues(pickle.Unpickler):
     """Reads the plain values of a pickle; it makes no other objects and runs no code of the file."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Dictionaries with an order are plain; whatever else is named becomes None."""
+        """Ordered dictionaries become plain ones; any other class becomes None."""
         return OrderedDict if (module, name) == ("collections", "OrderedDict") else lambda *_: None
 
     def persistent_load(self, pid: object) -> None:
@@ -373,7 +373,7 @@ def _saved_steps(file: Path) -> tuple[int, int]:
                 return int(content["step"]), int(content["best"]["step"])
         except OSError:
             raise
-        except Exception as error:  # whatever zipfile, zlib and pickle raise for content that is not theirs
+        except Exception as error:  # zipfile, zlib and pickle may raise anything for foreign content
             raise DamagedError(f"{file}: is damaged: {type(error).__name__}: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Files of predictions: ours, and `test_result.csv` and `logits.csv` of ELTA's released code.
+"""Files of predictions: elta-tune's, and `test_result.csv` and `logits.csv` of ELTA's released code.
 
 Their columns are `image_id,gt,score[,score2,score3…]`; score2 is the share, or the logit, of the lowest rating. Those
 that `predict` writes have no `gt`, and a `reason` where an image has no score.

@@ -115,7 +115,7 @@ def search_sharpening(
     metric: str = BALANCED,
     trials: int = 200,
 ) -> list[Choice]:
-    """Tries temperatures and thresholds on predictions whose truth is known.
+    """Tries temperatures and thresholds on predictions with known true scores.
 
     The first one is the recipe's (the paper's, by default). Only choices count that select some images of both tails.
 
@@ -295,7 +295,7 @@ def _sharpenable(path: Path) -> PredictionFile:
 
 
 def _refuse_strangers(holdout: PredictionFile, pool: PredictionFile) -> None:
-    """Refuses a pool of which another model predicted than of the hold-out, or with images of it."""
+    """Refuses a pool that another model predicted than the hold-out, or that shares images with it."""
     if holdout.bins != pool.bins:
         raise DataError(f"{pool.path}: has shares of {pool.bins} ratings, but {holdout.path} of {holdout.bins}")
     if shared := sorted({*holdout.predictions.ids} & {*pool.predictions.ids}):

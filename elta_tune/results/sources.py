@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # `train` looks for a trial long before it needs torch
 
 @dataclass(frozen=True)
 class FoundTrial:
-    """A trial on disk: of a study, or one that `elta-tune train` ran alone."""
+    """A trial on disk: of a study, or a single one of `elta-tune train`."""
 
     folder: TrialFolder
     study: str | None

@@ -88,7 +88,7 @@ class RunningStudy(Protocol):
 
     @property
     def attached(self) -> bool:
-        """Whether it ran already, and was joined: it may end before it knows a raised budget."""
+        """True if it was already running: it may end before it sees a raised budget."""
         ...
 
     @property
@@ -127,7 +127,7 @@ class RunningStudy(Protocol):
         ...
 
     def events(self) -> Generator[Event, None, None]:
-        """Follows the study to its end; whatever ends the generator early ends all that runs.
+        """Follows the study to its end; closing the generator early ends all running trials.
 
         Raises:
             StudyError: the study can't continue.

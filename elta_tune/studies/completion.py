@@ -1,4 +1,4 @@
-"""How far a study is, by its folder and its plan alone."""
+"""The progress of a study, from its folder and its plan."""
 
 from __future__ import annotations
 

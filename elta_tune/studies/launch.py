@@ -1,4 +1,4 @@
-"""The start and the end of a study, whichever back end runs it."""
+"""The start and the end of a study under any back end."""
 
 from __future__ import annotations
 

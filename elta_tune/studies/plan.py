@@ -79,7 +79,7 @@ def raise_budget(own: Budget, trials: int | None, timeout: float | None) -> Budg
 
 
 def record_plan(folder: StudyFolder, plan: StudyPlan, facts: Mapping[str, Any]) -> None:
-    """Writes `study.yaml`, or a raised budget into the one that is there.
+    """Writes `study.yaml`, or a raised budget into the existing one.
 
     Args:
         facts: on the run that started the study: files, versions, commit, back end.
@@ -142,7 +142,7 @@ def _comparable(plan: StudyPlan) -> dict[str, Any]:
 
 
 def _differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
-    """Dotted keys whose values differ, and how both look."""
+    """Dotted keys with different values, and both values as text."""
     if isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys([*before, *after]):
             yield from _differences(before.get(name), after.get(name), f"{key}.{name}" if key else name)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 KINDS = ("cpu", "cuda", "mps")
-"""Kinds of devices that trainings run on; torch knows more, of which some compute nothing."""
+"""Kinds of devices that trainings run on; torch has others, and some of those compute nothing."""
 NVIDIA = (
     "/dev/nvidiactl",
     "/dev/nvidia0",

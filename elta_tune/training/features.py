@@ -81,7 +81,7 @@ class Features:
 
 
 def with_features(dataset: Dataset, config: TrialConfig, compute: Callable[[ImageSet], Features]) -> Dataset:
-    """A data set whose images are their features, whatever size is asked for."""
+    """A data set whose images are their features, at any requested size."""
     sizes = (config.data.resize, config.data.crop)
 
     def featured(images: Part) -> Part:

@@ -1,4 +1,4 @@
-"""Training the head alone, on features that are there: with a frozen backbone, or afterwards (docs/method.md §5).
+"""Training only the head, on computed features: with a frozen backbone, or afterwards (docs/method.md §5).
 
 The similarity loss acts on the backbone and so has no gradient here; mixing acts on features as always.
 """
@@ -18,7 +18,7 @@ from elta_tune.training.seeding import stage_seed
 
 
 class HeadOnly(AestheticModel):
-    """A model whose images are features (B, D) already.
+    """A model whose inputs are features (B, D) instead of images.
 
     The weights of a frozen backbone are not saved with the head's; `backbone_digest` (16,) identifies them.
     """
@@ -40,7 +40,7 @@ class HeadOnly(AestheticModel):
 
 
 def with_frozen_backbone(state: dict[str, Tensor], config: TrialConfig, bins: list[float] | None) -> dict[str, Tensor]:
-    """The weights of the whole model, of which a trial with a frozen backbone keeps the head's alone.
+    """The weights of the whole model; a trial with a frozen backbone saves only the head's.
 
     Args:
         state: what the trial kept.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of a split, and what is true if one knows, on the data set's own scale.
+    """Predictions for a split, and the true values where known, on the data set's own scale.
 
     `ids`, `truth` and `scores` (N,); `distributions` and `logits` (N, K) only with an `emd` head.
     """

@@ -93,7 +93,7 @@ def compute_frozen(config: TrialConfig, dataset: Dataset, cache: ImageCache, pro
 def _frozen(
     config: TrialConfig, dataset: Dataset, device: torch.device, cache: ImageCache | None, progress: Progress
 ) -> Dataset:
-    """Features in the place of images, of what a trial reads: not the test split, and the pool in rounds alone."""
+    """Replaces images by features in the splits that a trial reads: never test, and the pool only in rounds."""
     read = replace(dataset, test=None, pool=dataset.pool if config.self_training.rounds else None)
     build = partial(new_model, config, dataset, round=0)
     return frozen_dataset(read, config, build, device=device, cache=cache, progress=progress)

@@ -68,7 +68,7 @@ class TrainingState:
     best_predictions: Predictions | None = None
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     frozen: dict[str, Tensor] = field(default_factory=dict)
-    """Weights of a backbone that is not trained any more, while `model` is the head alone."""
+    """Weights of a backbone that is no longer trained, while `model` is only the head."""
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def from_plain(kind: type[Plain], plain: dict[str, Any]) -> Plain:
 
 
 def new_model(config: TrialConfig, dataset: Dataset, *, round: int) -> AestheticModel:
-    """A new model on the CPU; where the images are features already, the head alone."""
+    """A new model on the CPU; only its head if the images are already features."""
     bins = None if dataset.bins is None else method_bins(dataset.bins, dataset.scale)
     seed = stage_seed(config.seed, "model", round)
     images = next(iter(dataset.train.images.values()))  # features are the same at any size

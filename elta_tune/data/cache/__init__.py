@@ -1,1 +1,1 @@
-"""The cache of decoded images; it knows nothing of ratings, splits or recipes."""
+"""The cache of decoded images; it does not depend on ratings, splits or recipes."""

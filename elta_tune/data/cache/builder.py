@@ -149,7 +149,7 @@ def _read(file: str, known: Mapping[int, set[bytes]]) -> Outcome:
 
 def why_unreadable(error: Exception) -> str:
     """The reason why an image can't be read or decoded."""
-    if isinstance(error, UnidentifiedImageError):  # whose text names an address in memory
+    if isinstance(error, UnidentifiedImageError):  # its text contains a memory address
         return "it is not an image"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 

@@ -70,7 +70,7 @@ class ImageCache:
     root: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", self.root.absolute())  # whatever the process's folder is later
+        object.__setattr__(self, "root", self.root.absolute())  # the working directory may change later
 
     @cached_property
     def _index(self) -> CacheIndex:

@@ -86,7 +86,7 @@ class CacheIndex:
         temporary.replace(self.file)
 
     def _drop_damaged_packs(self) -> None:
-        """Forgets images whose files were removed or cut by others: they are decoded again."""
+        """Drops images whose pack was removed or truncated by another process: they are decoded again."""
         packs = self.query("SELECT id, name, edge, images FROM packs")
         damaged = [(number,) for number, name, *size in packs if not is_whole(self.path / name, *size)]
         if damaged:

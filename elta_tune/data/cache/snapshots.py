@@ -66,7 +66,7 @@ def record_snapshot(index: CacheIndex, key: bytes, snapshot: Snapshot, folder: s
 
 
 def _lock_for_writing(file: Path) -> bool:
-    """Locks a snapshot: for this process alone or, where others use it, together with them."""
+    """Locks a snapshot: exclusively, or shared with other processes that use it."""
     if (earlier := _in_use.pop(file, None)) is not None:
         os.close(earlier)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ class Ratings(ImageList):
 
 
 def id_bytes(text: str) -> bytes:
-    """Ids as bytes to be hashed, whatever they are: names of files need not be UTF-8."""
+    """Ids as bytes to be hashed: file names need not be UTF-8."""
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -137,7 +137,7 @@ def _read(table: Table, choice: Choice, config: DataConfig) -> Ratings:
 
 
 def read_unlabelled(path: Path, config: DataConfig) -> ImageList:
-    """Reads a list of images without ratings: a folder, or a table whose ratings, if it has any, are not looked at.
+    """Reads a list of images without ratings: a folder, or a table, whose ratings are ignored if it has any.
 
     Raises:
         DataError: the file can't be read or names no column of ids.
@@ -241,7 +241,7 @@ def _with_scores(listed: ImageList, choice: Choice, table: Table, labels: Scores
 
 
 def _unknown_scale(file: Path, labels: Scores) -> DataError:
-    """Names a common scale that contains the scores: only their owner knows whether it is theirs."""
+    """Names a common scale that contains the scores; only the user knows if it is the right one."""
     low, high = float(labels.scores.min()), float(labels.scores.max())
     common = [list(scale) for scale in COMMON_SCALES if scale[0] <= low and high <= scale[1]]
     scale = common[0] if common else [low, high]

@@ -54,7 +54,7 @@ def choose(sheet: Sheet, config: DataConfig) -> Choice:
 
 
 def choose_ids(sheet: Sheet, config: DataConfig) -> Choice:
-    """How a list of images is read, whatever else is in it.
+    """How a list of images is read, whatever other columns it has.
 
     Raises:
         DataError: no column or more than one may name the image.
@@ -63,7 +63,7 @@ def choose_ids(sheet: Sheet, config: DataConfig) -> Choice:
     form = forms[0] if len(forms) == 1 else Format(())
     columns = sheet.columns if form.header else form.columns
     others = [column for column in columns if column not in {*form.votes, form.score}]
-    given = config.columns.id and find_column(others, config.columns.id)  # it may be of the rated images' file alone
+    given = config.columns.id and find_column(others, config.columns.id)  # only the file of rated images may have it
     return Choice("list", form, columns, _id_columns(sheet.path, others, form, given), None)
 
 

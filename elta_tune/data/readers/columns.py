@@ -13,14 +13,14 @@ OTHER_ID_COLUMNS = (
     *("img", "img_id", "img_file", "img_path", "image_path", "file_path", "path", "photo", "photo_id", "photo_name"),
     *("picture", "picture_id", "dist_img", "distorted_image"),
 )
-"""Names that are less certain: they count only where none of `ID_COLUMNS` is there."""
+"""Less certain names: used only if none of `ID_COLUMNS` exists."""
 SCORE_COLUMNS = ("score", "MOS", "mos", "gt_score", "gt", "aestheticScore_mean", "mos_quality", "Score")
 OTHER_SCORE_COLUMNS = (
     *("mean_score", "score_mean", "avg_score", "average_score", "rating", "mean_rating", "rating_mean", "avg_rating"),
     *("average_rating", "mean", "mean_opinion_score", "opinion_score", "aesthetic_score", "aesthetics_score"),
     *("quality_score", "quality", "dmos", "label"),
 )
-"""Names that are less certain: they count only where none of `SCORE_COLUMNS` is there."""
+"""Less certain names: used only if none of `SCORE_COLUMNS` exists."""
 SPLIT_COLUMNS = ("official_split", "split", "set")
 
 

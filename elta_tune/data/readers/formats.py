@@ -19,7 +19,7 @@ from elta_tune.errors import DataError
 
 
 class Votes(NamedTuple):
-    """Votes (N, K) for N images, of which each row has some; `rows` (N,) of the table name the images, None: all do."""
+    """Votes (N, K) for N images, at least one per row; `rows` (N,) are the table's rows of the images, None for all."""
 
     votes: NDArray[np.float64]
     rows: NDArray[np.int64] | None = None

@@ -43,12 +43,12 @@ class RowsError(DataError):
 
 
 class Formula(str):
-    """A cell of an Excel sheet whose value was never computed."""
+    """An Excel formula whose value was never computed."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A file of which the columns are known; without a header they are called 1, 2, ….
+    """A file with named columns; without a header they are called 1, 2, ….
 
     `rows` holds the cells of a file that had to be read as a whole, `lines` the line or row of the file of each. In a
     text, `empty` columns, counted from 0, have neither a name nor a value in any row; they are not in `columns`.
@@ -228,7 +228,7 @@ def _open_text(path: Path, id_column: str | None) -> Sheet:
 
 
 def _empty(path: Path, separator: str, first: Sequence[str], *, has_header: bool) -> tuple[int, ...]:
-    """The columns, counted from 0, of which all cells are empty; without a header only those after all others."""
+    """The columns, counted from 0, whose cells are all empty; without a header only those after all others."""
     filled = [number for number, cell in enumerate(first) if cell]
     start = 0 if has_header else filled[-1] + 1 if filled else len(first)
     empty = {number for number in range(start, len(first)) if not first[number]}

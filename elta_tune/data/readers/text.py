@@ -1,4 +1,4 @@
-"""Text files of ratings: their encoding, what separates their cells, whether a header is there, and their rows."""
+"""Text files of ratings: their encoding, separator, header and rows."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def is_header(rows: Sequence[Sequence[str]], id_column: str | None = None) -> bo
         return False
     if not all(map(_is_number, rest)):
         return True
-    # photo,1,2,…,10 is a header whose columns are called by their ratings
+    # photo,1,2,…,10 is a header whose columns are named after their ratings
     return len(rest) > 2 and all(a < b for a, b in itertools.pairwise(map(_number, rest)))
 
 

@@ -61,7 +61,7 @@ def write_model(checkpoint: Checkpoint, path: Path, kind: Kind) -> float:
 
 
 def _largest_difference(checkpoint: Checkpoint, said: Callable[[NDArray[np.uint8]], Tensor], kind: Kind) -> float:
-    """Compares on random images, one alone and several at once."""
+    """Compares on random images, a single one and a batch."""
     model = checkpoint.model()
     size = checkpoint.config.data.crop
     images = np.random.default_rng(0).integers(0, 256, (PROBES, size, size, 3), dtype=np.uint8)

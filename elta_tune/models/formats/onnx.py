@@ -55,7 +55,7 @@ def write_onnx(checkpoint: Checkpoint, path: Path) -> None:
     program.save(path)
     model = onnx.load(path)
     for part in (*model.graph.node, *model.graph.value_info):
-        del part.metadata_props[:]  # torch's notes: of each node, which lines of which files on this machine made it
+        del part.metadata_props[:]  # torch's notes: the source lines and files on this machine that made each node
     onnx.helper.set_model_props(model, _metadata(checkpoint, outputs))
     onnx.save(model, path)
 

@@ -23,7 +23,7 @@ from elta_tune.weights import METADATA_KEY, read_weights
 
 HEAD_FILE = "head.safetensors"
 LOAD_KEY = "load"
-"""In the metadata of a backbone alone: the Python that loads it."""
+"""In the metadata of an exported backbone: the Python code that loads it."""
 
 
 def write_timm(checkpoint: Checkpoint, path: Path) -> None:

@@ -32,7 +32,7 @@ def experiment(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> Json:
     nni, objective = NniFolder(folder), plan.space.objective
     own = {"study": str(folder.path), "optimize_mode": objective.resolved_direction}
     trial = {
-        # `exec`: NNI stops a trial by a signal to the shell's process alone.
+        # `exec`: NNI stops a trial by a signal to the shell's process only.
         "trialCommand": f"exec {shlex.join(python_command('elta_tune.studies.nni.trial', str(folder.path)))}",
         "trialCodeDirectory": str(nni.work),
     }
@@ -90,7 +90,7 @@ def start(folder: StudyFolder, plan: StudyPlan, workers: Workers, port: int | No
 
 
 def _write_config(folder: StudyFolder, plan: StudyPlan, workers: Workers) -> Json:
-    """Writes what node reads instead of what its database has: this may be a study that somebody else made."""
+    """Writes the file that node reads instead of its database: the study may come from someone else."""
     config = experiment(folder, plan, workers)
     failures = {"alike": FAILURES_IN_A_ROW, "any": ANY_FAILURES_IN_A_ROW}
     write_json(NniFolder(folder).config_file, {"experiment": config, "failures": failures})
@@ -143,7 +143,7 @@ def _open(nni: NniFolder) -> Iterator[sqlite3.Connection]:
 
 @dataclass(frozen=True)
 class NniJob:
-    """A trial as NNI knows it."""
+    """A trial in NNI's database."""
 
     id: Annotated[str, Field(pattern=r"^\w+$")]
     number: Count

@@ -120,7 +120,7 @@ class NniFolder:
         self.work.mkdir()
 
     def remove_empty(self) -> None:
-        """Removes what `create` and a lock made, unless something else is there."""
+        """Removes the files of `create` and of a lock, unless the folder contains others."""
         self.attached_lock.unlink(missing_ok=True)
         for folder in (self.index_file.parent, self.path, self.study.path):
             with contextlib.suppress(OSError):

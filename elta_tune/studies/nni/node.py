@@ -1,4 +1,4 @@
-"""NNI's node process: starts it behind the guard, finds it again, and ends it with all that it started."""
+"""NNI's node process: starts it behind the guard, finds it again, ends it and all its child processes."""
 
 from __future__ import annotations
 

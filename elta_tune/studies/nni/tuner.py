@@ -262,7 +262,7 @@ def make_assessor(study: str, optimize_mode: str) -> Any:
 
 @functools.cache  # it wraps what it patches
 def patch_resuming() -> None:
-    """Lets the assessor see resumed trials, of which NNI's dispatcher only takes the final result.
+    """Lets the assessor see resumed trials; NNI's dispatcher would take only their final result.
 
     What they reported to the earlier start is in their folders.
     """

@@ -75,7 +75,7 @@ class OptunaBackend:
         """It always is."""
 
     def refusals(self, plan: StudyPlan) -> Iterator[str]:
-        """None: it can run every plan whose sampler and pruner it has."""
+        """None: it runs every plan with one of its samplers and pruners."""
         return iter(())
 
     @contextmanager

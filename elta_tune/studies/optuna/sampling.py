@@ -1,4 +1,4 @@
-"""Who proposes parameters and who stops hopeless trials: the space's choice of Optuna's samplers and pruners."""
+"""Optuna's samplers and pruners as a space selects them."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ ATTRIBUTES = ("srcc", "plcc", "accuracy", "reason")
 
 @dataclass(frozen=True)
 class OpenTrial:
-    """A trial that runs: Optuna's side, ours, and the steps that it has reported."""
+    """A running trial: Optuna's trial, its job, and the steps that it has reported."""
 
     trial: Trial
     job: Job
@@ -162,7 +162,7 @@ class OptunaStudy:
 
 
 def open_study(folder: StudyFolder, plan: StudyPlan, sampler: BaseSampler) -> optuna.Study:
-    """Opens the one study of `study.db`, whatever it is called, or creates it, and makes it agree with the folders.
+    """Opens the only study of `study.db`, under any name, or creates it, and restores it from the folders.
 
     Raises:
         DamagedError: it holds more than one, or a folder's parameters are no point of the space.

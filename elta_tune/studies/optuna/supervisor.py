@@ -79,7 +79,7 @@ class Supervisor:
                 for event in heard:
                     yield from self._answer(event)
                 if self._fault is None and any(isinstance(event, Ended) for event in heard):
-                    self.study.seconds_run = seconds()  # a kill then loses the time of the running trials alone
+                    self.study.seconds_run = seconds()  # a kill then loses only the time of the running trials
                 if not heard:
                     yield Tick()
         finally:
@@ -165,7 +165,7 @@ class Supervisor:
             yield Stopping("fault")
 
     def _watch_failures(self, result: TrialResult) -> Iterator[Event]:
-        """Stops a study that burns: trials that fail alike, or ever so many with none between them that does not."""
+        """Stops a study whose trials fail in a row: a few of them alike, or more of any kind."""
         if result.state != "failed":
             self._failures.clear()
             return
