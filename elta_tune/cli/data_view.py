@@ -42,7 +42,7 @@ def show_check(content: Mapping[str, Any]) -> None:
 
 def _splits_table(splits: Mapping[str, Any]) -> Table:
     looked = any(split["images"] for split in splits.values())
-    heads = ["split", "rows", *(["missing", "unreadable", "twice"] if looked else []), "votes", "MOS", "std"]
+    heads = ["split", "rows", *(["missing", "unreadable", "duplicate"] if looked else []), "votes", "MOS", "std"]
     table = plain_table(heads, right=heads[1:])
     for name, split in splits.items():
         images, votes, mos = split["images"], split["votes"], split["mos"]
@@ -97,7 +97,7 @@ def _remarks(content: Mapping[str, Any]) -> Iterator[Text]:
             yield Text(f"{name}: {plural(len(left_out), 'image')} left out: {shown}{more}", style="yellow")
     for (first, second, same, refused), group in groupby(sorted(content["shared"], key=_kind), key=_kind):
         items = list(group)
-        where = f"twice in {first}" if first == second else f"in {first} and {second}"
+        where = f"duplicated in {first}" if first == second else f"in {first} and {second}"
         shown = "; ".join(f"{item['first']['id']!r} = {item['second']['id']!r}" for item in items[:3])
         more = "; …" if len(items) > 3 else ""
         yield Text(

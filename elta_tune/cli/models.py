@@ -150,8 +150,8 @@ def export(
         model, cast("Kind", kind), output, force=force, head=cast("ReleasedHead | None", head), runs=runs
     )
     _print_note(model, written.note)
-    differs = f"differs by at most {written.difference:.1e}" if written.difference else "is equal"
-    say(f"{written.file}\nread back: what the file computes for random images {differs}")
+    result = f"differ by at most {written.difference:.1e}" if written.difference else "are equal"
+    say(f"{written.file}\ncompared: the outputs of the file and of the model for random images {result}")
 
 
 def _load(model: str, runs: Path, head: str | None) -> Checkpoint:
@@ -261,8 +261,8 @@ def _print_metrics(content: dict[str, Any], as_json: bool) -> None:
     left_out = f", {data['left_out']} left out" if data.get("left_out") else ""
     hashed = f", hash {data['hash']}" if "hash" in data else ""
     console.print(Text(f"{data['file']}: {data['rows']:,} images{left_out}{hashed}"), soft_wrap=True)
-    side = "more" if content.get("higher_is_better", True) else "less"
-    console.print(f"on a scale of {low:g}…{high:g}, where {side} than {content['threshold']:g} is beautiful")
+    side = "above" if content.get("higher_is_better", True) else "below"
+    console.print(f"rating scale {low:g}…{high:g}; a score {side} {content['threshold']:g} is beautiful")
     table = plain_table(["metric", "value"], right=["value"])
     for name, value in content["metrics"].items():
         table.add_row(name, metric(value) if isinstance(value, float) else str(value))

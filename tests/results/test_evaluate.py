@@ -152,7 +152,7 @@ def test_scale_and_threshold_are_printed_with_the_metrics(command: Callable[...,
     assert (answer["scale"], answer["threshold"], answer["tail_cuts"]) == ([0, 100], 50, None)
     assert answer["metrics"]["accuracy"] == 0.99
     plain = command("evaluate", "--from-predictions", file, "--set", "data.scale=[0,100]")
-    assert "on a scale of 0…100, where more than 50 is beautiful" in plain.stdout
+    assert "rating scale 0…100; a score above 50 is beautiful" in plain.stdout
 
 
 @pytest.mark.parametrize(
