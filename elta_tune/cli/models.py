@@ -268,4 +268,4 @@ def _print_metrics(content: dict[str, Any], as_json: bool) -> None:
         table.add_row(name, metric(value) if isinstance(value, float) else str(value))
     console.print(table)
     if content["tail_cuts"] is None:
-        console.print("no metrics of the tails: the training split is unknown; name its file: --set data.train=FILE")
+        console.print("no metrics of the tails: the training split is unknown\n  name its file: --set data.train=FILE")
