@@ -63,7 +63,7 @@ class View:
             style = STATE_STYLE["failed"] if event.result.state == "failed" else ""
             self._print(finished_line(event.result, self.objective), style)
         elif isinstance(event, Retried):
-            self._print(f"trial {event.number:>3} goes on again: {event.fault}", "yellow")
+            self._print(f"trial {event.number:>3} resumes: {event.fault}", "yellow")
         self._show_progress(event)
 
     def _print(self, line: str, style: str = "") -> None:

@@ -128,8 +128,8 @@ def predict(
                 print(_line(one, as_json), flush=True)
                 stop_without_output()
     if failed:
-        told = f"note: {failed:,} of {count:,} images have a reason instead of a score"
-        errors.print(told, style="yellow", soft_wrap=True)
+        note = f"note: {failed:,} of {count:,} images could not be scored (see column `reason`)"
+        errors.print(note, style="yellow", soft_wrap=True)
 
 
 def export(

@@ -17,8 +17,8 @@ def naming_unwritable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = f"{path}: can't be written: {error.strerror}" if error.strerror else str(error)
-        raise StudyError(told) from error
+        problem = f"{path}: can't be written: {error.strerror}" if error.strerror else str(error)
+        raise StudyError(problem) from error
 
 
 def refuse_existing(path: Path, force: bool, argument: str, *, what: str = "") -> None:

@@ -186,8 +186,8 @@ def evaluate_predictions(file: Path, data: DataConfig) -> Evaluation:
         tail_cuts=yardstick.tail_cuts,
         higher_is_better=yardstick.higher_is_better,
     )
-    told = {"file": str(file), "rows": len(truth), "left_out": read.left_out}
-    return Evaluation(measured, read.predictions, yardstick, told)
+    facts = {"file": str(file), "rows": len(truth), "left_out": read.left_out}
+    return Evaluation(measured, read.predictions, yardstick, facts)
 
 
 def yardstick_of_file(file: PredictionFile, data: DataConfig) -> RatingScale:

@@ -225,7 +225,7 @@ def test_plain_lines_say_the_same_without_a_terminal(plan: StudyPlan) -> None:
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         f"trial   0 starts    {LONG}",
         "trial   0  round 1  epoch 1/1  srcc 0.7000  best 0.7000",
-        "trial   0 goes on again: the process was ended by SIGKILL",
+        "trial   0 resumes: the process was ended by SIGKILL",
         "trial   0 pruned    srcc 0.7000  plcc 0.7100  accuracy 0.7200  step 4  10 s",
         "          1 of 12 trials · 1 pruned · about 1 min 50 s left",
         "          1 of 12 trials · 1 pruned · time is up: stopping after this epoch",

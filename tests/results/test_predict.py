@@ -58,7 +58,7 @@ def test_all_formats_hold_the_same_rows_and_reasons(
 ) -> None:
     done = command("predict", trial.path, photos, "--sort", "--out", f"scores.{suffix}")
     assert done.returncode == 0, done.stderr
-    assert "1 of 5 images have a reason instead of a score" in done.stderr
+    assert "1 of 5 images could not be scored" in done.stderr
     file = tmp_path / f"scores.{suffix}"
     if suffix == "csv":
         with file.open(newline="") as opened:
