@@ -7,7 +7,7 @@ functions that need them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from elta_tune.data.cache.inventory import Entry
     from elta_tune.data.cache.progress import Progress
     from elta_tune.data.splits import LabelledName
-    from elta_tune.errors import EltaTuneError
+    from elta_tune.errors import EltaTuneError, Settings
     from elta_tune.models.checkpoint import Checkpoint
     from elta_tune.models.formats.kinds import Kind
     from elta_tune.models.released import Head
@@ -150,7 +150,7 @@ def run(
     space: File = "default.yaml",
     recipe: File = "demo.yaml",
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     trials: int | None = None,
     timeout: float | str | None = None,
     seed: int | None = None,
@@ -241,7 +241,7 @@ def find_recipe(
     recipe: File | TrialConfig | None = None,
     *,
     source: File | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     runs: File = RUNS,
 ) -> tuple[TrialConfig, str]:
     """What `train` trains, and a short name for it.
@@ -266,7 +266,7 @@ def train(
     recipe: File | TrialConfig | None = None,
     *,
     source: File | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     out: File | None = None,
     runs: File = RUNS,
     device: str = "auto",
@@ -323,7 +323,7 @@ def evaluate(
     head: Head | None = None,
     predictions: File | None = None,
     force: bool = False,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     device: str = "auto",
     runs: File = RUNS,
     cache: File | None = None,
@@ -406,7 +406,7 @@ def predict(
     *,
     images: File | None = None,
     head: Head | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     device: str = "auto",
     batch_size: int | None = None,
     sort: bool = False,
@@ -582,7 +582,7 @@ def sharpen(
     trials: int = 200,
     out: File | None = None,
     force: bool = False,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
 ) -> Sharpened:
     """Searches temperature and threshold of the sharpening on existing predictions.
 
@@ -636,7 +636,7 @@ class DataCheck:
 def check_data(
     recipe: File,
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     labels_only: bool = False,
     limit_gb: float | None = None,
     cache: File | None = None,
@@ -672,7 +672,7 @@ def check_data(
 def decode_images(
     recipe: File,
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     limit_gb: float | None = None,
     dry_run: bool = False,
     cache: File | None = None,
@@ -730,7 +730,7 @@ def check_space(
     space: File,
     recipe: File = "demo.yaml",
     *,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Settings | None = None,
     cache: File | None = None,
     progress: Progress | None = None,
 ) -> SpaceCheck:
@@ -753,7 +753,7 @@ def check_space(
     return SpaceCheck(plan, examined.refusals, has_data=True)
 
 
-def _plan(space: File, recipe: File, overrides: Mapping[str, Any] | None) -> StudyPlan:
+def _plan(space: File, recipe: File, overrides: Settings | None) -> StudyPlan:
     from elta_tune.documents import find_document
     from elta_tune.space.check import load_space
     from elta_tune.studies.plan import make_plan
@@ -762,9 +762,7 @@ def _plan(space: File, recipe: File, overrides: Mapping[str, Any] | None) -> Stu
     return make_plan(load_space(find_document(os.fspath(space), "search_spaces"), config), config)
 
 
-def space_to_nni(
-    space: File, recipe: File = "demo.yaml", *, overrides: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def space_to_nni(space: File, recipe: File = "demo.yaml", *, overrides: Settings | None = None) -> dict[str, Any]:
     """A search space as NNI's `search_space`.
 
     Raises:
@@ -790,7 +788,7 @@ def space_from_nni(file: File) -> str:
     return from_nni(Path(file))
 
 
-def _recipe(recipe: File | TrialConfig, overrides: Mapping[str, Any] | None) -> TrialConfig:
+def _recipe(recipe: File | TrialConfig, overrides: Settings | None) -> TrialConfig:
     from elta_tune.config import TrialConfig, load_recipe
     from elta_tune.documents import find_document
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from elta_tune.data.dataset import Split
 from elta_tune.data.prepare import open_split
 from elta_tune.data.readers import Ratings
 from elta_tune.data.splits import LabelledName, read_splits
-from elta_tune.errors import ConfigError
+from elta_tune.errors import ConfigError, Settings
 from elta_tune.method import metrics
 from elta_tune.method.scores import RatingScale, from_method_scale, to_method_scale
 from elta_tune.models.checkpoint import Checkpoint
@@ -46,7 +46,7 @@ class Evaluation:
     note: str | None = None
 
 
-def table_data(checkpoint: Checkpoint, csv: Path, images: Path | None, overrides: Mapping[str, Any]) -> DataConfig:
+def table_data(checkpoint: Checkpoint, csv: Path, images: Path | None, overrides: Settings) -> DataConfig:
     """A separate rating file as the whole test split of a data set; without `images`, they are next to it.
 
     Raises:
@@ -64,7 +64,7 @@ def table_data(checkpoint: Checkpoint, csv: Path, images: Path | None, overrides
     return data_with(checkpoint.config.model_copy(update={"data": data}), overrides)
 
 
-def data_with(config: Any, overrides: Mapping[str, Any], only: Collection[str] = ("data",)) -> DataConfig:
+def data_with(config: Any, overrides: Settings, only: Collection[str] = ("data",)) -> DataConfig:
     """The data of a recipe, with other values of some fields.
 
     Args:
@@ -82,7 +82,7 @@ def data_with(config: Any, overrides: Mapping[str, Any], only: Collection[str] =
     return data
 
 
-def predictions_data(overrides: Mapping[str, Any]) -> DataConfig:
+def predictions_data(overrides: Settings) -> DataConfig:
     """What is said of the data of predictions that exist.
 
     Raises:

@@ -15,9 +15,9 @@ from elta_tune.data.folders import list_folder
 from elta_tune.data.readers.choice import Choice, choose, choose_ids
 from elta_tune.data.readers.columns import simplified
 from elta_tune.data.readers.formats import Scores, Votes
-from elta_tune.data.readers.spread import spread_scores
 from elta_tune.data.readers.tables import Formula, RowsError, Table, load, open_sheet
 from elta_tune.errors import DataError
+from elta_tune.method.spread import spread_scores
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),

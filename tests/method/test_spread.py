@@ -9,8 +9,8 @@ import pytest
 
 from elta_tune.config import DataConfig
 from elta_tune.data.readers import read_ratings
-from elta_tune.data.readers.spread import spread_scores
 from elta_tune.errors import DataError
+from elta_tune.method.spread import spread_scores
 
 
 @pytest.mark.parametrize(("low", "high", "count"), [(1, 10, 10), (0, 1, 5), (0, 100, 21), (1, 5, 2)])
