@@ -305,7 +305,7 @@ def test_missing_device_is_reported_with_its_option(
     trial: TrialFolder, photos: Path, command: Callable[..., Any]
 ) -> None:
     done = command("predict", trial.path, photos, "--device", "cuda:99")
-    assert (done.returncode, done.stderr.startswith("elta-tune: --device cuda:99: ")) == (2, True)
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith("elta-tune: --device cuda:99: ")) == (2, True)
 
 
 def test_nothing_to_predict_is_refused(tmp_path: Path) -> None:
