@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 from elta_tune.files import parse_json
 from elta_tune.records.reader import Count, read_record
-from elta_tune.space.parameters import Params
 
 T = TypeVar("T")
 HOST = "127.0.0.1"
@@ -71,7 +70,7 @@ class Proposal:
     """Parameters that NNI's tuner proposed, in its JSON, and their number."""
 
     parameter_id: Count
-    parameters: Params
+    parameters: dict[str, Any]
 
     @classmethod
     def read(cls, text: str, place: str) -> Proposal:
