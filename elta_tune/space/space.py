@@ -131,6 +131,10 @@ class SearchSpace(Section):
         """The parameters that exist in a trial, taken from `values`."""
         return self.suggest(_Fixed(values), recipe)
 
+    def point_of(self, config: TrialConfig, recipe: TrialConfig) -> Params:
+        """The parameters of a trial, by the configuration that it trains."""
+        return self.choose({name: config.get(name) for name in self.parameters}, recipe)
+
     @property
     def is_finite(self) -> bool:
         """Whether its points can be counted. Each parameter exists in some trial, or the space were refused."""

@@ -68,12 +68,11 @@ Points = Mapping[int, Params]
 
 def tried(folder: StudyFolder, plan: StudyPlan) -> Points:
     """The parameters of all trials that have a folder."""
-    configs = {}
+    points = {}
     for number, trial in folder.trials():
         with contextlib.suppress(ConfigError):  # a damaged one is its trial's matter, which begins again
-            configs[number] = load_recipe(trial.config_file)
-    values = {n: {name: config.get(name) for name in plan.space.parameters} for n, config in configs.items()}
-    return {number: plan.space.choose(known, plan.recipe) for number, known in values.items()}
+            points[number] = plan.space.point_of(load_recipe(trial.config_file), plan.recipe)
+    return points
 
 
 def listed_points(plan: StudyPlan) -> list[Params]:

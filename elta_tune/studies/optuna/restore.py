@@ -51,7 +51,7 @@ def _params(trial: TrialFolder, plan: StudyPlan) -> Params | None:
         config = load_recipe(trial.config_file)
     except ConfigError:
         return None
-    return plan.space.choose({name: config.get(name) for name in plan.space.parameters}, plan.recipe)
+    return plan.space.point_of(config, plan.recipe)
 
 
 def _agrees(row: FrozenTrial | None, params: Params, trial: TrialFolder, plan: StudyPlan) -> bool:
