@@ -24,6 +24,9 @@ from elta_tune.space.space import SearchSpace
 from elta_tune.studies.plan import make_plan, record_plan
 from elta_tune.trial import NoReporter, run_trial
 
+__all__ = ["change_weights", "data", "diverged", "labelled", "measured_here", "result", "study", "trained", "trial"]
+"""The fixtures, for the conftest.py of a folder that uses them."""
+
 PARAMETERS = {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-1}}
 
 
